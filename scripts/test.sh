@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Lint, types and tests, as CI runs them. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python -m pytest --quiet --durations=10 "$@"

@@ -1,0 +1,241 @@
+"""The command line: parse, call, print.
+
+Imports stand inside the functions, so that ``sslgh --help`` does not wait for torch.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sslgh.evaluation import Result
+    from sslgh.recipe import Recipe
+
+    Row = tuple[str, Sequence[Result]]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pretrain image backbones without labels on long-tailed data; train and judge classifiers.",
+)
+recipe_app = typer.Typer(no_args_is_help=True, help="Show, list and describe recipes.")
+app.add_typer(recipe_app, name="recipe")
+
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipes, and overrides of all."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``sslgh`` and ``python -m sslgh``."""
+    app(args=None if arguments is None else list(arguments), prog_name="sslgh")
+
+
+@app.command()
+def pretrain(words: Words) -> None:
+    """Pretrain a backbone, or go on with a run that was stopped."""
+    _each_recipe(words, _pretrain)
+
+
+@app.command()
+def run(words: Words) -> None:
+    """Pretrain, probe and compare: the main job in one command."""
+    _each_recipe(words, _pretrain_and_probe)
+
+
+@app.command()
+def probe(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|timm:NAME|torchvision:NAME]... [KEY=VALUE]...",
+            help="Run directories or backbones, and overrides such as 'probe=[{protocol: knn}]'.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose data and probes judge a backbone or file.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help=".npz with train_ and test_ features and labels.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option(help="Load the default weights of a named backbone.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results of backbones and files.")
+    ] = Path("runs"),
+) -> None:
+    """Probe runs, any timm or torchvision backbone, or anyone's features, in one table."""
+    from sslgh.engine.outcome import conclude
+    from sslgh.recipe import RecipeError
+
+    targets, overrides = _split(words or [])
+    rows: list[Row] = []
+
+    def work() -> None:
+        if not targets and features is None:
+            raise RecipeError(
+                "nothing to probe; name a run directory, a backbone or --features FILE"
+            )
+        options = (recipe, overrides, out, pretrained)
+        rows.extend(_probe_target(target, *options) for target in targets)
+        if features is not None:
+            rows.append(_probe_file(features, recipe, overrides, out))
+
+    code = conclude(work)
+    _leave(rows, code)
+
+
+@recipe_app.command("show")
+def show(words: Words) -> None:
+    """Print the resolved recipe, every default written out."""
+    from sslgh.engine.outcome import conclude
+    from sslgh.recipe import recipe_text
+
+    def work() -> None:
+        for recipe in _load(words):
+            typer.echo(recipe_text(recipe), nl=False)
+
+    raise typer.Exit(conclude(work))
+
+
+@recipe_app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from sslgh.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@recipe_app.command("list")
+def list_recipes() -> None:
+    """List the recipes that come with sslgh."""
+    from sslgh.engine.outcome import conclude
+    from sslgh.recipe import load_recipe
+    from sslgh.recipe.shelf import recipe_files
+
+    def work() -> None:
+        for path in recipe_files():
+            recipe = load_recipe(path)
+            gh = "plain" if recipe.harmonize is None else f"+GH {recipe.harmonize.population}"
+            typer.echo(
+                f"{path!s:<44} {recipe.method.name:<9} {gh:<15} {recipe.train.epochs} epochs"
+            )
+
+    raise typer.Exit(conclude(work))
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and overrides; only an override has an equals sign and is no file."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides
+
+
+def _load(words: Sequence[str]) -> "list[Recipe]":
+    from sslgh.recipe import RecipeError, load_recipe
+    from sslgh.recipe.shelf import find_recipe
+
+    names, overrides = _split(words)
+    if not names:
+        raise RecipeError("no recipe given; sslgh recipe list names those that exist")
+    recipes = [load_recipe(find_recipe(name), overrides) for name in names]
+    if len({recipe.directory for recipe in recipes}) < len(recipes):
+        raise RecipeError("two of the recipes share a run directory; leave run_dir out")
+    return recipes
+
+
+def _each_recipe(words: Sequence[str], work: "Callable[[Recipe], Row]") -> None:
+    from sslgh.engine.outcome import conclude
+
+    recipes: list[Recipe] = []
+    rows: list[Row] = []
+    code = conclude(lambda: recipes.extend(_load(words)))
+    for recipe in recipes:
+        code = code or conclude(lambda recipe=recipe: rows.append(work(recipe)), recipe)  # type: ignore[misc]
+    _leave(rows, code)
+
+
+def _leave(rows: "Sequence[Row]", code: int) -> None:
+    from sslgh.engine.outcome import is_main
+    from sslgh.engine.world import end_world
+    from sslgh.evaluation import comparison_table
+
+    rows = [row for row in rows if row[1]]
+    if rows and is_main():
+        typer.echo("\n" + comparison_table(rows))
+    end_world()
+    raise typer.Exit(code)
+
+
+def _pretrain(recipe: "Recipe") -> "Row":
+    from sslgh.engine.pretraining import pretrain as pretrain_recipe
+    from sslgh.engine.world import start_world
+
+    directory = pretrain_recipe(recipe, start_world(recipe.train.processes))
+    return directory.name, []
+
+
+def _pretrain_and_probe(recipe: "Recipe") -> "Row":
+    from sslgh.evaluation import check_probes
+
+    check_probes(recipe.data, recipe.probe)
+    _pretrain(recipe)
+    return _probe_run(recipe)
+
+
+def _probe_run(recipe: "Recipe") -> "Row":
+    from sslgh.engine.world import start_world
+    from sslgh.evaluation import probe_backbone
+    from sslgh.models import load_backbone
+
+    if not recipe.probe:
+        typer.echo(
+            f"{recipe.directory}: no probe in the recipe; 'probe=[{{protocol: knn}}]' adds one"
+        )
+        return recipe.directory.name, []
+    backbone, _ = load_backbone(recipe.directory)
+    accelerator = start_world()
+    results = probe_backbone(backbone, recipe, directory=recipe.directory, accelerator=accelerator)
+    return recipe.directory.name, results
+
+
+def _probe_target(
+    target: str, recipe_name: str | None, overrides: list[str], out: Path, pretrained: bool
+) -> "Row":
+    from sslgh.engine.world import start_world
+    from sslgh.evaluation import probe_backbone
+    from sslgh.models import build_backbone
+    from sslgh.recipe import RecipeError, load_recipe
+
+    if not target.startswith(("timm:", "torchvision:")):
+        directory = Path(target)
+        if not (directory / "recipe.yaml").is_file():
+            raise RecipeError(f"{target} is no run directory: it holds no recipe.yaml")
+        return _probe_run(
+            load_recipe(directory / "recipe.yaml", [*overrides, f"run_dir={directory}"])
+        )
+    if recipe_name is None:
+        raise RecipeError(f"{target} needs data to be judged by; add --recipe RECIPE")
+    recipe = _load([recipe_name, *overrides])[0]
+    size = recipe.data.size
+    backbone = build_backbone(target, image_size=size, pretrained=pretrained)
+    name = target.replace(":", "-") + ("" if pretrained else "-random")
+    results = probe_backbone(backbone, recipe, directory=out / name, accelerator=start_world())
+    return name, results
+
+
+def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: Path) -> "Row":
+    from sslgh.evaluation import load_feature_file, probe_features
+    from sslgh.recipe import Probe
+    from sslgh.recipe.schema import Probe as ProbeSettings
+
+    probes: Sequence[Probe] = (ProbeSettings(protocol="longtail"), ProbeSettings(protocol="knn"))
+    if recipe_name is not None:
+        probes = _load([recipe_name, *overrides])[0].probe
+    results = probe_features(*load_feature_file(file), probes, directory=out / file.stem)
+    return file.stem, results

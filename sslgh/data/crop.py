@@ -1,0 +1,88 @@
+"""Crops of single images, on uint8 pixels and antialiased."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+ATTEMPTS = 10
+# Uniform numbers that one random resized crop uses up.
+CROP_DRAWS = 2 * ATTEMPTS + 2
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+Box = tuple[int, int, int, int]
+
+
+def random_box(
+    width: int,
+    height: int,
+    draws: Sequence[float],
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """Box of a random resized crop: left, top, right, bottom.
+
+    The distribution is that of torchvision's ``RandomResizedCrop.get_params``: ten attempts at an
+    area (share of the image) and a log-uniform aspect, then the central crop of the nearest aspect.
+
+    Args:
+        width: Of the image (pixels).
+        height: Of the image (pixels).
+        draws: ``CROP_DRAWS`` uniform numbers in [0, 1).
+        scale: Range of the area (share).
+        ratio: Range of width over height.
+
+    Examples:
+        >>> random_box(8, 4, [0.5] * CROP_DRAWS, scale=(1, 1), ratio=(2, 2))
+        (0, 0, 8, 4)
+        >>> random_box(8, 4, [0.5] * CROP_DRAWS, scale=(1, 1), ratio=(1, 1))  # the fallback
+        (2, 0, 6, 4)
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for attempt in range(ATTEMPTS):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
+        aspect = math.exp(low + (high - low) * draws[2 * attempt + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(draws[-2] * (width - w + 1))
+            top = int(draws[-1] * (height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def resized_crop(image: Image.Image, box: Box, size: int, interpolation: str) -> NDArray[np.uint8]:
+    """The box as ``size`` x ``size`` pixels, uint8 (3, S, S).
+
+    Cropped first: ``resize(box=...)`` lets pixels outside the box bleed in at its border.
+    """
+    return pixels(image.crop(box).resize((size, size), FILTERS[interpolation]))
+
+
+def plain_crop(image: Image.Image, size: int) -> Image.Image:
+    """The image for evaluation: short side to ``size * 256 / 224``, then the central square.
+
+    An image of ``size`` x ``size`` is left alone; a smaller one is enlarged to it and loses only
+    what makes it longer than wide.
+    """
+    if image.size == (size, size):
+        return image
+    width, height = image.size
+    short = size if min(width, height) < size else round(size * 256 / 224)
+    if width <= height:
+        width, height = short, int(short * height / width)
+    else:
+        width, height = int(short * width / height), short
+    resized = image.resize((width, height), FILTERS["bilinear"])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """An RGB image as uint8 (3, H, W)."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -1,0 +1,167 @@
+"""A set of images, in memory or in files, with optional labels."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What Pillow's decoders raise for broken files; none of them shares a narrower base class.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class DataError(ValueError):
+    """The user's data cannot be used: one sentence that says where, what, and the way out."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error again with its whole traceback as the message; the
+        # sentence that was meant for the user stands behind the last name of this class.
+        super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with optional labels; the images stay in files or are held as one array.
+
+    Attributes:
+        images: uint8 (N, H, W, 3) RGB, or N paths.
+        labels: int64 (N,), or None.
+        class_names: C names; empty without labels.
+        names: N names for reports: file names relative to the root, or positions in the source.
+
+    Examples:
+        >>> pixels = np.zeros((3, 2, 2, 3), dtype=np.uint8)
+        >>> pets = ImageSet(pixels, np.array([1, 0, 1]), ("cat", "dog"), ("0", "1", "2"))
+        >>> pets.class_counts
+        array([1, 2])
+        >>> pets.subset([2, 0]).names
+        ('2', '0')
+    """
+
+    images: NDArray[np.uint8] | tuple[Path, ...]
+    labels: NDArray[np.int64] | None
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.images):
+            raise ValueError(f"{len(self.images)} images need as many names, got {len(self.names)}")
+        if (self.labels is None) != (not self.class_names):
+            raise ValueError("labels and class_names go together: give both or neither")
+        if self.labels is not None:
+            self._check_labels(self.labels)
+
+    def _check_labels(self, labels: NDArray[np.int64]) -> None:
+        if labels.shape != (len(self),):
+            raise ValueError(f"labels must have the shape ({len(self)},), got {labels.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"labels must lie in 0..{len(self.class_names) - 1}, got {labels.min()}..{labels.max()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pixels are held as one array."""
+        return isinstance(self.images, np.ndarray)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Images of each class, shape (C,).
+
+        Raises:
+            ValueError: If the set has no labels.
+        """
+        if self.labels is None:
+            raise ValueError("class counts need labels, and this set of images has none")
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    def image(self, i: int) -> Image.Image:
+        """Image ``i``, upright and in RGB.
+
+        Raises:
+            DataError: If the file is missing or broken; it is named.
+        """
+        if isinstance(self.images, np.ndarray):
+            return Image.fromarray(self.images[i])
+        return read_image(self.images[i])
+
+    def subset(self, positions: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
+        """The images at ``positions``, in that order, with the same classes."""
+        order = np.asarray(positions, dtype=np.int64)
+        images = self.images
+        return ImageSet(
+            images[order] if isinstance(images, np.ndarray) else tuple(images[i] for i in order),
+            None if self.labels is None else self.labels[order],
+            self.class_names,
+            tuple(self.names[i] for i in order),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels, or of file names and sizes, and of the labels (32 hex digits).
+
+        Raises:
+            DataError: If a file has gone.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        if isinstance(self.images, np.ndarray):
+            digest.update(repr(self.images.shape).encode())
+            digest.update(np.ascontiguousarray(self.images).data)
+        else:
+            for name, path in zip(self.names, self.images, strict=True):
+                digest.update(f"{name}\0{_size(path)}\0".encode("utf-8", "surrogateescape"))
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def read_image(path: Path) -> Image.Image:
+    """One file as an upright RGB image.
+
+    EXIF orientation is applied, transparency is dropped (as torchvision's loader does), 16-bit greys
+    keep their upper 8 bits, and floating-point greys count 0..1 when nothing in them exceeds 1.
+
+    Raises:
+        DataError: If the file is missing or broken; it is named.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _rgb(opened)
+    except _BROKEN as error:
+        reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(
+            f"{path} cannot be read as an image ({reason}); repair it or take it out of the data"
+        ) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; Pillow's own conversion clips greys of more than 8 bits to white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "I":
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image))
+        scale = 255 if grey.max() <= 1 else 1
+        image = Image.fromarray((grey * scale).round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "P":
+        # By way of RGBA: palettes with a transparency table draw a warning from Pillow otherwise.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{path} has gone or cannot be read ({error.strerror}); restore it"
+        ) from error

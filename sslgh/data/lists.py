@@ -1,0 +1,73 @@
+"""Lists of files, as ImageNet-LT, Places-LT and iNaturalist are published."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from sslgh.data.images import DataError, ImageSet
+
+_LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
+
+
+def read_list(file: Path, root: Path, *, key: str, classes: tuple[str, ...] = ()) -> ImageSet:
+    """The images of a list with one ``path [label]`` a line, in that order.
+
+    A path may contain spaces: the last word is a label when every line ends with an integer. Labels
+    may leave gaps; there are max + 1 classes, named by their number.
+
+    Args:
+        file: The list, UTF-8; blank lines are skipped.
+        root: Folder the paths start from.
+        key: The recipe's name for the list, for messages.
+        classes: Classes that are already known (of the training list).
+
+    Raises:
+        DataError: If the list cannot be read, is empty, names missing files or unknown classes.
+    """
+    lines = _lines(file, key)
+    matches = [match for line in lines if (match := _LABELLED.fullmatch(line))]
+    labelled = len(matches) == len(lines)
+    names = [match["path"] for match in matches] if labelled else lines
+    paths = tuple(root / name for name in names)
+    _check_files(file, paths, key=key, stray_labels=0 if labelled else len(matches))
+    if not labelled:
+        return ImageSet(paths, None, (), tuple(names))
+    labels = np.array([int(match["label"]) for match in matches], dtype=np.int64)
+    class_names = classes or tuple(str(label) for label in range(int(labels.max()) + 1))
+    if labels.max() >= len(class_names):
+        raise DataError(
+            f"{key} {file} holds label {labels.max()}, but the training set has labels "
+            f"0..{len(class_names) - 1}; give both lists the same classes"
+        )
+    return ImageSet(paths, labels, class_names, tuple(names))
+
+
+def _lines(file: Path, key: str) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(
+            f"{key} {file} cannot be read ({error.strerror}); give a file of paths"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{key} {file} is not UTF-8 text; give a file of lines 'path label'"
+        ) from error
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise DataError(f"{key} {file} is empty; give a file of lines 'path label'")
+    return lines
+
+
+def _check_files(file: Path, paths: tuple[Path, ...], *, key: str, stray_labels: int) -> None:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if not missing:
+        return
+    hint = "check data.root"
+    if stray_labels:
+        hint = f"{stray_labels} of its {len(paths)} lines end with a label: all must, or none"
+    raise DataError(
+        f"{key} {file} names {len(missing)} files that are missing ({', '.join(missing[:3])}"
+        f"{', ...' if len(missing) > 3 else ''}); {hint}"
+    )

@@ -1,0 +1,85 @@
+"""The loader that feeds a training run."""
+
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from sslgh.data.images import ImageSet
+from sslgh.data.order import BatchOrder
+from sslgh.data.views import TwoViews
+from sslgh.recipe.schema import Data
+
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 8
+PREFETCH = 2
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def view_loader(
+    images: ImageSet, data: Data, *, size: int, seed: int, order: BatchOrder
+) -> DataLoader[Any]:
+    """Batches for ``render_views``: crops (N, 2, 3, S, S), draws (N, 2, D) and index (N,) int64.
+
+    One pass goes over the whole rest of the run, with the same workers throughout. What it gives
+    depends on the seed and the order, not on the number of workers. It is this process's share
+    already: do not let Accelerate prepare it.
+
+    Args:
+        images: The training set.
+        data: Augmentation and number of workers.
+        size: S (pixels).
+        seed: Of the run.
+        order: This process's batches.
+
+    Raises:
+        DataError: While iterating, if an image cannot be read, from workers too.
+    """
+    workers = data.workers
+    if workers is None:
+        workers = 0 if images.in_memory else _default_workers(size, order)
+    return DataLoader(
+        TwoViews(images, data.augment, size=size, seed=seed),
+        batch_sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # A generator of its own: the default one would be moved on, and a resumed run would differ.
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_leave_signals_to_the_run,
+    )
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Ctrl-C and a batch system signal every process; a dead worker would cost the run its save."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _default_workers(size: int, order: BatchOrder) -> int:
+    """One a core of this process's share of the machine, as far as shared memory holds their batches."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    workers = min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if not SHARED_MEMORY.is_dir():
+        return workers
+    batch = order.batch_size / order.world / order.accumulation * 2 * 3 * size**2
+    # Containers often get 64 MB; a worker that runs out of it dies with a bus error.
+    fitting = int(shutil.disk_usage(SHARED_MEMORY).free / 2 // (batch * PREFETCH))
+    if fitting < workers:
+        logger.warning(
+            "%s has room for the batches of %d loader workers instead of %d: enlarge it, or set "
+            "data.workers",
+            SHARED_MEMORY,
+            fitting,
+            workers,
+        )
+    return min(workers, fitting)

@@ -1,0 +1,107 @@
+"""The order in which a run sees its images."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from sslgh.data.streams import ORDER, stream
+
+
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(epoch, index)`` for one process, over the whole rest of a run.
+
+    The order of an epoch is a function of seed and epoch. A global batch is cut into ``accumulation``
+    parts and each part into contiguous runs for the processes, so that parts gathered in process order
+    are the batch that one process would see. One stream crosses the borders of epochs: workers are
+    never started again. No image is repeated to fill a batch; a last batch with fewer than
+    max(2, world * accumulation) images is left out.
+
+    Args:
+        num_samples: Images of the training set.
+        batch_size: Images of one optimiser step, over all processes and parts.
+        seed: Of the run.
+        epochs: Passes over the training set.
+        start: Epoch and optimiser step within it at which the stream begins (a resumed run).
+        drop_last: Leave out a last batch that is not full.
+        rank: This process.
+        world: Number of processes.
+        accumulation: Parts of the batch of one step.
+
+    Attributes:
+        steps_per_epoch: Optimiser steps of an epoch.
+
+    Raises:
+        ValueError: If a step would hold too few images, or the start lies outside the run.
+
+    Examples:
+        >>> order = BatchOrder(5, 2, seed=0, epochs=1)
+        >>> order.steps_per_epoch, [len(batch) for batch in order]
+        (2, [2, 2])
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int,
+        start: tuple[int, int] = (0, 0),
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
+        smallest = 2 * world * accumulation
+        if batch_size < smallest:
+            raise ValueError(
+                f"train.batch_size {batch_size} gives {world} processes x {accumulation} parts fewer "
+                f"than 2 images each; set it to at least {smallest}"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epochs = epochs
+        self.start = start
+        self.rank = rank
+        self.world = world
+        self.accumulation = accumulation
+        full, rest = divmod(num_samples, batch_size)
+        counts = not drop_last and rest >= max(2, world * accumulation)
+        self.steps_per_epoch = full + counts
+        self._check_length()
+
+    def _check_length(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"{self.num_samples} images do not fill one batch of train.batch_size {self.batch_size} "
+                f"on {self.world} processes; lower train.batch_size or add images"
+            )
+        epoch, step = self.start
+        inside = 0 <= epoch < self.epochs and 0 <= step <= self.steps_per_epoch
+        if not inside and self.start != (self.epochs, 0):
+            raise ValueError(
+                f"start (epoch, step) must lie in {self.epochs} epochs of {self.steps_per_epoch} steps, "
+                f"got {self.start}"
+            )
+
+    def __len__(self) -> int:
+        epoch, step = self.start
+        return ((self.epochs - epoch) * self.steps_per_epoch - step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first_epoch, first_step = self.start
+        for epoch in range(first_epoch, self.epochs):
+            permutation = stream(self.seed, ORDER, epoch).permutation(self.num_samples)
+            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+                batch = permutation[step * self.batch_size : (step + 1) * self.batch_size]
+                for own in self._own_parts(batch):
+                    yield [(epoch, index) for index in own.tolist()]
+
+    def _own_parts(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        for part in np.array_split(batch, self.accumulation):
+            yield np.array_split(part, self.world)[self.rank]

@@ -1,0 +1,143 @@
+"""From the ``data`` section of a recipe to sets of images."""
+
+import http.client
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from sslgh.data.arrays import read_arrays
+from sslgh.data.folders import read_folder, split_folders
+from sslgh.data.images import DataError, ImageSet
+from sslgh.data.lists import read_list
+from sslgh.data.long_tail import select_long_tail
+from sslgh.recipe.schema import Data
+
+Split = Literal["train", "test"]
+CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+def load_images(data: Data, split: Split) -> ImageSet | None:
+    """The whole training or test set of a source; None when it has no test set.
+
+    Raises:
+        DataError: If the source is missing or cannot be used.
+    """
+    if data.source == "digits":
+        return _digits(data, split)
+    if data.source in CIFAR:
+        return _cifar(data, split)
+    if data.source == "arrays":
+        return read_arrays(data.root, split)
+    if data.source == "folder":
+        return _folder(data, split)
+    return _list(data, split)
+
+
+def training_set(data: Data) -> ImageSet:
+    """The images to pretrain on: the training split after the long-tail cut.
+
+    Labels are kept for evaluation only.
+
+    Raises:
+        DataError: If the source cannot be used, or cannot be cut as ``data.long_tail`` asks.
+    """
+    images = load_images(data, "train")
+    assert images is not None  # every source has a training split
+    if data.long_tail is None:
+        return images
+    if images.labels is None:
+        raise DataError(
+            f"data.long_tail cuts by label, and source {data.source} at {data.root} has no labels; "
+            "leave data.long_tail out"
+        )
+    return images.subset(select_long_tail(images.labels, data.long_tail, images.class_names))
+
+
+def input_size(data: Data, images: ImageSet) -> int:
+    """Side of the network's input (pixels): ``data.size``, or what suits the source.
+
+    Raises:
+        DataError: If arrays are not square and no size is given.
+    """
+    if data.size is not None:
+        return data.size
+    if data.source in CIFAR:
+        return 32
+    if data.source == "digits":
+        return 16
+    if not isinstance(images.images, np.ndarray):
+        return 224
+    height, width = images.images.shape[1:3]
+    if height != width:
+        raise DataError(f"images of {width}x{height} pixels are not square; set data.size")
+    return int(height)
+
+
+def _in_memory(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]
+) -> ImageSet:
+    return ImageSet(images, labels, tuple(classes), tuple(str(i) for i in range(len(images))))
+
+
+def _digits(data: Data, split: Split) -> ImageSet:
+    """Scikit-learn's 1,797 scans of 8x8 pixels; the test set is balanced and drawn by seed."""
+    scans, labels = load_digits(return_X_y=True)
+    grey = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    whole = _in_memory(grey.repeat(3, axis=3), labels.astype(np.int64), [str(c) for c in range(10)])
+    smallest = int(whole.class_counts.min())
+    if data.test_per_class >= smallest:
+        raise DataError(
+            f"data.test_per_class is {data.test_per_class}, but the smallest digit class holds "
+            f"{smallest} images; leave some for training"
+        )
+    generator = np.random.RandomState(data.split_seed)
+    drawn = [
+        generator.permutation(np.flatnonzero(labels == c))[: data.test_per_class] for c in range(10)
+    ]
+    test = np.sort(np.concatenate(drawn))
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return whole.subset(test if split == "test" else train)
+
+
+def _cifar(data: Data, split: Split) -> ImageSet:
+    source = CIFAR[data.source]
+    try:
+        found = source(data.root, train=split == "train", download=data.download)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if data.download:
+            way_out = (
+                f"the download failed ({error}); fetch {source.url} by hand and unpack it there"
+            )
+        else:
+            way_out = f"set data.download=true, or unpack {source.url} there"
+        raise DataError(
+            f"{data.source} is not complete under data.root {data.root}: {way_out}"
+        ) from error
+    return _in_memory(found.data, np.array(found.targets, dtype=np.int64), found.classes)
+
+
+def _folder(data: Data, split: Split) -> ImageSet | None:
+    train, test = split_folders(data.root, data.test_root)
+    if split == "train":
+        return read_folder(train, without=test)
+    if test is None:
+        return None
+    return read_folder(test, without=train, classes=read_folder(train, without=test).class_names)
+
+
+def _list(data: Data, split: Split) -> ImageSet | None:
+    assert data.list is not None  # the schema holds list and source together
+    if data.test_root is not None and data.test_list is None:
+        raise DataError(
+            "data.test_root without data.test_list: give the list of the test images too"
+        )
+    train = read_list(data.list, data.root, key="data.list")
+    if split == "train":
+        return train
+    if data.test_list is None:
+        return None
+    root = data.test_root or data.root
+    return read_list(data.test_list, root, key="data.test_list", classes=train.class_names)

@@ -1,0 +1,105 @@
+"""Processes: gather with gradient, and means whose gradient DDP's average leaves right.
+
+Everything works unchanged on one process without torch.distributed being initialised.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class World(NamedTuple):
+    """This process among all that train together."""
+
+    rank: int
+    size: int
+
+
+def world() -> World:
+    """Rank of this process and number of processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World(0, 1)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def gather(tensor: Tensor) -> tuple[Tensor, int]:
+    """Stack the rows of all processes, with gradient.
+
+    The number of rows may differ between processes. The backward sums the gradients of all
+    processes, as the same row enters the loss of each.
+
+    Args:
+        tensor: Shape (N, ...); everything but N alike on all processes.
+
+    Returns:
+        The stack (M, ...) in process order, and the position of this process's first row.
+    """
+    if world().size == 1:
+        return tensor, 0
+    stacked, first = _Gather.apply(tensor)
+    return stacked, int(first)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> tuple[Tensor, int]:
+        rank, size = world()
+        rows = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(size)]
+        dist.all_gather(rows, torch.tensor([len(tensor)], device=tensor.device))
+        counts = torch.cat(rows).tolist()
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        dist.all_gather(parts, padded)
+        ctx.first, ctx.count = sum(counts[:rank]), len(tensor)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]), ctx.first
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.first : ctx.first + ctx.count]
+
+
+def weighted_mean(per_sample: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weighted mean over the samples of all processes, once DDP has averaged the gradients.
+
+    The own sum is divided by the mean over processes of the summed weights: DDP divides by the
+    number of processes, so dividing by the global sum would leave 1/P of the gradient.
+
+    Args:
+        per_sample: Losses of the own samples, shape (N,).
+        weights: Instance weights, shape (N,); None: all ones.
+
+    Returns:
+        Shape (): this process's part. Its mean over processes is the global weighted mean.
+
+    Examples:
+        >>> weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.0]))
+        tensor(2.)
+    """
+    if weights is None:
+        weights = torch.ones_like(per_sample)
+    weights = weights.detach().to(per_sample.dtype)
+    total = weights.sum()
+    if world().size > 1:
+        dist.all_reduce(total)
+        total = total / world().size
+    return (weights * per_sample).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def broadcast(tensor: Tensor) -> None:
+    """Overwrite ``tensor`` on every process with that of process 0."""
+    if world().size > 1:
+        dist.broadcast(tensor, 0)
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is raised on at least one process; a collective, the same answer everywhere."""
+    if world().size == 1:
+        return flag
+    raised = torch.tensor(float(flag), device=device)
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return bool(raised)

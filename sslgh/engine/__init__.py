@@ -1,0 +1,1 @@
+"""Training through Accelerate: worlds, schedules, checkpoints, logs."""

@@ -1,0 +1,89 @@
+"""The processes of a run: started through Accelerate, refused when they are not those asked for."""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+# Process 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
+TIMEOUT = timedelta(hours=2)
+
+
+class WorldError(ValueError):
+    """The launcher started another number of processes than was asked for."""
+
+
+def start_world(processes: int | None = None) -> Accelerator:
+    """The Accelerator of this process.
+
+    Mixed precision is the recipe's and applied by the loop, whatever the launcher's
+    configuration says: a forgotten default_config.yaml must not change a result.
+
+    Args:
+        processes: How many there must be; None: any number.
+
+    Raises:
+        WorldError: If the launcher silently started fewer processes than it was asked for.
+    """
+    asked_quietly = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    if asked_quietly:
+        raise WorldError(
+            "the launcher was asked for several processes but started one (MASTER_PORT is set, "
+            "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
+        )
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
+    )
+    check_world(accelerator, processes)
+    return accelerator
+
+
+def check_world(accelerator: Accelerator, processes: int | None) -> None:
+    """Refuse a world that is not the one that was asked for.
+
+    Raises:
+        WorldError: One sentence with the way out.
+    """
+    size = accelerator.num_processes
+    asked = int(os.environ.get("WORLD_SIZE", "0"))
+    if "LOCAL_RANK" in os.environ and size == 1 and asked != 1:
+        raise WorldError(
+            f"this process is one of {asked or 'several'} but believes to be alone; use "
+            "--config_file recipes/accelerate/cpu-2.yaml (distributed_type: MULTI_GPU, use_cpu: "
+            "false) or torchrun"
+        )
+    if processes is not None and size != processes:
+        raise WorldError(f"train.processes is {processes}, but {size} started")
+
+
+def describe_world(accelerator: Accelerator) -> str:
+    """One line: processes, machines, device, threads."""
+    size = accelerator.num_processes
+    machines = max(size // int(os.environ.get("LOCAL_WORLD_SIZE", size)), 1)
+    device = str(accelerator.device.type)
+    if device == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    processes = "1 process" if size == 1 else f"{size} processes on {machines} machine(s)"
+    return f"{processes}, {device}, {torch.get_num_threads()} CPU threads each"
+
+
+def world_environment() -> dict[str, str]:
+    """What decides the launch, for ``environment.json``."""
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    return found | {"python": sys.version.split()[0], "program": Path(sys.argv[0]).name}
+
+
+def end_world() -> None:
+    """Leave the process group, on every way out: a launcher warns about one left open."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

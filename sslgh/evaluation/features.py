@@ -1,0 +1,221 @@
+"""Features of a frozen backbone: extracted once, kept in a cache that knows what they came from.
+
+Shapes: N images, S side (pixels), F features.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from sslgh.data import ImageSet, Plain, Weak, normalize
+from sslgh.distributed import gather
+
+log = logging.getLogger(__name__)
+
+# Part of every cache key: raise it when extraction itself changes.
+VERSION = 1
+
+
+class IndexedImages(Protocol):
+    """A data set of (uint8 (3, S, S), index), the index being the position asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+def extract_features(
+    backbone: nn.Module,
+    dataset: IndexedImages,
+    *,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Tensor:
+    """Features of every image, in the order of the data set.
+
+    The backbone is in eval mode and gradients are off while this runs; afterwards it is as it
+    was. Each process takes every P-th image and all of them get the whole result; no image is
+    seen twice.
+
+    Args:
+        backbone: (N, 3, S, S) to (N, F), on any device.
+        dataset: Images and their positions, N >= 1.
+        accelerator: The processes and the device.
+        batch_size: Images of one step of one process.
+        workers: Loader processes.
+
+    Returns:
+        Shape (N, F), float32, on the CPU.
+
+    Raises:
+        ValueError: If the set is empty, the output is not (N, F), or a feature is not finite.
+    """
+    if len(dataset) == 0:
+        raise ValueError("features need at least one image, the set is empty")
+    with _frozen(backbone, accelerator.device):
+        parts = list(_parts(backbone, dataset, accelerator, batch_size, workers))
+    rows = torch.cat([index for index, _ in parts])
+    stacked = torch.cat([part for _, part in parts])
+    features = torch.full((len(dataset), stacked.shape[1]), torch.nan)
+    features[rows] = stacked
+    if broken := (~features.isfinite().all(1)).nonzero().flatten().tolist():
+        raise ValueError(
+            f"the backbone gives features that are not finite for {len(broken)} of {len(dataset)} images, "
+            f"the first at position {broken[0]}; the weights or the image are broken"
+        )
+    return features
+
+
+def _parts(
+    backbone: nn.Module,
+    dataset: IndexedImages,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions (M,) and features (M, F) of all processes, step by step, on the CPU."""
+    own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    loader = DataLoader(
+        Subset(_as_dataset(dataset), own), batch_size=batch_size, num_workers=workers
+    )
+    longest = -(-len(dataset) // accelerator.num_processes)
+    batches = iter(loader)
+    steps = tqdm(
+        range(-(-longest // batch_size)),
+        desc="features",
+        unit="batch",
+        disable=not accelerator.is_main_process,
+        leave=False,
+    )
+    for _ in steps:
+        # A process may run out of images one step before the others, but never out of gathers.
+        images, index = next(batches, (None, torch.zeros(0, dtype=torch.int64)))
+        if images is None:
+            images = dataset[0][0][None]
+        features = _forward(backbone, images.to(accelerator.device))[: len(index)]
+        yield (
+            gather(index.to(accelerator.device))[0].cpu(),
+            gather(features)[0].cpu(),
+        )
+
+
+def _forward(backbone: nn.Module, images: Tensor) -> Tensor:
+    features = backbone(normalize(images).contiguous(memory_format=torch.channels_last))
+    if features.ndim != 2 or len(features) != len(images):
+        raise ValueError(
+            f"a backbone must give ({len(images)}, F) for {len(images)} images, got {tuple(features.shape)}"
+        )
+    assert not features.requires_grad
+    return torch.as_tensor(features).float().contiguous()
+
+
+def _as_dataset(dataset: IndexedImages) -> Dataset[tuple[Tensor, int]]:
+    return dataset  # type: ignore[return-value]
+
+
+@contextmanager
+def _frozen(backbone: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode without gradients; each module's own mode comes back."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.to(device).eval()
+    assert not any(module.training for module in backbone.modules())
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def cached_features(
+    backbone: nn.Module,
+    images: ImageSet,
+    *,
+    size: int,
+    weak: bool,
+    directory: Path,
+    accelerator: Accelerator,
+    workers: int = 0,
+) -> Tensor | None:
+    """`extract_features` of images, or what ``directory/features`` holds of the same.
+
+    The file is named by a hash of weights, architecture, images and transform and carries a
+    hash of its content: what is stale or damaged is extracted again.
+
+    Args:
+        backbone: (N, 3, S, S) to (N, F).
+        images: N images.
+        size: S.
+        weak: One weakly augmented view of each image, drawn with seed 0, instead of the plain one.
+        directory: The run directory.
+        accelerator: The processes; the main one reads and writes.
+        workers: Loader processes.
+
+    Returns:
+        Shape (N, F), float32, on the CPU of the main process; None on the others.
+    """
+    dataset = Weak(images, size=size, seed=0) if weak else Plain(images, size=size)
+    view = f"{type(dataset).__name__} size {size} seed 0 version {VERSION}"
+    path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
+    features = _read(path) if accelerator.is_main_process else None
+    # One answer for all: a process that missed the file would wait for gathers that never come.
+    held = [features is not None]
+    broadcast_object_list(held)
+    if not held[0]:
+        features = extract_features(backbone, dataset, accelerator=accelerator, workers=workers)
+        if accelerator.is_main_process:
+            _write(path, features)
+    return features if accelerator.is_main_process else None
+
+
+def _fingerprint(backbone: nn.Module, images: ImageSet, view: str) -> str:
+    digest = hashlib.blake2b(
+        f"{view}\n{images.fingerprint()}\n{backbone!r}".encode(), digest_size=16
+    )
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _content(features: Tensor) -> str:
+    return hashlib.blake2b(_bytes(features), digest_size=16).hexdigest()
+
+
+def _read(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            features: Tensor = file.get_tensor("features")
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s); its features are extracted again", path, error)
+        return None
+    if metadata.get("content") != _content(features):
+        log.warning("%s is damaged (its content changed); its features are extracted again", path)
+        return None
+    return features
+
+
+def _write(path: Path, features: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({"features": features}, temporary, metadata={"content": _content(features)})
+    temporary.replace(path)

@@ -1,0 +1,119 @@
+"""What a probe found, as it stands in ``probe/*.json``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, get_args
+
+from sslgh.functional.groups import GROUPS, STD_DDOF, Convention
+
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+# Columns of every result, beside the groups.
+METRICS = (*GROUPS, "std", "average", "balanced_error", "accuracy")
+
+Metrics = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over seeds: its mean, and its standard deviation with ddof 1 (None for one seed)."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def over(cls, values: Sequence[float | None]) -> "Spread | None":
+        """Of one value a seed; None where a value is missing."""
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None
+        return cls(mean(known), stdev(known) if len(known) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One objective under one protocol; shares between 0 and 1.
+
+    Attributes:
+        metrics: For each convention of groups the `METRICS` over seeds.
+        class_accuracy: Mean over seeds for each class; None for a class without test images.
+        tightness: For an objective with an embedding layer that of its embeddings, as in `Result`.
+    """
+
+    metrics: dict[str, dict[str, Spread | None]]
+    class_accuracy: list[float | None]
+    tightness: dict[str, dict[str, Metrics]] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One probe.
+
+    Attributes:
+        protocol: Name of the protocol.
+        version: Its version.
+        summary: Its line.
+        settings: Everything that was set.
+        class_names: C names.
+        group_counts: Images of each class by which classes are many-, medium- or few-shot: those of pretraining.
+        train_counts: Images of each class that the heads, or the neighbours, had.
+        test_counts: Test images of each class.
+        scores: By objective; ``knn`` for the neighbours.
+        tightness: ``train`` and ``test``: for each convention the mean of `class_tightness` of the features over
+            the classes of a group, and over all classes.
+        std_ddof: Degrees of freedom taken off in the spread of the three groups.
+    """
+
+    protocol: str
+    version: int
+    summary: str
+    settings: dict[str, Any]
+    class_names: list[str]
+    group_counts: list[int]
+    train_counts: list[int]
+    test_counts: list[int]
+    scores: dict[str, Scores]
+    tightness: dict[str, dict[str, Metrics]]
+    std_ddof: int = STD_DDOF
+
+
+def write_results(results: Sequence[Result], directory: Path) -> None:
+    """Write ``probe/<protocol>.json``; the second of a protocol is ``<protocol>-2.json``."""
+    folder = directory / "probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    for position, result in enumerate(results):
+        number = 1 + sum(other.protocol == result.protocol for other in results[:position])
+        path = folder / f"{result.protocol}{'' if number == 1 else f'-{number}'}.json"
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+        temporary.replace(path)
+
+
+def read_results(directory: Path) -> list[Result]:
+    """The results in ``directory/probe``, in order of name.
+
+    Raises:
+        ValueError: If a file is no result of a probe.
+    """
+    return [_read(path) for path in sorted((directory / "probe").glob("*.json"))]
+
+
+def _read(path: Path) -> Result:
+    try:
+        content = json.loads(path.read_text())
+        scores = {name: _scores(entry) for name, entry in content.pop("scores").items()}
+        return Result(**content, scores=scores)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the result of a probe ({error}); probe the run again"
+        ) from error
+
+
+def _scores(entry: dict[str, Any]) -> Scores:
+    metrics = {
+        convention: {name: spread and Spread(**spread) for name, spread in values.items()}
+        for convention, values in entry["metrics"].items()
+    }
+    return Scores(metrics, entry["class_accuracy"], entry["tightness"])

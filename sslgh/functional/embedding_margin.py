@@ -1,0 +1,100 @@
+"""A margin between embeddings, after *ELM: Embedding and Logit Margins for Long-Tail Learning*.
+
+After the paper (arXiv:2204.13208); its exact form was not at hand. The form below transfers
+the pairwise-margin family of logit adjustment from logits to pairs of embeddings: replace the
+samples of each class by one proxy and it is the logit-adjusted loss.
+
+Shapes: N samples, D width, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslgh.functional.margins import log_prior
+from sslgh.functional.precision import in_float32
+from sslgh.functional.shapes import check_labels, check_positive
+
+
+def has_mate(labels: Tensor) -> Tensor:
+    """Which samples share their class with another of the batch.
+
+    Args:
+        labels: Shape (N,).
+
+    Returns:
+        Shape (N,), bool. The losses over pairs of one class average over these anchors.
+
+    Examples:
+        >>> has_mate(torch.tensor([3, 5, 3]))
+        tensor([ True, False,  True])
+    """
+    return (labels[:, None] == labels).sum(1) > 1
+
+
+@in_float32
+def embedding_margin(
+    embeddings: Tensor,
+    target: Tensor,
+    prior: Tensor,
+    *,
+    tau: float,
+    temperature: float,
+    proxies: Tensor | None = None,
+) -> Tensor:
+    """Soft-triplet loss with a margin that grows for rare anchors and common rivals.
+
+    For an anchor i of class y with mates P(i), s the cosine and T the temperature:
+
+        mean over p in P(i) of
+            log(1 + sum over y' != y of (pi_y' / pi_y)^tau * mean over k in y' of exp((s_ik - s_ip) / T))
+
+    Rivals are averaged within their class: a plain sum would count the prior twice, once by
+    sampling and once by the margin.
+
+    Args:
+        embeddings: Shape (N, D), of any length; L2-normalised inside.
+        target: Classes, shape (N,), each with a positive prior.
+        prior: Class shares, shape (C,).
+        tau: Strength of the margin; 0 is a plain class-averaged contrast.
+        temperature: T, positive.
+        proxies: One more member for each class, shape (C, D), so that no anchor is without a
+            mate and no class without a rival. They are never anchors.
+
+    Returns:
+        Shape (N,). 0 for an anchor without a mate: average over :func:`has_mate`.
+
+    Raises:
+        ValueError: If shapes do not fit or ``temperature`` is not positive.
+
+    Examples:
+        Mates that coincide, and a rival of another class that does too: log(1 + 1).
+
+        >>> same, target = torch.ones(3, 2), torch.tensor([0, 0, 1])
+        >>> embedding_margin(same, target, torch.tensor([0.5, 0.5]), tau=1.0, temperature=0.1)
+        tensor([0.6931, 0.6931, 0.0000])
+    """
+    check_labels(embeddings, target)
+    check_positive(temperature=temperature)
+    classes = len(prior)
+    shift = log_prior(prior.to(embeddings), tau, classes)
+
+    anchors = F.normalize(embeddings)
+    members, labels = anchors, target
+    if proxies is not None:
+        if proxies.shape != (classes, embeddings.shape[1]):
+            raise ValueError(
+                f"proxies must be ({classes}, {embeddings.shape[1]}), got {tuple(proxies.shape)}"
+            )
+        members = torch.cat([anchors, F.normalize(proxies)])
+        labels = torch.cat([target, torch.arange(classes, device=target.device)])
+
+    similarity = anchors @ members.T / temperature  # (N, M)
+    same = target[:, None] == labels
+    # Log of each rival's weight: its class's margin, shared out among the class's members.
+    share = (shift - torch.bincount(labels, minlength=classes).log())[labels] - shift[target, None]
+    rivals = (similarity + share).masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    mates = same.clone()
+    mates[:, : len(target)].fill_diagonal_(False)
+    pairs = F.softplus(rivals - similarity).masked_fill(~mates, 0)
+    return pairs.sum(1) / mates.sum(1).clamp(min=1)

@@ -1,0 +1,137 @@
+"""Accuracy of classes and of the many / medium / few-shot groups of classes.
+
+Shapes: N predictions, C classes.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Convention = Literal["thresholds", "thirds"]
+GROUPS = ("many", "medium", "few")
+# Degrees of freedom of the spread between groups: the tables of the GH paper fit 1, its code computes 0.
+STD_DDOF = 1
+
+
+def class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Share of the images of each class that are predicted as that class.
+
+    Args:
+        predictions: Shape (N,), predicted classes.
+        labels: Shape (N,), true classes in [0, C).
+        num_classes: C.
+
+    Returns:
+        Shape (C,), float64; nan for a class without images.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Examples:
+        >>> class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
+        tensor([0.5000, 1.0000,    nan], dtype=torch.float64)
+    """
+    if predictions.shape != labels.shape or labels.ndim != 1:
+        raise ValueError(
+            f"predictions and labels must share a shape (N,), got {tuple(predictions.shape)} and {tuple(labels.shape)}"
+        )
+    right = torch.bincount(labels[predictions == labels], minlength=num_classes)
+    return right.double() / torch.bincount(labels, minlength=num_classes)
+
+
+def shot_groups(counts: Tensor, *, convention: Convention = "thresholds") -> dict[str, Tensor]:
+    """Which classes are many-, medium- and few-shot.
+
+    Args:
+        counts: Shape (C,), training images of each class.
+        convention: ``thresholds``: more than 100, 20 to 100, fewer than 20 images (Liu et al.,
+            arXiv:1904.05160). ``thirds``: the classes in order of size, equal sizes in order of label, cut into three
+            parts whose sizes differ by at most one, the larger parts first (CIFAR in the GH code: 34, 33, 33).
+
+    Returns:
+        For ``many``, ``medium`` and ``few`` a mask of shape (C,); every class is in exactly one.
+
+    Raises:
+        ValueError: If ``counts`` is not (C,) or the convention is unknown.
+
+    Examples:
+        >>> shot_groups(torch.tensor([5, 100, 101, 20]))["medium"]
+        tensor([False,  True, False,  True])
+    """
+    if counts.ndim != 1:
+        raise ValueError(f"counts must be (C,), got {tuple(counts.shape)}")
+    if convention == "thresholds":
+        many, few = counts > 100, counts < 20
+        return {"many": many, "medium": ~(many | few), "few": few}
+    if convention != "thirds":
+        raise ValueError(f"convention must be 'thresholds' or 'thirds', got '{convention}'")
+    parts = counts.argsort(descending=True, stable=True).tensor_split(3)
+    return {
+        name: torch.zeros_like(counts, dtype=torch.bool).index_fill(0, part, True)
+        for name, part in zip(GROUPS, parts, strict=True)
+    }
+
+
+def group_means(values: Tensor, groups: dict[str, Tensor]) -> dict[str, float | None]:
+    """Mean over the classes of each group, every class counting the same.
+
+    Args:
+        values: Shape (C,); a nan class is left out.
+        groups: Masks of shape (C,), as `shot_groups` gives them.
+
+    Returns:
+        The mean of each group, None for a group without a value. Waits for the device.
+
+    Examples:
+        >>> values = torch.tensor([1.0, 0.5, float("nan")])
+        >>> group_means(values, {"many": torch.tensor([True, True, True]), "few": values.isnan()})
+        {'many': 0.75, 'few': None}
+    """
+    return {name: _mean(values[mask]) for name, mask in groups.items()}
+
+
+def group_metrics(
+    accuracy: Tensor, groups: dict[str, Tensor], *, test_counts: Tensor
+) -> dict[str, float | None]:
+    """What a long-tailed result is reported by.
+
+    Args:
+        accuracy: Shape (C,), as `class_accuracy` gives it; a nan class is left out.
+        groups: Masks of shape (C,), as `shot_groups` gives them.
+        test_counts: Shape (C,), test images of each class.
+
+    Returns:
+        ``many``, ``medium``, ``few``: mean over the classes of the group, None when it is empty. ``std``: standard
+        deviation of the three, `STD_DDOF` degrees of freedom taken off, None when one is empty. ``average``: mean
+        over all classes. ``balanced_error``: 1 - average (LA, arXiv:2007.07314, eq. 2). ``accuracy``: share of the
+        test images. Waits for the device.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Examples:
+        >>> groups = shot_groups(torch.tensor([500, 50, 5]))
+        >>> result = group_metrics(torch.tensor([1.0, 0.5, 0.0]), groups, test_counts=torch.tensor([8, 1, 1]))
+        >>> result["std"], result["average"], result["accuracy"]
+        (0.5, 0.5, 0.85)
+    """
+    if accuracy.shape != test_counts.shape or accuracy.ndim != 1:
+        raise ValueError(
+            f"accuracy and test_counts must share a shape (C,), got {tuple(accuracy.shape)} and {tuple(test_counts.shape)}"
+        )
+    accuracy = accuracy.double()
+    means = group_means(accuracy, groups)
+    present = [mean for mean in means.values() if mean is not None]
+    average = _mean(accuracy)
+    return means | {
+        "std": torch.tensor(present).std(correction=STD_DDOF).item() if len(present) == 3 else None,
+        "average": average,
+        "balanced_error": None if average is None else 1 - average,
+        "accuracy": ((accuracy.nan_to_num() * test_counts).sum() / test_counts.sum()).item(),
+    }
+
+
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return known.mean().item() if len(known) else None

@@ -1,0 +1,60 @@
+"""The Geometric Harmonization loss."""
+
+import torch
+from torch import Tensor
+
+from sslgh.functional.precision import in_float32
+from sslgh.functional.shapes import check_positive, check_views
+from sslgh.functional.sinkhorn import sinkhorn
+from sslgh.functional.vertices import vertex_scores
+
+
+@in_float32
+def harmonization_loss(
+    z1: Tensor,
+    z2: Tensor,
+    vertices: Tensor,
+    prior: Tensor,
+    *,
+    epsilon: float = 0.05,
+    temperature: float = 0.1,
+    iterations: int = 300,
+    tolerance: float | None = None,
+) -> Tensor:
+    """Pull embeddings to vertices in the proportions of the prior (GH, arXiv:2310.17622).
+
+    Each view's surrogate labels, by Sinkhorn with the prior as class sizes, are predicted by
+    the other view: the sum, not the mean, of the two cross-entropies, as in the official code.
+    Not the same as one term with twice the temperature: the labels carry no gradient.
+
+    Args:
+        z1: First view, shape (N, D), of any length; several processes pass the gathered batch.
+        z2: Second view, shape (N, D).
+        vertices: Geometric uniform structure, shape (K, D), unit rows.
+        prior: Shares of the surrogate classes, shape (K,).
+        epsilon: Regularisation of Sinkhorn, 1/lambda in the paper.
+        temperature: Of the geometric prediction, gamma_GH in the paper.
+        iterations: Of Sinkhorn.
+        tolerance: Of Sinkhorn; see :func:`sinkhorn`.
+
+    Returns:
+        Shape (): the loss, averaged over the samples.
+
+    Raises:
+        ValueError: If shapes do not fit or a parameter is not positive.
+
+    Examples:
+        Embeddings orthogonal to every vertex say nothing: each term is log K.
+
+        >>> outside = torch.tensor([[0.0, 0.0, 1.0]] * 2)
+        >>> harmonization_loss(outside, outside, torch.eye(3)[:2], torch.ones(2))
+        tensor(1.3863)
+    """
+    check_views(z1, z2)
+    check_positive(temperature=temperature)
+    scores = torch.stack([vertex_scores(z1, vertices), vertex_scores(z2, vertices)])
+    labels = sinkhorn(
+        scores.detach(), prior, epsilon=epsilon, iterations=iterations, tolerance=tolerance
+    )
+    log_predictions = (scores / temperature).log_softmax(2)
+    return -(labels.flip(0) * log_predictions).sum(2).mean(1).sum()

@@ -1,0 +1,87 @@
+"""Votes of the nearest neighbours by cosine.
+
+Shapes: Q queries, N bank rows, F features, C classes.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sslgh.functional.precision import in_float32
+from sslgh.functional.shapes import check_labels, check_positive
+
+# Similarities held at once: 64 MiB of float32, whatever the size of the bank.
+CHUNK = 2**24
+
+
+@in_float32
+def nearest_neighbour_votes(
+    queries: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    neighbours: int,
+    temperature: float | None = None,
+) -> Tensor:
+    """Share of the votes that every class gets from the nearest neighbours of a query.
+
+    With a temperature a neighbour votes with exp(cosine / temperature) (Wu et al.,
+    arXiv:1805.01978, section 3.4, who use 0.1 and 200 neighbours), without one all votes count the same.
+
+    Args:
+        queries: Shape (Q, F). Need not be normalised.
+        bank: Shape (N, F), the labelled rows that vote.
+        labels: Shape (N,), integers in [0, C).
+        num_classes: C.
+        neighbours: How many rows vote; at most N.
+        temperature: Divides the cosine; positive, or None for equal votes.
+
+    Returns:
+        Shape (Q, C), float32; rows sum to 1.
+
+    Raises:
+        ValueError: If shapes disagree or ``neighbours`` or ``temperature`` is out of range.
+
+    Examples:
+        Of the three rows nearest to (1, 0) one has label 0 and two have label 1:
+
+        >>> bank = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.2], [0.0, 1.0]])
+        >>> labels = torch.tensor([0, 1, 1, 0])
+        >>> nearest_neighbour_votes(torch.tensor([[1.0, 0.0]]), bank, labels, num_classes=2, neighbours=3)
+        tensor([[0.3333, 0.6667]])
+    """
+    _check(queries, bank, labels, neighbours, temperature)
+    bank = normalize(bank, dim=1)
+    queries = normalize(queries, dim=1)
+    rows = max(1, CHUNK // len(bank))
+    votes = [
+        _votes(part @ bank.T, labels, num_classes, neighbours, temperature)
+        for part in torch.split(queries, rows)
+    ]
+    return torch.cat(votes) if votes else queries.new_zeros(0, num_classes)
+
+
+def _votes(
+    similarity: Tensor, labels: Tensor, num_classes: int, neighbours: int, temperature: float | None
+) -> Tensor:
+    nearest, rows = similarity.topk(neighbours, dim=1)
+    weight = torch.ones_like(nearest) if temperature is None else (nearest / temperature).softmax(1)
+    votes = weight.new_zeros(len(similarity), num_classes).scatter_add(1, labels[rows], weight)
+    return votes / votes.sum(1, keepdim=True)
+
+
+def _check(
+    queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int, temperature: float | None
+) -> None:
+    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"queries and bank must be (Q, F) and (N, F), got {tuple(queries.shape)} and {tuple(bank.shape)}"
+        )
+    check_labels(bank, labels)
+    if not 1 <= neighbours <= len(bank):
+        raise ValueError(
+            f"neighbours must lie in 1..{len(bank)}, the size of the bank, got {neighbours}"
+        )
+    if temperature is not None:
+        check_positive(temperature=temperature)

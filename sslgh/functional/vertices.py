@@ -1,0 +1,36 @@
+"""Scores of embeddings on the vertices of a geometric uniform structure."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslgh.functional.precision import in_float32
+
+
+@in_float32
+def vertex_scores(z: Tensor, vertices: Tensor) -> Tensor:
+    """Normalised projections on the vertices, as GH's official code takes them.
+
+    normalise(z V^T) over K: the cosine inside the span of the vertices. What lies outside
+    the span (29 of 128 dimensions for K = 100) does not count, unlike in the cosine with z
+    that eq. 2 of arXiv:2310.17622 is recalled to use; we follow the code.
+
+    Args:
+        z: Embeddings, shape (N, D), of any length.
+        vertices: Unit vectors, shape (K, D).
+
+    Returns:
+        Shape (N, K), rows of unit length.
+
+    Raises:
+        ValueError: If the widths differ.
+
+    Examples:
+        >>> import torch
+        >>> vertex_scores(torch.tensor([[3.0, 4.0, 9.0]]), torch.eye(3)[:2])
+        tensor([[0.6000, 0.8000]])
+    """
+    if z.ndim != 2 or vertices.ndim != 2 or z.shape[1] != vertices.shape[1]:
+        raise ValueError(
+            f"expected z (N, D) and vertices (K, D), got {tuple(z.shape)} and {tuple(vertices.shape)}"
+        )
+    return F.normalize(z @ vertices.to(z.dtype).T)

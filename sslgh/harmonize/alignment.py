@@ -1,0 +1,105 @@
+"""Which vertex each group belongs to, and the turn that brings the vertices to the groups.
+
+Shapes: K vertices, K' groups (at most K), D embedding width.
+"""
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+RANK_TOLERANCE = 1e-6  # of the largest singular value; the means are float32
+ROUNDS = 100  # the sum of cosines grows every round, so it stands still long before
+
+
+def match_groups(means: Tensor, vertices: Tensor) -> Tensor:
+    """Give each group a vertex of its own: the linear assignment of the largest sum of cosines.
+
+    Args:
+        means: Directions of the groups, shape (K', D), any length.
+        vertices: Shape (K, D), K' <= K.
+
+    Returns:
+        Index of the vertex of each group, shape (K',), int64, on the device of ``means``.
+
+    Raises:
+        ValueError: If there are more groups than vertices, or the widths differ.
+
+    Examples:
+        >>> match_groups(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.eye(2))
+        tensor([1, 0])
+    """
+    _check(means, vertices)
+    cosines = (
+        F.normalize(means.double(), dim=1)
+        @ F.normalize(vertices.double(), dim=1).to(means.device).T
+    )
+    _, columns = linear_sum_assignment(cosines.cpu().numpy(), maximize=True)
+    return torch.from_numpy(columns).to(means.device)
+
+
+def align_vertices(vertices: Tensor, means: Tensor) -> Tensor:
+    """Turn the vertices onto the group means, keeping all angles between them.
+
+    The mean of the means is subtracted (SSL embeddings share a direction, vertices do not), then
+    assignment and orthogonal Procrustes (Schönemann 1966) alternate until the assignment stands
+    still. No step lowers the sum of matched cosines, so no turn is the worst that can come out. The
+    turn may mirror. One group alone turns nothing.
+
+    Args:
+        vertices: Shape (K, D), unit rows.
+        means: Shape (K', D), K' <= K.
+
+    Returns:
+        Shape (K, D), dtype and device of ``vertices``.
+
+    Raises:
+        ValueError: If there are more groups than vertices, or the widths differ.
+
+    Examples:
+        Two opposite vertices on the first axis, two groups apart along the second:
+
+        >>> vertices = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> align_vertices(vertices, torch.tensor([[1.0, 3.0], [1.0, -3.0]])).abs().round(decimals=4)
+        tensor([[0., 1.],
+                [0., 1.]])
+    """
+    _check(means, vertices)
+    if len(means) == 1:  # its own mean is subtracted: no direction is left to turn to
+        return vertices.clone()
+    targets = F.normalize((means - means.mean(dim=0)).double().to(vertices.device), dim=1)
+    turned = vertices.double()
+    matched = match_groups(targets, turned)
+    for _ in range(ROUNDS):
+        turned = vertices.double() @ _turn(vertices.double()[matched].T @ targets)
+        before, matched = matched, match_groups(targets, turned)
+        if torch.equal(before, matched):
+            break
+    return turned.to(vertices.dtype)
+
+
+def _turn(cross: Tensor) -> Tensor:
+    """The orthogonal map R of the largest trace of R^T ``cross``, (D, D).
+
+    Fewer groups than dimensions leave a part of it free. There it turns as little as it can: else
+    the rounding of the means would choose, and two processes would not agree with one.
+    """
+    left, strength, right = torch.linalg.svd(cross)
+    rank = int((strength > RANK_TOLERANCE * strength[0]).sum())
+    free_from, free_to = left[:, rank:], right[rank:].T
+    inner, _, outer = torch.linalg.svd(free_from.T @ free_to)
+    turn: Tensor = left[:, :rank] @ right[:rank] + free_from @ (inner @ outer) @ free_to.T
+    return turn
+
+
+def _check(means: Tensor, vertices: Tensor) -> None:
+    if means.ndim != 2 or vertices.ndim != 2 or means.shape[1] != vertices.shape[1]:
+        raise ValueError(
+            f"means (K', D) and vertices (K, D) must share a width, got {tuple(means.shape)} and "
+            f"{tuple(vertices.shape)}"
+        )
+    if len(means) > len(vertices):
+        raise ValueError(
+            f"each group needs a vertex of its own, got {len(means)} groups for {len(vertices)} vertices; "
+            "raise the number of vertices or lower the number of groups"
+        )

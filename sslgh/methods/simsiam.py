@@ -1,0 +1,46 @@
+"""SimSiam."""
+
+import torch
+from torch import Tensor, nn
+
+from sslgh.distributed import weighted_mean
+from sslgh.functional import negative_cosine
+from sslgh.methods.method import Method, MethodOutput
+from sslgh.models import simsiam_predictor, simsiam_projector
+
+
+class SimSiam(Method):
+    """Each view predicts the other, without negatives (arXiv:2011.10566).
+
+    Args:
+        backbone: (N, 3, H, W) -> (N, F).
+        features: F.
+        hidden: Width of the projector's hidden layers.
+        out: Embedding width D.
+        layers: Linear layers of the projector: 3, or 2 as for CIFAR in the paper's appendix.
+        predictor_hidden: Bottleneck of the predictor; None: D / 4, the paper's ratio.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        features: int,
+        hidden: int = 2048,
+        out: int = 2048,
+        layers: int = 3,
+        predictor_hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = simsiam_projector(features, hidden=hidden, out=out, layers=layers)
+        self.predictor = simsiam_predictor(out, hidden=predictor_hidden or max(out // 4, 1))
+        self.embedding_dim = out
+
+    def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
+        """Embed and predict both views in one pass (SimSiam, eq. 4)."""
+        z = self.projector(self.backbone(torch.cat(views)))
+        p1, p2 = self.predictor(z).chunk(2)
+        z1, z2 = z.chunk(2)
+        per_sample = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
+        return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2))

@@ -1,0 +1,18 @@
+"""The typed recipe: schema, loading, overrides."""
+
+from sslgh.recipe.errors import RecipeError
+from sslgh.recipe.loading import check_arguments, load_recipe, make_recipe, recipe_text
+from sslgh.recipe.schema import Data, Harmonize, Optim, Probe, Recipe
+
+__all__ = [
+    "Data",
+    "Harmonize",
+    "Optim",
+    "Probe",
+    "Recipe",
+    "RecipeError",
+    "check_arguments",
+    "load_recipe",
+    "make_recipe",
+    "recipe_text",
+]

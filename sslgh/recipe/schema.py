@@ -1,0 +1,382 @@
+"""The typed recipe: every setting of an experiment with its meaning, unit and default.
+
+Defaults are the papers'; where sources disagree the description says which one is followed.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Objective = Literal["ce", "la", "la-posthoc", "elm"]
+ProtocolName = Literal["gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"]
+
+# Methods whose loss contrasts a sample with the rest of its batch.
+IN_BATCH_NEGATIVES = frozenset({"simclr"})
+
+
+class Section(BaseModel):
+    """A block of a recipe: closed to unknown keys, immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shuffled(Section):
+    """Which classes are rare is decided by a seed instead of by label order."""
+
+    shuffled: Annotated[int, Field(ge=0, description="seed of the permutation of the classes")]
+
+
+class LongTail(Section):
+    """How a labelled set is cut to a long tail before its labels are put aside."""
+
+    profile: Literal["exp", "step", "natural"] = Field(
+        "exp",
+        description="exp: n_c = int(n_max * imbalance^(-c/(C-1))); step: the second half of the "
+        "classes has n_max / imbalance images; natural: all images, capped by max_per_class",
+    )
+    imbalance: float = Field(
+        100,
+        ge=1,
+        description="largest class over smallest class (ratio of images); not for natural",
+    )
+    max_per_class: Count | None = Field(
+        None, description="n_max, images of the largest class; null: what the largest class holds"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the published generator")
+    select: Literal["published", "first"] = Field(
+        "published",
+        description="published: NumPy's legacy generator, one shuffle per class in label order, first "
+        "n_c kept; first: the first n_c of each class in file order",
+    )
+    class_order: Literal["label"] | Shuffled = Field(
+        "label", description="label: class 0 is the head (the papers); {shuffled: SEED}: by seed"
+    )
+
+
+class Augment(Section):
+    """SimCLR augmentation; the defaults are those of the GH code for CIFAR."""
+
+    crop_scale: tuple[Share, Share] = Field(
+        (0.1, 1.0), description="area of a crop (share of the image)"
+    )
+    crop_ratio: tuple[Positive, Positive] = Field(
+        (3 / 4, 4 / 3), description="width over height of a crop"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="of the resized crop"
+    )
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    brightness: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
+    contrast: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
+    saturation: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
+    hue: float = Field(
+        0.1, ge=0, le=0.5, description="turn drawn from +- this (share of the circle)"
+    )
+    jitter: Share = Field(0.8, description="probability of the colour jitter")
+    grayscale: Share = Field(0.2, description="probability of dropping the colour")
+    blur: Share = Field(0.0, description="probability of a Gaussian blur (0.5 for ImageNet)")
+    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="blur (pixels at 224)")
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must ascend, got [{low}, {high}]")
+        if self.crop_scale[1] == 0:
+            raise ValueError("crop_scale must reach above 0")
+        return self
+
+
+class Data(Section):
+    """Where the images come from and what is done to them before the network."""
+
+    source: Literal["digits", "cifar10", "cifar100", "arrays", "folder", "list"] = Field(
+        description="digits: scikit-learn's scans, embedded; cifar10, cifar100: torchvision's files; "
+        "arrays: train.npz and test.npz under root (images uint8 (N, H, W, 3), labels optional); folder: a "
+        "tree of images; list: lines 'path label'"
+    )
+    root: UserPath = Field(
+        Path("data"), description="folder that holds the data; list paths are under it"
+    )
+    list: UserPath | None = Field(
+        None, description="source list: file of training lines 'path [label]'"
+    )
+    test_root: UserPath | None = Field(
+        None,
+        description="folder, list: labelled test images; null: no test set (folder: root/test if it exists)",
+    )
+    test_list: UserPath | None = Field(
+        None, description="source list: file of test lines 'path label'"
+    )
+    download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
+    size: Annotated[int, Field(ge=4)] | None = Field(
+        None,
+        description="side of the network's input (pixels); null: 32 (cifar), 16 (digits), the arrays', 224",
+    )
+    test_per_class: Count = Field(70, description="digits: test images of each class (images)")
+    split_seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="digits: seed of the train/test split"
+    )
+    long_tail: LongTail | None = Field(None, description="null: as the source has it")
+    augment: Augment = Augment()
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="loader processes; null: 0 for images in memory, else up to 8, one a core"
+    )
+
+    @model_validator(mode="after")
+    def _list_goes_with_source_list(self) -> Self:
+        if (self.source == "list") != (self.list is not None):
+            raise ValueError("source: list and a file in list: go together")
+        return self
+
+
+class Projector(Section):
+    """Shape of the projection head; null takes the method's paper's."""
+
+    hidden: Count | None = Field(None, description="hidden width (features); null: the method's")
+    out: Count | None = Field(None, description="embedding width D; null: the method's")
+    layers: Annotated[int, Field(ge=2, le=4)] | None = Field(
+        None, description="linear layers; null: the method's"
+    )
+
+
+class Model(Section):
+    """Backbone and head."""
+
+    backbone: str = Field("resnet18", description="resnet18, resnet34, resnet50, or timm:NAME")
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar",
+        description="cifar: 3x3 stride 1 without pooling; imagenet: 7x7 stride 2 with pooling",
+    )
+    width: Positive = Field(1.0, description="multiplier of the channels of a ResNet")
+    projector: Projector = Projector()
+    batch_norm: Literal["global", "local"] = Field(
+        "global", description="statistics over the global batch, or over each process's own part"
+    )
+
+
+class Method(BaseModel):
+    """Name of a self-supervised method and its own keyword arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(description="a key of sslgh.methods.METHODS")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments, unchecked: the engine knows the class they belong to."""
+        return dict(self.model_extra or {})
+
+
+class Harmonize(Section):
+    """Geometric Harmonization (arXiv:2310.17622)."""
+
+    vertices: Annotated[int, Field(ge=2)] = Field(
+        100, description="K, vertices of the geometric uniform structure"
+    )
+    population: Literal["faiss", "prototypes"] = Field(
+        "faiss",
+        description="faiss: clusters of a bank of embeddings; prototypes: the paper's vertex scores",
+    )
+    classes: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="faiss: number of surrogate classes; null: found from the data"
+    )
+    clustering: Literal["groups", "kmeans"] = Field(
+        "groups",
+        description="faiss: groups of micro-clusters, or plain k-means (which splits the head)",
+    )
+    warmup_epochs: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="epochs of the plain method before GH; null: half of the run"
+    )
+    ramp_epochs: Count = Field(10, description="epochs over which the GH term grows to its weight")
+    refresh_every: Count = Field(20, description="epochs between two estimates of the prior")
+    weight: Annotated[float, Field(ge=0)] = Field(1.0, description="final weight of the GH term")
+    epsilon: Positive = Field(
+        0.05, description="entropic regularisation of Sinkhorn, 1/lambda of the paper"
+    )
+    temperature: Positive = Field(
+        0.1, description="gamma_GH, temperature of the geometric prediction"
+    )
+    iterations: Count = Field(300, description="Sinkhorn iterations")
+    tolerance: Positive | None = Field(
+        None, description="stop Sinkhorn at this L1 error of the marginal / N"
+    )
+    weight_power: Share = Field(
+        0.5, description="instance weight = prior^-power; 0: no reweighting (the paper)"
+    )
+    max_weight: Annotated[float, Field(gt=1)] = Field(
+        10.0, description="largest instance weight (the mean is 1)"
+    )
+    bank_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="faiss: EMA of a bank row"
+    )
+    warmup_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="prototypes: beta of the vertex scores during warm-up"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="prototypes: beta of the vertex scores after warm-up"
+    )
+    prior_floor: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="prototypes: samples added to every vertex (100 in the paper's ImageNet-LT code)",
+    )
+    align: bool = Field(
+        True, description="faiss: turn the vertices onto the groups before the first GH step"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _align_belongs_to_faiss(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("population") == "prototypes":
+            if values.get("align"):
+                raise ValueError(
+                    "align: true turns the vertices and makes stored scores meaningless; use population: faiss"
+                )
+            return values | {"align": False}
+        return values
+
+
+class Optim(Section):
+    """Optimiser and learning-rate schedule, a pure function of the step."""
+
+    name: Literal["sgd", "adamw", "lars"] = Field("sgd", description="optimiser")
+    lr: Positive = Field(0.5, description="peak learning rate, for the global batch as given")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and lars")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        5e-4, description="decoupled for adamw, L2 otherwise"
+    )
+    decay_all: bool = Field(
+        True, description="decay biases and norms too, as the GH code does; lars never does"
+    )
+    schedule: Literal["cosine", "gh-two-stage"] = Field(
+        "cosine", description="gh-two-stage: cosine lr to lr_mid until GH begins, then to lr_end"
+    )
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(
+        10, description="epochs of linear warm-up from 0"
+    )
+    lr_mid: Positive = Field(0.3, description="gh-two-stage: learning rate when GH begins")
+    lr_end: Annotated[float, Field(ge=0)] = Field(
+        1e-6, description="learning rate after the last step"
+    )
+    clip: Positive | None = Field(None, description="largest gradient norm; null: not clipped")
+
+
+class Train(Section):
+    """Length, batches, precision, checkpoints."""
+
+    epochs: Count = Field(1000, description="passes over the training set")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        512, description="global: images of one optimiser step"
+    )
+    drop_last: bool = Field(False, description="leave out the last, smaller batch of an epoch")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 autocasts the network; losses stay fp32"
+    )
+    channels_last: bool = Field(
+        True, description="memory layout of the convolutions; same mathematics"
+    )
+    accumulation: Count = Field(1, description="parts into which the batch of a step is cut")
+    allow_fewer_negatives: bool = Field(
+        False, description="accept that accumulation contrasts within a part of the batch only"
+    )
+    processes: Count | None = Field(
+        None, description="refuse to run on another number of processes; null: any"
+    )
+    checkpoint_every: Count = Field(10, description="epochs between two checkpoints")
+    keep_checkpoints: Count = Field(2, description="how many of the latest checkpoints stay")
+    log_every: Count = Field(10, description="steps between two lines of metrics.jsonl")
+
+
+class Probe(Section):
+    """One evaluation of the frozen backbone by a named protocol."""
+
+    protocol: ProtocolName = Field(description="see sslgh.evaluation.protocols")
+    objectives: tuple[Objective, ...] = Field(
+        ("ce", "la", "la-posthoc", "elm"),
+        min_length=1,
+        description="longtail: which objectives to train",
+    )
+    tau: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="longtail: strength of the logit adjustment"
+    )
+    seeds: Count = Field(
+        1, description="heads trained from different starts; mean and spread are reported"
+    )
+    neighbours: Count = Field(20, description="knn: neighbours that vote")
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="names the run"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="start of the weights, order and augmentation"
+    )
+    run_dir: UserPath | None = Field(None, description="run directory; null: runs/NAME")
+    data: Data
+    model: Model = Model()
+    method: Method
+    harmonize: Harmonize | None = Field(None, description="null: the plain method")
+    optim: Optim = Optim()
+    train: Train = Train()
+    probe: tuple[Probe, ...] = Field((), description="evaluations after pretraining")
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.run_dir or Path("runs") / self.name
+
+    @property
+    def gh_start(self) -> int | None:
+        """Epoch in which the GH term begins, or None for the plain method."""
+        if self.harmonize is None:
+            return None
+        warmup = self.harmonize.warmup_epochs
+        return self.train.epochs // 2 if warmup is None else warmup
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        last = self.train.epochs - 1
+        if self.gh_start is not None and self.gh_start > last:
+            raise ValueError(
+                f"harmonize.warmup_epochs is {self.gh_start}, but the run ends after epoch {last}"
+            )
+        if self.optim.warmup_epochs > self.train.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs is {self.optim.warmup_epochs}, but the run has {self.train.epochs} epochs"
+            )
+        if self.optim.schedule == "gh-two-stage":
+            self._two_stages_have_a_middle()
+        if self.train.batch_size % self.train.accumulation:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulation "
+                f"{self.train.accumulation}"
+            )
+        self._negatives_are_not_lost()
+        return self
+
+    def _two_stages_have_a_middle(self) -> None:
+        if self.gh_start is None:
+            raise ValueError(
+                "optim.schedule gh-two-stage needs harmonize:, whose warm-up ends its first stage"
+            )
+        if self.optim.warmup_epochs > self.gh_start:
+            raise ValueError(
+                f"optim.warmup_epochs is {self.optim.warmup_epochs}, after GH begins in epoch {self.gh_start}"
+            )
+
+    def _negatives_are_not_lost(self) -> None:
+        few = self.train.accumulation > 1 and not self.train.allow_fewer_negatives
+        if few and (self.method.name in IN_BATCH_NEGATIVES or self.harmonize):
+            raise ValueError(
+                f"train.accumulation {self.train.accumulation} would contrast within "
+                f"{self.train.batch_size // self.train.accumulation} images instead of {self.train.batch_size}; set "
+                "train.allow_fewer_negatives: true to accept that"
+            )

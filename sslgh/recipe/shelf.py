@@ -1,0 +1,36 @@
+"""The recipes that come with sslgh."""
+
+from pathlib import Path
+
+from sslgh.recipe.errors import RecipeError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shelf() -> Path:
+    """The folder of the recipes: of the working folder, the checkout, or the installed package.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    for folder in (Path("recipes"), PACKAGE.parent / "recipes", PACKAGE / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError("no recipes folder here and none installed; give the path of a recipe file")
+
+
+def recipe_files() -> list[Path]:
+    """All recipes of the shelf, sorted; settings of the launcher are not recipes."""
+    return sorted(path for path in shelf().glob("*/*.yaml") if path.parent.name != "accelerate")
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path, or by its name on the shelf such as digits-lt/simclr."""
+    path = Path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    try:
+        on_shelf = shelf() / f"{name}.yaml"
+    except RecipeError:
+        return path
+    return on_shelf if on_shelf.is_file() else path

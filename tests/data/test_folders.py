@@ -1,0 +1,176 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslgh.data import DataError, load_images, training_set
+from sslgh.data.folders import read_folder
+from sslgh.recipe.schema import Data
+
+
+def plant(root, *names):
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), 10 * i, dtype=np.uint8)).save(path)
+    return root
+
+
+def data(root, **more):
+    return Data(source="folder", root=root, **more)
+
+
+def test_class_folders_are_labels_in_sorted_order(tmp_path):
+    images = read_folder(
+        plant(tmp_path, "dog/1.png", "cat/2.png", "dog/deep/er/0.png", "cat/1.png")
+    )
+    assert images.class_names == ("cat", "dog")
+    assert images.names == ("cat/1.png", "cat/2.png", "dog/1.png", "dog/deep/er/0.png")
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert images.image(0).getpixel((0, 0)) == (30, 30, 30)
+
+
+@pytest.mark.parametrize(
+    "names", [("b.png", "a.png"), ("only/b.png", "only/a.png"), ("x/a.png", "y/b.png", "c.png")]
+)
+def test_any_other_tree_is_unlabelled(tmp_path, names):
+    images = read_folder(plant(tmp_path, *names))
+    assert images.labels is None
+    assert images.class_names == ()
+    assert images.names == tuple(sorted(names))
+
+
+def test_folders_without_an_image_are_no_classes(tmp_path):
+    plant(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "c").mkdir()
+    assert read_folder(tmp_path).class_names == ("a", "b")
+
+
+def test_extensions_are_known_in_any_case_and_other_files_are_ignored(tmp_path):
+    names = ["a.JPG", "b.jpeg", "c.Png", "d.webp", "e.bmp", "f.tif", "g.TIFF", "h.ppm", "i.gif"]
+    plant(tmp_path, *names)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "jpg").write_text("x")
+    images = read_folder(tmp_path)
+    assert images.names == tuple(sorted(names))
+    assert all(images.image(i).size == (6, 4) for i in range(len(names)))
+
+
+def test_hidden_files_and_folders_are_skipped(tmp_path):
+    plant(tmp_path, "a.png", ".b.png", ".hidden/c.png", "d/._e.png")
+    assert read_folder(tmp_path).names == ("a.png",)
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    root = plant(tmp_path / "root", "a/1.png", "b/2.png")
+    plant(tmp_path / "elsewhere", "3.png")
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "up").symlink_to(root)
+    (root / "b" / "across").symlink_to(root / "a")
+    (root / "itself").symlink_to(root / "itself")
+    assert read_folder(root).names == ("a/1.png", "b/2.png", "c/3.png")
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    plant(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"b\.png is no file"):
+        read_folder(tmp_path)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"holds no image; .*\.jpeg"):
+        training_set(data(tmp_path))
+
+
+def test_a_missing_root_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"data\.root .*gone is not a folder"):
+        training_set(data(tmp_path / "gone"))
+    with pytest.raises(DataError, match=r"data\.test_root .*gone is not a folder"):
+        training_set(data(plant(tmp_path, "a.png"), test_root=tmp_path / "gone"))
+
+
+def test_a_folder_that_must_not_be_listed_is_named(tmp_path, monkeypatch):
+    plant(tmp_path, "a/1.png")
+    scandir = os.scandir
+
+    def guarded(folder):
+        if folder == tmp_path / "a":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match="a cannot be listed"):
+        read_folder(tmp_path)
+
+
+def test_train_and_test_folders_are_splits(tmp_path):
+    plant(tmp_path, "train/a/1.png", "train/b/2.png", "test/b/3.png")
+    assert training_set(data(tmp_path)).names == ("a/1.png", "b/2.png")
+    test = load_images(data(tmp_path), "test")
+    assert test.names == ("b/3.png",)
+    assert test.class_names == ("a", "b")
+    assert test.labels.tolist() == [1]
+
+
+def test_a_class_called_train_does_not_hide_the_others(tmp_path):
+    plant(tmp_path, "train/1.png", "tram/2.png")
+    assert training_set(data(tmp_path)).class_names == ("train", "tram")
+    assert load_images(data(tmp_path), "test") is None
+
+
+def test_a_tree_with_train_and_val_has_no_test_set(tmp_path):
+    plant(tmp_path, "train/1.png", "val/2.png")
+    assert training_set(data(tmp_path)).names == ("1.png",)
+    assert load_images(data(tmp_path), "test") is None
+
+
+def test_a_given_test_root_goes_before_the_own_test_folder(tmp_path):
+    root = plant(tmp_path / "root", "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    other = plant(tmp_path / "other", "b/9.png")
+    assert load_images(data(root, test_root=other), "test").names == ("b/9.png",)
+
+
+def test_test_images_inside_the_root_are_not_trained_on(tmp_path):
+    plant(tmp_path, "a/1.png", "b/2.png", "held/a/3.png")
+    settings = data(tmp_path, test_root=tmp_path / "held")
+    assert training_set(settings).names == ("a/1.png", "b/2.png")
+    assert training_set(settings).class_names == ("a", "b")
+    assert load_images(settings, "test").labels.tolist() == [0]
+    with pytest.raises(DataError, match=r"is data\.root"):
+        training_set(data(tmp_path, test_root=tmp_path))
+
+
+def test_a_class_that_the_training_set_lacks_is_named(tmp_path):
+    plant(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png")
+    with pytest.raises(DataError, match=r"1 classes that the training set lacks \(first 'c'\)"):
+        load_images(data(tmp_path), "test")
+
+
+def test_a_flat_test_folder_does_not_fit_a_labelled_training_set(tmp_path):
+    plant(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png")
+    with pytest.raises(DataError, match="outside class folders"):
+        load_images(data(tmp_path), "test")
+
+
+def test_an_unlabelled_training_set_may_have_a_labelled_test_set(tmp_path):
+    plant(tmp_path, "train/1.png", "test/a/1.png", "test/b/1.png")
+    assert training_set(data(tmp_path)).labels is None
+    assert load_images(data(tmp_path), "test").class_names == ("a", "b")
+
+
+def test_long_tail_without_labels_is_an_error(tmp_path):
+    plant(tmp_path, "1.png")
+    with pytest.raises(DataError, match=r"has no labels; leave data\.long_tail out"):
+        training_set(data(tmp_path, long_tail={}))
+
+
+def test_the_order_does_not_depend_on_the_file_system(tmp_path):
+    names = [f"{c}/{i}.png" for c in "cab" for i in (2, 0, 1)] + ["a-b/0.png"]
+    first = read_folder(plant(tmp_path / "one", *names))
+    second = read_folder(plant(tmp_path / "two", *reversed(names)))
+    assert first.names == second.names
+    assert Path(first.names[3]).parts[0] == "a-b"

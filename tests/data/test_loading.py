@@ -1,0 +1,113 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslgh.data import BatchOrder, DataError, ImageSet, loading, render_views, view_loader
+from sslgh.data.views import TwoViews
+from sslgh.recipe.schema import Data
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+IMAGES = ImageSet(PIXELS, None, (), tuple(str(i) for i in range(20)))
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = tuple(tmp_path / f"{i:02}.png" for i in range(20))
+    for path, pixels in zip(paths, PIXELS, strict=True):
+        Image.fromarray(pixels).save(path)
+    return ImageSet(paths, None, (), tuple(path.name for path in paths))
+
+
+def data(workers=None):
+    return Data(source="arrays", workers=workers)
+
+
+def batches(images, workers, **order):
+    order = BatchOrder(20, 6, seed=3, epochs=2, **order)
+    return list(view_loader(images, data(workers), size=8, seed=3, order=order))
+
+
+def test_batches_hold_crops_draws_and_indices_in_the_given_order():
+    order = BatchOrder(20, 6, seed=3, epochs=2)
+    views = TwoViews(IMAGES, data().augment, size=8, seed=3)
+    given = batches(IMAGES, 0)
+    assert len(given) == len(order) == 8
+    for (crops, draws, index), keys in zip(given, order, strict=True):
+        assert index.tolist() == [i for _, i in keys]
+        assert torch.equal(crops, torch.stack([views[key][0] for key in keys]))
+        assert torch.equal(draws, torch.stack([views[key][1] for key in keys]))
+
+
+def test_workers_processes_and_resuming_do_not_change_a_view(files):
+    alone = batches(IMAGES, 0)
+    with_workers = batches(files, 2)
+    resumed = batches(files, 1, start=(1, 1))
+    shares = [batches(IMAGES, 0, rank=rank, world=2) for rank in range(2)]
+    gathered = [
+        [torch.cat(pair) for pair in zip(a, b, strict=True)] for a, b in zip(*shares, strict=True)
+    ]
+    for other, expected in ((with_workers, alone), (resumed, alone[5:]), (gathered, alone)):
+        assert len(other) == len(expected) > 0
+        for mine, theirs in zip(other, expected, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+
+
+def test_loading_leaves_the_global_generator_alone(files):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches(files, 1)
+    batches(IMAGES, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_render(files):
+    crops, draws, _ = batches(files, 0)[0]
+    views = render_views(crops, draws, data().augment)
+    assert [tuple(view.shape) for view in views] == [(6, 3, 8, 8)] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_one_sentence_from_workers_too(files, workers):
+    files.images[7].write_bytes(b"broken")
+    with pytest.raises(DataError) as error:
+        batches(files, workers)
+    assert str(error.value) == (
+        f"{files.images[7]} cannot be read as an image (not a known image format); repair it or take "
+        "it out of the data"
+    )
+
+
+def workers_of(images, order=None, size=8):
+    order = order or BatchOrder(20, 6, seed=0, epochs=1)
+    return view_loader(images, data(), size=size, seed=0, order=order).num_workers
+
+
+def test_images_in_memory_need_no_workers(files, monkeypatch):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert workers_of(IMAGES) == 0
+    assert workers_of(files) == 8
+
+
+def test_files_get_one_worker_a_core_shared_between_the_processes(files, monkeypatch):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: range(6), raising=False)
+    assert workers_of(files) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers_of(files) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "12")
+    assert workers_of(files) == 1
+
+
+def test_workers_are_as_many_as_shared_memory_holds(files, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr(loading, "SHARED_MEMORY", tmp_path)
+    usage = loading.shutil.disk_usage(tmp_path)._replace(free=64 * 2**20)
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: usage)
+    # 64 images x 2 views x 3 x 224 x 224 bytes, two batches ahead: 38.5 MB a worker
+    order = BatchOrder(200, 64, seed=0, epochs=1)
+    with caplog.at_level(logging.WARNING):
+        assert workers_of(files, order, size=224) == 0
+        assert workers_of(files, order, size=112) == 3
+    assert "room for the batches of 3 loader workers instead of 6" in caplog.text

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+from torchvision.transforms.v2 import functional as F
+
+from sslgh.data import ImageSet, Plain, TwoViews, Weak
+from sslgh.data.colour import NUM_DRAWS
+from sslgh.data.streams import ORDER, VIEWS, WEAK, stream
+from sslgh.recipe.schema import Augment
+
+N = 12
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 20, 20, 3), dtype=np.uint8)
+IMAGES = ImageSet(PIXELS, None, (), tuple(str(i) for i in range(N)))
+
+
+def two_views(seed=0, **augment):
+    return TwoViews(IMAGES, Augment(**augment), size=16, seed=seed)
+
+
+def same(a, b):
+    return all(
+        torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_an_item_has_two_crops_their_draws_and_the_index():
+    crops, draws, index = two_views()[3, 7]
+    assert crops.shape == (2, 3, 16, 16)
+    assert crops.dtype == torch.uint8
+    assert draws.shape == (2, NUM_DRAWS)
+    assert draws.dtype == torch.float32
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert index == 7
+    assert len(two_views()) == N
+
+
+def test_an_item_depends_on_seed_epoch_and_index_alone():
+    views = two_views()
+    first = views[3, 7]
+    _ = views[0, 0], np.random.default_rng().random()
+    torch.manual_seed(99)
+    assert same(views[3, 7], first)
+    assert same(two_views()[3, 7], first)
+
+
+def test_seed_epoch_index_and_view_each_change_the_draws():
+    items = [two_views()[0, 0], two_views()[1, 0], two_views()[0, 1], two_views(seed=1)[0, 0]]
+    draws = torch.cat([item[1] for item in items])
+    assert len(torch.unique(draws, dim=0)) == 8
+    assert not torch.equal(items[0][0][0], items[0][0][1])
+
+
+def test_purposes_do_not_share_a_stream():
+    values = {stream(0, purpose, 1, 1).random() for purpose in (ORDER, VIEWS, WEAK)}
+    assert len(values) == 3
+    swapped = {stream(0, VIEWS, 1, 2).random(), stream(0, VIEWS, 2, 1).random()}
+    assert len(swapped) == 2
+
+
+def test_streams_of_neighbouring_epochs_do_not_overlap():
+    draws = [stream(0, VIEWS, epoch, 0).random(100).tolist() for epoch in range(5)]
+    assert len({value for values in draws for value in values}) == 500
+
+
+def test_streams_are_the_same_on_every_machine_and_version():
+    # A change of these numbers changes every run: it belongs into the changelog.
+    drawn = stream(5, VIEWS, 2, 3).random(2, dtype=np.float32).tolist()
+    assert drawn == pytest.approx([0.7303707599639893, 0.9635338187217712])
+
+
+def test_draws_are_uniform():
+    draws = torch.cat([two_views()[epoch, i][1] for epoch in range(60) for i in range(N)])
+    assert (draws.mean(dim=0) - 0.5).abs().max() < 4.5 / np.sqrt(12 * len(draws))
+    assert torch.allclose(draws.var(dim=0), torch.full((NUM_DRAWS,), 1 / 12), rtol=0.1)
+    correlation = torch.corrcoef(draws.T) - torch.eye(NUM_DRAWS)
+    assert correlation.abs().max() < 4.5 / np.sqrt(len(draws))
+
+
+def test_the_crop_follows_the_recipe():
+    whole = two_views(crop_scale=(1, 1), crop_ratio=(1, 1))[0, 5][0]
+    expected = F.resize(IMAGES.image(5), [16, 16])
+    assert np.array_equal(whole[0].permute(1, 2, 0), np.asarray(expected))
+    assert torch.equal(whole[0], whole[1])
+    bicubic = two_views(crop_scale=(1, 1), crop_ratio=(1, 1), interpolation="bicubic")[0, 5][0]
+    assert not torch.equal(whole, bicubic)
+
+
+def test_items_collate_to_a_batch():
+    crops, draws, index = default_collate([two_views()[0, i] for i in (4, 2)])
+    assert crops.shape == (2, 2, 3, 16, 16)
+    assert draws.shape == (2, 2, NUM_DRAWS)
+    assert index.tolist() == [4, 2]
+    assert index.dtype == torch.int64
+
+
+def test_plain_leaves_images_of_the_right_size_alone():
+    image, index = Plain(IMAGES, size=20)[3]
+    assert np.array_equal(image.permute(1, 2, 0), PIXELS[3])
+    assert index == 3
+    assert len(Plain(IMAGES, size=20)) == N
+
+
+def test_plain_cuts_other_images_to_the_centre():
+    image, _ = Plain(IMAGES, size=14)[3]
+    expected = F.center_crop(F.resize(IMAGES.image(3), [16]), [14])
+    assert np.array_equal(image.permute(1, 2, 0), np.asarray(expected))
+
+
+def test_a_weak_view_is_a_shift_of_at_most_four_pixels_with_zeros_and_a_flip():
+    found = set()
+    for seed in range(40):
+        for i in range(N):
+            view, index = Weak(IMAGES, size=20, seed=seed)[i]
+            assert index == i
+            found.add(_shift(view.numpy(), PIXELS[i].transpose(2, 0, 1)))
+    assert {y for y, _, _ in found} == {x for _, x, _ in found} == set(range(9))
+    assert {flip for _, _, flip in found} == {True, False}
+
+
+def test_a_seed_gives_every_image_a_weak_view_of_its_own():
+    views = Weak(IMAGES, size=20, seed=0)
+    shifts = {_shift(views[i][0].numpy(), PIXELS[i].transpose(2, 0, 1)) for i in range(N)}
+    assert len(shifts) > N // 2
+
+
+def _shift(view, image):
+    padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
+    for flip in (False, True):
+        upright = view[..., ::-1] if flip else view
+        for y in range(9):
+            for x in range(9):
+                if np.array_equal(padded[:, y : y + 20, x : x + 20], upright):
+                    return y, x, flip
+    raise AssertionError("no shift explains this view")
+
+
+def test_a_weak_view_is_drawn_once():
+    a, b = Weak(IMAGES, size=20, seed=1), Weak(IMAGES, size=20, seed=1)
+    assert same(a[2], b[2])
+    assert same(a[2], a[2])
+    assert not same(a[2], Weak(IMAGES, size=20, seed=2)[2])
+
+
+def test_a_weak_view_of_a_large_image_is_a_resized_crop():
+    views = torch.stack([Weak(IMAGES, size=80, seed=seed)[0][0] for seed in range(20)])
+    assert views.shape == (20, 3, 80, 80)
+    border = torch.cat([views[..., 0], views[..., -1]])
+    assert (border == 0).float().mean() < 0.05  # no zero padding
+    assert len(torch.unique(views.flatten(1), dim=0)) == 20

@@ -1,0 +1,249 @@
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from sslgh.data import DataError
+from sslgh.evaluation import (
+    PROTOCOLS,
+    cached_features,
+    check_probes,
+    probe_backbone,
+    probe_features,
+    read_results,
+)
+from sslgh.evaluation.protocols import labelled_images, training_images
+from sslgh.evaluation.results import write_results
+from sslgh.functional.tightness import class_tightness
+from sslgh.recipe.schema import Probe, Recipe
+
+DIGITS = {"source": "digits", "long_tail": {"imbalance": 20, "max_per_class": 100}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Two threads wait for each other in many small products when the machine is busy.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def recipe(*probes, data=None):
+    return Recipe.model_validate(
+        {"name": "r", "data": data or DIGITS, "method": {"name": "simclr"}, "probe": probes}
+    )
+
+
+def random_convolution():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 48, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()
+    )
+
+
+def blobs(counts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    centres = torch.randn(len(counts), 6, generator=torch.Generator().manual_seed(7))
+    return centres[labels] + 0.8 * torch.randn(len(labels), 6, generator=generator), labels
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Digits under every protocol that fits them, with a random convolution as backbone."""
+    folder = tmp_path_factory.mktemp("run")
+    probes = ({"protocol": "longtail", "seeds": 2}, {"protocol": "knn"}, {"protocol": "gh-50shot"})
+    results = probe_backbone(
+        random_convolution(), recipe(*probes), directory=folder, accelerator=Accelerator(cpu=True)
+    )
+    return folder, {result.protocol: result for result in results}
+
+
+def test_adjustment_lifts_the_balanced_accuracy_of_digits(digits):
+    scores = digits[1]["longtail"].scores
+    average = {name: entry.metrics["thirds"]["average"].mean for name, entry in scores.items()}
+    assert list(average) == ["ce", "la", "la-posthoc", "elm"]
+    assert average["ce"] < min(average["la"], average["la-posthoc"], average["elm"])
+
+
+def test_groups_are_those_of_pretraining_whatever_the_heads_had(digits):
+    for result in digits[1].values():
+        assert result.group_counts[0] == 100
+        assert result.group_counts[-1] == 5
+    assert digits[1]["gh-50shot"].train_counts == [50] * 10
+    assert digits[1]["longtail"].train_counts == digits[1]["longtail"].group_counts
+    thresholds = digits[1]["gh-50shot"].scores["ce"].metrics["thresholds"]
+    assert thresholds["many"] is None
+    assert thresholds["few"] is not None
+
+
+def test_the_files_say_what_the_results_say(digits):
+    folder, results = digits
+    assert {result.protocol: result for result in read_results(folder)} == results
+    content = json.loads((folder / "probe" / "longtail.json").read_text())
+    assert content["settings"]["heads"]["epochs"] == 40
+    assert content["settings"]["embedding_weight"] == 0.35
+    assert content["settings"]["tau"] == 1.0
+    assert content["version"] == 1
+    assert content["std_ddof"] == 1
+
+
+def test_spread_is_over_seeds_and_absent_for_one(digits):
+    several = digits[1]["longtail"].scores["ce"].metrics["thirds"]["few"]
+    assert several.std is not None
+    assert digits[1]["gh-50shot"].scores["ce"].metrics["thirds"]["few"].std is None
+
+
+def test_the_embedding_layer_s_tightness_stands_beside_that_of_the_features(digits):
+    result = digits[1]["longtail"]
+    assert set(result.tightness) == {"train", "test"}
+    assert set(result.tightness["test"]["thirds"]) == {"many", "medium", "few", "average"}
+    assert result.scores["la"].tightness is None
+    assert result.scores["elm"].tightness["test"]["thirds"]["few"] > 0
+
+
+def test_the_second_probe_of_a_protocol_gets_a_number(tmp_path, digits):
+    knn = digits[1]["knn"]
+    write_results([knn, digits[1]["longtail"], knn], tmp_path)
+    names = sorted(path.name for path in (tmp_path / "probe").iterdir())
+    assert names == ["knn-2.json", "knn.json", "longtail.json"]
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path):
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "knn.json").write_text('{"protocol": "knn"}')
+    with pytest.raises(ValueError, match=r"knn\.json is not the result of a probe"):
+        read_results(tmp_path)
+
+
+def test_neighbours_of_features_agree_with_scikit_learn(tmp_path):
+    (train, labels), (test, truth) = blobs([60, 30, 10], 0), blobs([400] * 3, 1)
+    probe = Probe(protocol="knn", neighbours=40)
+    (result,) = probe_features(train, labels, test, truth, [probe], directory=tmp_path)
+    weighted, equal = (
+        KNeighborsClassifier(40, metric="cosine", weights=weights)
+        .fit(train.numpy(), labels.numpy())
+        .predict(test.numpy())
+        for weights in (lambda distance: np.exp((1 - distance) / 0.1), "uniform")
+    )
+    average = result.scores["knn"].metrics["thirds"]["average"].mean
+    assert average == pytest.approx(balanced_accuracy_score(truth, weighted))
+    assert average != pytest.approx(balanced_accuracy_score(truth, equal))
+
+
+def test_the_paper_s_protocols_train_on_weak_views_and_the_others_on_plain_ones(digits):
+    folder, _ = digits
+    images = labelled_images(recipe().data)
+    files = set((folder / "features").iterdir())
+    assert len(files) == 3  # the test set, the long-tailed images, the shots
+    expected = [
+        (images.test, False),
+        (images.longtail, False),
+        (training_images(PROTOCOLS["gh-50shot"], images), True),
+    ]
+    for part, weak in expected:
+        cached_features(
+            random_convolution(),
+            part,
+            size=16,
+            weak=weak,
+            directory=folder,
+            accelerator=Accelerator(cpu=True),
+        )
+    assert set((folder / "features").iterdir()) == files
+
+
+def test_tightness_of_a_group_is_the_mean_of_its_classes(tmp_path):
+    (train, labels), (test, truth) = blobs([200, 150, 30, 10], 0), blobs([40] * 4, 1)
+    probe = Probe(protocol="knn")
+    (result,) = probe_features(train, labels, test, truth, [probe], directory=tmp_path)
+    expected = class_tightness(test, truth, 4)
+    got = result.tightness["test"]["thresholds"]
+    assert got["many"] == pytest.approx(expected[:2].mean().item())
+    assert got["few"] == pytest.approx(expected[3].item())
+    assert got["average"] == pytest.approx(expected.mean().item())
+
+
+def test_given_counts_decide_the_groups(tmp_path):
+    (train, labels), (test, truth) = blobs([30, 30, 30], 0), blobs([20] * 3, 1)
+    (result,) = probe_features(
+        train,
+        labels,
+        test,
+        truth,
+        [Probe(protocol="knn")],
+        directory=tmp_path,
+        class_counts=torch.tensor([5, 50, 500]),
+    )
+    accuracy = result.scores["knn"].class_accuracy
+    groups = result.scores["knn"].metrics["thresholds"]
+    assert [groups[name].mean for name in ("few", "medium", "many")] == pytest.approx(accuracy)
+
+
+def test_a_test_class_that_was_never_trained_counts_as_missed(tmp_path):
+    (train, labels), (test, truth) = blobs([30, 30], 0), blobs([20, 20, 20], 1)
+    probe = Probe(protocol="longtail", objectives=("la",))
+    (result,) = probe_features(train, labels, test, truth, [probe], directory=tmp_path)
+    assert result.scores["la"].class_accuracy[2] == 0
+
+
+def test_probes_are_refused_before_any_feature_is_extracted(tmp_path):
+    probes = ({"protocol": "knn"}, {"protocol": "gh-100shot"})
+    data = DIGITS | {"test_per_class": 100}
+    data = data | {"long_tail": {"imbalance": 5, "max_per_class": 50}}
+    with pytest.raises(DataError, match="gh-100shot needs 100 training images"):
+        check_probes(recipe(data=data).data, recipe(*probes).probe)
+    with pytest.raises(DataError, match="gh-100shot needs 100 training images"):
+        probe_backbone(
+            random_convolution(),
+            recipe(*probes, data=data),
+            directory=tmp_path,
+            accelerator=Accelerator(cpu=True),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_neighbours_than_images_are_refused():
+    probes = recipe({"protocol": "knn", "neighbours": 10_000}).probe
+    with pytest.raises(DataError, match="10000 neighbours to vote, but there are 335"):
+        check_probes(recipe().data, probes)
+
+
+def on_processes(folder):
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    # What a launcher sets; the process group itself is already there.
+    launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    launcher |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+    os.environ.update({name: str(value) for name, value in launcher.items()})
+    try:
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == world
+        probes = recipe({"protocol": "knn"}, {"protocol": "longtail", "objectives": ["la"]})
+        settings = {"directory": Path(folder), "accelerator": accelerator}
+        # The second time every process must find the main one's cache.
+        return [
+            [asdict(r) for r in probe_backbone(random_convolution(), probes, **settings)]
+            for _ in range(2)
+        ]
+    finally:
+        for name in launcher:
+            del os.environ[name]
+
+
+def test_every_process_gets_the_results_of_the_main_one(two_processes, digits, tmp_path):
+    answers = two_processes(on_processes, str(tmp_path))
+    assert len(answers) == 2
+    assert answers[0] == answers[1]
+    first, second = answers[0]
+    assert first == second
+    alone = digits[1]["knn"].scores["knn"].class_accuracy
+    assert first[0]["scores"]["knn"]["class_accuracy"] == pytest.approx(alone)

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+
+from sslgh.evaluation import comparison_table
+from sslgh.evaluation.results import METRICS, Result, Scores, Spread
+
+
+def spread(mean, std=None):
+    return Spread(mean, std)
+
+
+def scores(average, std=None):
+    metrics = {name: spread(average, std) for name in METRICS} | {
+        "balanced_error": spread(1 - average, std)
+    }
+    return Scores({"thresholds": metrics, "thirds": metrics | {"few": spread(0.111)}}, [average])
+
+
+def result(average=0.5, *, counts=(500, 300, 50, 5), std=None, seeds=1, names=("ce", "la")):
+    return Result(
+        protocol="longtail",
+        version=3,
+        summary="a line",
+        settings={"seeds": seeds},
+        class_names=[str(c) for c in counts],
+        group_counts=list(counts),
+        train_counts=list(counts),
+        test_counts=[10] * len(counts),
+        scores={name: scores(average, std) for name in names},
+        tightness={},
+    )
+
+
+def test_the_head_says_protocol_version_groups_counts_and_ddof():
+    head = "\n".join(comparison_table([("run", [result()])]).splitlines()[:4])
+    for part in (
+        "longtail v3: a line",
+        "pretraining images, 500 to 5 a class",
+        "many over 100, medium 20 to 100, few under 20",
+        "2 many, 1 medium, 1 few",
+        "ddof 1",
+        "percent",
+    ):
+        assert part in head
+
+
+def test_runs_to_compare_stand_under_each_other():
+    table = comparison_table([("simclr", [result(0.5)]), ("gh", [result(0.625)])])
+    rows = [line.split() for line in table.splitlines()[5:]]
+    assert rows == [
+        ["ce", "simclr", "50.0", "50.0", "50.0", "50.0", "50.0", "50.0"],
+        ["gh", "62.5", "62.5", "62.5", "62.5", "62.5", "37.5"],
+        ["la", "simclr", "50.0", "50.0", "50.0", "50.0", "50.0", "50.0"],
+        ["gh", "62.5", "62.5", "62.5", "62.5", "62.5", "37.5"],
+    ]
+
+
+def test_the_spread_over_seeds_is_shown_where_there_are_several():
+    table = comparison_table([("run", [result(std=0.0123, seeds=3)])])
+    assert "50.0±1.2" in table
+    assert "mean±std of 3 seeds" in table
+    assert "±" not in comparison_table([("run", [result()])])
+
+
+def test_thresholds_that_leave_a_group_empty_give_way_to_thirds_and_say_so():
+    table = comparison_table([("run", [result(counts=(500, 300, 200, 50))])])
+    assert "groups by thirds" in table
+    assert "thresholds leave few empty" in table
+    assert "11.1" in table
+    assert "thirds" not in comparison_table([("run", [result()])])
+
+
+def test_thirds_can_be_asked_for():
+    table = comparison_table([("run", [result()])], convention="thirds")
+    assert "groups by thirds" in table
+    assert "leave" not in table
+
+
+def test_what_is_not_known_is_a_dash():
+    blank = result(names=("ce",))
+    metrics = blank.scores["ce"].metrics["thresholds"] | {"few": None, "std": None}
+    blank = replace(blank, scores={"ce": Scores({"thresholds": metrics, "thirds": {}}, [])})
+    assert comparison_table([("run", [blank])]).splitlines()[-1].split()[4:6] == ["-", "-"]
+
+
+@pytest.mark.parametrize("convention", ["thresholds", "thirds"])
+@pytest.mark.parametrize("classes", [4, 1000])
+def test_no_line_is_longer_than_100_characters_and_long_names_stay_apart(convention, classes):
+    counts = tuple(range(5, 5 + classes))
+    names = [f"cifar100-lt-imbalance-100-simclr-harmonized-by-{end}" for end in ("faiss", "none")]
+    entry = result(0.12345, counts=counts, std=0.1234, seeds=3, names=("la-posthoc", "elm"))
+    table = comparison_table([(name, [entry]) for name in names], convention=convention)
+    assert max(map(len, table.splitlines())) <= 100
+    assert "faiss" in table
+    assert "none" in table
+
+
+def test_numbers_that_do_not_compare_get_sections_of_their_own():
+    old = result()
+    runs = [
+        ("a", [old]),
+        ("b", [replace(old, version=4)]),
+        ("c", [replace(old, group_counts=[900, 300, 50, 5])]),
+    ]
+    assert len(comparison_table(runs).split("\n\n")) == 3
+
+
+def test_no_results_make_an_empty_table():
+    assert comparison_table([]) == ""

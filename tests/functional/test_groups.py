@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
+
+from sslgh.functional.groups import class_accuracy, group_metrics, shot_groups
+
+CIFAR100_LT = torch.tensor([int(500 * 0.01 ** (c / 99)) for c in range(100)])
+CIFAR10_LT = torch.tensor([int(5000 * 0.01 ** (c / 9)) for c in range(10)])
+
+
+def sizes(groups):
+    return [int(groups[name].sum()) for name in ("many", "medium", "few")]
+
+
+def test_class_accuracy_is_the_recall_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    labels, predictions = (torch.randint(7, (300,), generator=generator) for _ in range(2))
+    expected = recall_score(labels, predictions, average=None)
+    np.testing.assert_allclose(class_accuracy(predictions, labels, 7), expected)
+
+
+def test_the_thresholds_give_the_published_groups_of_cifar():
+    assert sizes(shot_groups(CIFAR100_LT)) == [35, 35, 30]
+    assert sizes(shot_groups(CIFAR10_LT)) == [8, 2, 0]
+
+
+def test_the_ends_of_medium_belong_to_medium():
+    groups = shot_groups(torch.tensor([101, 100, 20, 19, 0]))
+    assert groups["many"].tolist() == [True, False, False, False, False]
+    assert groups["medium"].tolist() == [False, True, True, False, False]
+    assert groups["few"].tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"), [(100, [34, 33, 33]), (10, [4, 3, 3]), (11, [4, 4, 3]), (2, [1, 1, 0])]
+)
+def test_thirds_differ_by_one_class_at_most(classes, expected):
+    assert sizes(shot_groups(torch.arange(classes), convention="thirds")) == expected
+
+
+def test_thirds_go_by_size_and_equal_sizes_by_label():
+    groups = shot_groups(torch.tensor([5, 9, 5, 5, 7, 5]), convention="thirds")
+    assert groups["many"].nonzero().flatten().tolist() == [1, 4]
+    assert groups["medium"].nonzero().flatten().tolist() == [0, 2]
+    assert groups["few"].nonzero().flatten().tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("convention", ["thresholds", "thirds"])
+def test_every_class_is_in_exactly_one_group(convention):
+    counts = torch.randint(0, 200, (57,), generator=torch.Generator().manual_seed(1))
+    groups = shot_groups(counts, convention=convention)
+    assert torch.stack(list(groups.values())).sum(0).eq(1).all()
+
+
+def test_average_and_accuracy_are_those_of_scikit_learn():
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.cat([torch.arange(5), torch.randint(5, (195,), generator=generator) ** 2 % 5])
+    predictions = torch.where(torch.rand(200, generator=generator) < 0.6, labels, labels.flip(0))
+    result = group_metrics(
+        class_accuracy(predictions, labels, 5),
+        shot_groups(torch.tensor([300, 150, 60, 10, 5])),
+        test_counts=torch.bincount(labels, minlength=5),
+    )
+    assert result["average"] == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert result["balanced_error"] == pytest.approx(
+        1 - balanced_accuracy_score(labels, predictions)
+    )
+    assert result["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+
+
+def test_groups_and_std_agree_with_a_hand_calculation():
+    accuracy = torch.tensor([0.9, 0.7, 0.6, 0.2, 0.4, 0.0])
+    groups = shot_groups(torch.tensor([500, 400, 50, 5, 4, 3]))
+    result = group_metrics(accuracy, groups, test_counts=torch.full((6,), 10))
+    assert [result[name] for name in ("many", "medium", "few")] == pytest.approx([0.8, 0.6, 0.2])
+    # Deviations from 8/15 are 4/15, 1/15 and -5/15: squares sum to 42/225, over 2 degrees of freedom.
+    assert result["std"] == pytest.approx(math.sqrt(42 / 225 / 2))
+    assert result["average"] == pytest.approx(2.8 / 6)
+
+
+def test_an_empty_group_has_no_mean_and_leaves_no_std():
+    result = group_metrics(
+        torch.full((10,), 0.5), shot_groups(CIFAR10_LT), test_counts=torch.full((10,), 100)
+    )
+    assert result["few"] is None
+    assert result["std"] is None
+    assert result["many"] == result["average"] == 0.5
+
+
+def test_a_class_without_test_images_counts_nowhere():
+    accuracy = class_accuracy(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0]), 2)
+    result = group_metrics(
+        accuracy, shot_groups(torch.tensor([200, 5])), test_counts=torch.tensor([3, 0])
+    )
+    assert result["few"] is None
+    assert result["average"] == result["accuracy"] == result["many"] == pytest.approx(2 / 3)
+
+
+def test_impossible_arguments_are_named():
+    with pytest.raises(ValueError, match=r"share a shape \(N,\), got \(3,\) and \(2,\)"):
+        class_accuracy(torch.zeros(3), torch.zeros(2), 2)
+    with pytest.raises(ValueError, match="'thresholds' or 'thirds', got 'halves'"):
+        shot_groups(torch.ones(3), convention="halves")
+    with pytest.raises(ValueError, match=r"counts must be \(C,\)"):
+        shot_groups(torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"got \(3,\) and \(2,\)"):
+        group_metrics(torch.ones(3), {}, test_counts=torch.ones(2))

@@ -1,0 +1,374 @@
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslgh.functional import harmonization_loss, nt_xent, simplex_etf, vertex_scores
+from sslgh.harmonize import GeometricHarmonizer
+
+SIZES = (400, 120, 40)
+
+
+def population(seed: int = 0, dim: int = 16, noise: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Embeddings around three orthogonal directions, 400, 120 and 40 of them, shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(SIZES))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    z = torch.eye(dim)[labels] + noise * torch.randn(len(labels), dim, generator=generator)
+    return z, labels
+
+
+def fed(harmonizer: GeometricHarmonizer, z: Tensor, batch: int = 56) -> GeometricHarmonizer:
+    for index in torch.arange(len(z)).split(batch):
+        harmonizer.observe(5 * z[index], index)
+    return harmonizer
+
+
+def make(**settings) -> GeometricHarmonizer:
+    defaults = {"num_vertices": 8, "warmup_epochs": 2, "ramp_epochs": 4, "refresh_every": 3}
+    return GeometricHarmonizer(sum(SIZES), 16, **(defaults | settings))
+
+
+def test_the_weight_of_the_term_is_zero_in_warmup_then_ramps_then_stays() -> None:
+    harmonizer = make(weight=2.0)
+    scales = []
+    for epoch in range(8):
+        harmonizer.begin_epoch(epoch)
+        scales.append(harmonizer.scale)
+    assert scales == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_the_term_in_warmup_is_zero_and_afterwards_the_scaled_loss() -> None:
+    harmonizer, (z, _) = make(), population()
+    z1, z2 = z[:50], z[50:100]
+    harmonizer.begin_epoch(2)
+    assert harmonizer(z1, z2) == 0
+    harmonizer.begin_epoch(4)
+    expected = harmonization_loss(z1, z2, harmonizer.vertices, harmonizer.prior)
+    torch.testing.assert_close(harmonizer(z1, z2), 0.5 * expected)
+
+
+def test_refreshes_fall_at_the_end_of_warmup_and_then_every_so_often() -> None:
+    harmonizer, (z, _) = make(), population()
+    epochs = []
+    for epoch in range(10):
+        harmonizer.begin_epoch(epoch)
+        if harmonizer.last_refresh is not None and harmonizer.last_refresh.epoch == epoch:
+            epochs.append(epoch)
+        fed(harmonizer, z)
+    assert epochs == [2, 5, 8]
+
+
+def test_without_warmup_the_first_refresh_waits_until_something_was_seen() -> None:
+    harmonizer, (z, _) = make(warmup_epochs=0), population()
+    harmonizer.begin_epoch(0)
+    assert harmonizer.last_refresh is None
+    torch.testing.assert_close(harmonizer.prior, torch.full((8,), 1 / 8))
+    fed(harmonizer, z).begin_epoch(1)
+    assert harmonizer.last_refresh is not None
+
+
+def test_beginning_an_epoch_again_changes_nothing() -> None:
+    harmonizer, (z, _) = make(), population()
+    fed(harmonizer, z).begin_epoch(2)
+    before = {name: buffer.clone() for name, buffer in harmonizer.state_dict().items()}
+    fed(harmonizer, z.flip(0))  # the bank moves on within the epoch
+    harmonizer.begin_epoch(2)
+    for name in ("labels", "prior", "vertices", "instance_weight"):
+        assert torch.equal(harmonizer.state_dict()[name], before[name])
+
+
+def test_beginning_an_epoch_again_does_not_catch_up_on_a_refresh() -> None:
+    """A resume in the middle of an epoch at whose start nothing had been seen yet."""
+    harmonizer = make(warmup_epochs=0)
+    harmonizer.begin_epoch(0)
+    fed(harmonizer, population()[0]).begin_epoch(0)
+    assert harmonizer.last_refresh is None
+
+
+def test_faiss_finds_the_shares_of_the_population_with_vertices_to_spare() -> None:
+    harmonizer, (z, labels) = make(), population()
+    fed(harmonizer, z).begin_epoch(2)
+    shares = harmonizer.prior[harmonizer.prior > 0].sort(descending=True).values
+    torch.testing.assert_close(shares, torch.tensor(SIZES) / sum(SIZES), rtol=0, atol=0.01)
+    for surrogate in harmonizer.labels.unique():
+        assert len(labels[harmonizer.labels == surrogate].unique()) == 1
+
+
+def test_kmeans_splits_the_head_where_groups_do_not() -> None:
+    z, _ = population()
+    largest = {}
+    for clustering in ("groups", "kmeans"):
+        harmonizer = fed(make(num_vertices=3, clustering=clustering), z)
+        harmonizer.begin_epoch(2)
+        largest[clustering] = float(harmonizer.prior.max())
+    assert abs(largest["groups"] - 400 / 560) < 0.03
+    assert largest["kmeans"] < 400 / 560 - 0.2
+
+
+def test_alignment_turns_the_vertices_once_and_keeps_their_angles() -> None:
+    harmonizer, (z, _) = make(refresh_every=1), population()
+    before = harmonizer.vertices.clone()
+    fed(harmonizer, z).begin_epoch(2)
+    turned = harmonizer.vertices.clone()
+    assert not torch.allclose(turned, before, atol=0.1)
+    torch.testing.assert_close(turned @ turned.T, before @ before.T, rtol=0, atol=1e-5)
+    for _ in range(6):
+        fed(harmonizer, z.roll(1, dims=1))
+    harmonizer.begin_epoch(3)  # no step has pulled yet, but once is enough
+    assert harmonizer.last_refresh.epoch == 3
+    assert torch.equal(harmonizer.vertices, turned)
+
+
+def test_without_alignment_the_vertices_stay() -> None:
+    harmonizer, (z, _) = make(align=False), population()
+    before = harmonizer.vertices.clone()
+    fed(harmonizer, z).begin_epoch(2)
+    assert torch.equal(harmonizer.vertices, before)
+
+
+def test_weights_have_mean_one_favour_rare_labels_and_start_as_ones() -> None:
+    harmonizer, (z, labels) = make(weight_power=0.5), population()
+    everyone = torch.arange(len(z))
+    assert torch.equal(harmonizer.weights(everyone), torch.ones(len(z)))
+    fed(harmonizer, z).begin_epoch(2)
+    weights = harmonizer.weights(everyone)
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+    means = [float(weights[labels == y].mean()) for y in range(3)]
+    expected = torch.tensor(SIZES).float().rsqrt()
+    expected = expected * sum(SIZES) / (expected * torch.tensor(SIZES)).sum()
+    torch.testing.assert_close(torch.tensor(means), expected, rtol=0.05, atol=0)
+
+
+def test_power_zero_turns_reweighting_off() -> None:
+    harmonizer, (z, _) = make(weight_power=0.0), population()
+    fed(harmonizer, z).begin_epoch(2)
+    assert torch.equal(harmonizer.weights(torch.arange(len(z))), torch.ones(len(z)))
+
+
+def test_samples_never_seen_keep_weight_one_and_enter_no_share() -> None:
+    harmonizer, (z, labels) = make(), population()
+    known = (labels != 0).nonzero().squeeze(1)
+    harmonizer.observe(z[known], known)
+    harmonizer.begin_epoch(2)
+    hidden = labels == 0
+    assert (harmonizer.labels[hidden] == -1).all()
+    assert (harmonizer.weights(hidden.nonzero().squeeze(1)) == 1).all()
+    shares = harmonizer.prior[harmonizer.prior > 0].sort(descending=True).values
+    torch.testing.assert_close(shares, torch.tensor([0.75, 0.25]), rtol=0, atol=0.01)
+
+
+def around_vertices(harmonizer: GeometricHarmonizer, counts: list[int]) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    noise = 0.1 * torch.randn(len(labels), 16, generator=generator)
+    return harmonizer.vertices[labels] + noise
+
+
+def test_prototypes_find_the_shares_of_embeddings_around_their_vertices() -> None:
+    counts = [300, 150, 60, 30, 20, 0, 0, 0]
+    harmonizer = make(population="prototypes")
+    z = around_vertices(harmonizer, counts)
+    fed(harmonizer, z).begin_epoch(2)
+    torch.testing.assert_close(harmonizer.prior, torch.tensor(counts) / 560, rtol=0, atol=0.01)
+
+
+def test_prototypes_average_scores_with_one_beta_in_warmup_and_another_after() -> None:
+    harmonizer = make(population="prototypes", warmup_momentum=0.9, momentum=0.5)
+    z, index = population()[0], torch.arange(560)
+    harmonizer.begin_epoch(0)
+    harmonizer.observe(z, index)
+    harmonizer.observe(-z, index)
+    t = vertex_scores(z, harmonizer.vertices)
+    torch.testing.assert_close(harmonizer.population.memory.rows, 0.8 * t)
+    harmonizer.begin_epoch(2)
+    harmonizer.observe(-z, index)
+    torch.testing.assert_close(harmonizer.population.memory.rows, -0.1 * t)
+
+
+def test_the_prior_floor_counts_for_every_vertex() -> None:
+    harmonizer = make(population="prototypes", prior_floor=10)
+    counts = [400, 160, 0, 0, 0, 0, 0, 0]
+    z = around_vertices(harmonizer, counts)
+    fed(harmonizer, z).begin_epoch(2)
+    torch.testing.assert_close(
+        harmonizer.prior, (torch.tensor(counts) + 10) / 640, rtol=0, atol=0.01
+    )
+
+
+@pytest.mark.parametrize("kind", ["faiss", "prototypes"])
+def test_state_goes_through_a_file_and_the_copy_goes_on_alike(kind) -> None:
+    harmonizer, (z, _) = make(population=kind), population()
+    harmonizer.begin_epoch(2)
+    fed(harmonizer, z).begin_epoch(3)
+    file = io.BytesIO()
+    torch.save(harmonizer.state_dict(), file)
+    file.seek(0)
+    copy = make(population=kind)
+    copy.vertices.fill_(torch.nan)  # comes from the file
+    copy.load_state_dict(torch.load(file, weights_only=True))
+    for each in (harmonizer, copy):
+        each.begin_epoch(3)
+        fed(each, 2 * z.flip(0)).begin_epoch(6)
+    for name, buffer in harmonizer.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], buffer), name
+
+
+def test_it_has_no_parameters_and_all_its_state_is_in_buffers() -> None:
+    harmonizer = make()
+    assert list(harmonizer.parameters()) == []
+    assert {"vertices", "prior", "labels", "instance_weight"} <= set(harmonizer.state_dict())
+
+
+def test_observing_keeps_no_graph() -> None:
+    harmonizer, (z, _) = make(), population()
+    harmonizer.observe(z.requires_grad_(), torch.arange(560))
+    assert not harmonizer.population.memory.rows.requires_grad
+
+
+def test_nothing_is_read_from_uninitialised_memory() -> None:
+    first, second = make(population="prototypes"), make(population="prototypes")
+    for name, buffer in first.state_dict().items():
+        assert torch.equal(buffer, second.state_dict()[name])
+        assert buffer.isfinite().all()
+
+
+def test_gradient_descent_on_the_term_spreads_rare_classes_that_had_collapsed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor([300, 100, 30, 15, 15]))
+    # 4 dimensions are the span of 5 vertices: GH does not see what lies outside it.
+    centres = torch.randn(5, 4, generator=generator)
+    centres[3:] = centres[2] + 0.6 * torch.randn(2, 4, generator=generator)
+    z = F.normalize(centres)[labels] + 0.03 * torch.randn(len(labels), 4, generator=generator)
+    harmonizer = GeometricHarmonizer(len(z), 4, num_vertices=5, ramp_epochs=1)
+    harmonizer.observe(z, torch.arange(len(z)))
+    free = z.clone().requires_grad_()
+    optimiser = torch.optim.SGD([free], lr=100.0)
+    for epoch in range(1, 60):
+        harmonizer.begin_epoch(epoch)
+        optimiser.zero_grad()
+        noise = 0.03 * torch.randn(2, *z.shape, generator=generator)
+        harmonizer(free + noise[0], free + noise[1]).backward()
+        optimiser.step()
+        harmonizer.observe(free, torch.arange(len(z)))
+    assert class_cosines(z, labels).max() > 0.6
+    assert class_cosines(free.detach(), labels).max() < 0.25
+
+
+def class_cosines(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Cosines between the mean directions of different classes."""
+    unit = F.normalize(embeddings)
+    means = F.normalize(torch.stack([unit[labels == y].mean(0) for y in labels.unique()]))
+    return (means @ means.T)[~torch.eye(len(means), dtype=torch.bool)]
+
+
+def distance_from_equal_angles(seed: int, *, gh: bool) -> float:
+    """Train a small network with NT-Xent on a long tail of five classes, with or without GH."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor([200, 40, 10, 10, 10]))
+    centres = F.normalize(torch.randn(5, 8, generator=generator))
+    x = centres[labels] + 0.05 * torch.randn(len(labels), 8, generator=generator)
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    harmonizer = GeometricHarmonizer(len(x), 8, num_vertices=5, warmup_epochs=20)
+    for epoch in range(150):
+        harmonizer.begin_epoch(epoch)
+        optimiser.zero_grad()
+        z1, z2 = (net(x + 0.1 * torch.randn(x.shape, generator=generator)) for _ in range(2))
+        loss = nt_xent(z1, z2, temperature=0.5).mean()
+        (loss + harmonizer(z1, z2) if gh else loss).backward()
+        optimiser.step()
+        harmonizer.observe(z1, torch.arange(len(x)))
+    return float((class_cosines(net(x).detach(), labels) + 1 / 4).abs().mean())
+
+
+def test_class_means_end_nearer_to_equal_angles_with_gh_than_without() -> None:
+    plain, harmonized = (
+        torch.tensor([distance_from_equal_angles(seed, gh=gh) for seed in range(4)])
+        for gh in (False, True)
+    )
+    assert (harmonized < plain).all()
+    assert harmonized.mean() < 0.97 * plain.mean()
+
+
+def part_of_a_step(z: Tensor, population_kind: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    harmonizer = make(population=population_kind)
+    for index in torch.arange(len(z)).split(56):
+        own = index.tensor_split([20])[rank]  # uneven on purpose
+        harmonizer.observe(z[own], own)
+    harmonizer.begin_epoch(2)
+    harmonizer.begin_epoch(4)
+    own = torch.arange(0, 30) if rank == 0 else torch.arange(30, 100)
+    a, b = z[own].clone().requires_grad_(), z[own + 100].clone().requires_grad_()
+    loss = harmonizer(a, b)
+    loss.backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    state = {
+        name: getattr(harmonizer, name)
+        for name in ("labels", "prior", "vertices", "instance_weight")
+    }
+    return loss.detach(), torch.stack([a.grad, b.grad]) / size, state
+
+
+@pytest.mark.parametrize("kind", ["faiss", "prototypes"])
+def test_two_processes_have_the_state_value_and_gradient_of_one(two_processes, kind) -> None:
+    z, _ = population()
+    alone = fed(make(population=kind), z / 5)
+    alone.begin_epoch(2)
+    alone.begin_epoch(4)
+    z1, z2 = z[:100].clone().requires_grad_(), z[100:200].clone().requires_grad_()
+    loss = alone(z1, z2)
+    gradients = torch.autograd.grad(loss, (z1, z2))
+    parts = two_processes(part_of_a_step, z, kind)
+    for value, _, state in parts:
+        torch.testing.assert_close(value, loss.detach(), rtol=1e-5, atol=0)
+        for name, buffer in state.items():
+            torch.testing.assert_close(buffer, getattr(alone, name), rtol=1e-5, atol=1e-6)
+    found = torch.cat([gradient for _, gradient, _ in parts], dim=1)
+    torch.testing.assert_close(found, torch.stack(gradients), rtol=1e-4, atol=1e-7)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="num_vertices is 20, but there are 10 samples"):
+        GeometricHarmonizer(10, 4, num_vertices=20)
+    with pytest.raises(ValueError, match="population must be"):
+        make(population="fais")
+    with pytest.raises(ValueError, match="meaningless"):
+        make(population="prototypes", align=True)
+    with pytest.raises(ValueError, match="classes is 9, but there are only 8 vertices"):
+        make(classes=9)
+
+
+def test_more_vertices_than_a_simplex_holds_make_a_frame() -> None:
+    harmonizer = GeometricHarmonizer(100, 8, num_vertices=12)
+    cosines = (harmonizer.vertices @ harmonizer.vertices.T).fill_diagonal_(-1)
+    assert float(cosines.max()) < 1e-5
+    simplex, other = GeometricHarmonizer(100, 8, num_vertices=9).vertices, simplex_etf(9, 8)
+    torch.testing.assert_close(simplex @ simplex.T, other @ other.T, rtol=0, atol=1e-6)
+
+
+def test_embeddings_without_modes_leave_the_prior_uniform_and_the_vertices_where_they_are() -> None:
+    """One group for all would pull every sample to one vertex: a collapse."""
+    harmonizer = make()
+    before = harmonizer.vertices.clone()
+    blob = torch.randn(560, 16, generator=torch.Generator().manual_seed(0))
+    fed(harmonizer, blob).begin_epoch(2)
+    assert harmonizer.last_refresh is not None
+    assert harmonizer.last_refresh.classes == 1
+    torch.testing.assert_close(harmonizer.prior, torch.full((8,), 1 / 8))
+    assert torch.equal(harmonizer.weights(torch.arange(560)), torch.ones(560))
+    assert torch.equal(harmonizer.vertices, before)
+    fed(fed(harmonizer, population()[0]), population()[0], batch=100)
+    for _ in range(6):
+        fed(harmonizer, population()[0])
+    harmonizer.begin_epoch(5)
+    assert harmonizer.last_refresh.classes == 3
+    # Embeddings have been pulled to the vertices since epoch 3: too late for a turn.
+    assert torch.equal(harmonizer.vertices, before)
