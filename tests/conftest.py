@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: real processes, small recipes."""
 
+import gc
 import inspect
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -48,6 +50,17 @@ def processes(size: int) -> Iterator[Run]:
             assert child.wait(60) == 0
         for listener in listeners:
             listener.close()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that a test leaves behind fails the suite; it could keep the suite from ending."""
+    gc.collect()
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    if left:
+        print(f"\nleft behind by the tests: {left}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def world_size() -> int:

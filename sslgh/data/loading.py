@@ -1,6 +1,8 @@
 """The loader that feeds a training run."""
 
+import atexit
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -44,11 +46,13 @@ def view_loader(
     workers = data.workers
     if workers is None:
         workers = 0 if images.in_memory else _default_workers(size, order)
+    if workers:
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
     return DataLoader(
         TwoViews(images, data.augment, size=size, seed=seed),
         batch_sampler=order,
         num_workers=workers,
-        persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: the default one would be moved on, and a resumed run would differ.
@@ -61,6 +65,17 @@ def _leave_signals_to_the_run(_: int) -> None:
     """Ctrl-C and a batch system signal every process; a dead worker would cost the run its save."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """What multiprocessing does at exit, for workers that ignore its SIGTERM: it would wait for them.
+
+    Such are left when an iterator outlives its loop, in the traceback that a notebook keeps, say.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _default_workers(size: int, order: BatchOrder) -> int:

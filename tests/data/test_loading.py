@@ -1,4 +1,7 @@
 import logging
+import multiprocessing
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -72,12 +75,46 @@ def test_batches_render(files):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_is_one_sentence_from_workers_too(files, workers):
     files.images[7].write_bytes(b"broken")
-    with pytest.raises(DataError) as error:
+    message = ""
+    try:  # pytest.raises would hold the traceback, and so the workers, until the next collection
         batches(files, workers)
-    assert str(error.value) == (
+    except DataError as error:
+        message = str(error)
+    assert message == (
         f"{files.images[7]} cannot be read as an image (not a known image format); repair it or take "
         "it out of the data"
     )
+
+
+def test_workers_leave_signals_to_the_run(files):
+    order = BatchOrder(20, 6, seed=3, epochs=2)
+    before = set(multiprocessing.active_children())
+    iterator = iter(view_loader(files, data(1), size=8, seed=3, order=order))
+    next(iterator)  # the worker is past its set-up
+    (worker,) = set(multiprocessing.active_children()) - before
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(iterator)) == len(order) - 1
+
+
+LEFT_BEHIND = """
+import sys
+from pathlib import Path
+from sslgh.data import BatchOrder, ImageSet, view_loader
+from sslgh.recipe.schema import Data
+
+paths = tuple(sorted(Path(sys.argv[1]).iterdir()))
+images = ImageSet(paths, None, (), tuple(path.name for path in paths))
+order = BatchOrder(20, 6, seed=3, epochs=2)
+kept = iter(view_loader(images, Data(source="arrays", workers=2), size=8, seed=3, order=order))
+next(kept)
+"""
+
+
+def test_a_program_ends_though_an_iterator_outlives_its_loop(files, tmp_path):
+    command = [sys.executable, "-c", LEFT_BEHIND, str(tmp_path)]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def workers_of(images, order=None, size=8):
