@@ -11,16 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslgh.functional.contrast_set import contrast_set
+from sslgh.functional.contrastive import Gather
 from sslgh.functional.margins import log_prior
 from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_labels, check_positive
+from sslgh.functional.shapes import check_positive
 
 
-def has_mate(labels: Tensor) -> Tensor:
-    """Which samples share their class with another of the batch.
+def has_mate(labels: Tensor, *, gather: Gather | None = None) -> Tensor:
+    """Which samples share their class with another of the batch, on any process.
 
     Args:
         labels: Shape (N,).
+        gather: Stacks a tensor over all processes. None: this process alone.
 
     Returns:
         Shape (N,), bool. The losses over pairs of one class average over these anchors.
@@ -29,7 +32,8 @@ def has_mate(labels: Tensor) -> Tensor:
         >>> has_mate(torch.tensor([3, 5, 3]))
         tensor([ True, False,  True])
     """
-    return (labels[:, None] == labels).sum(1) > 1
+    everyone = gather(labels)[0] if gather else labels
+    return (labels[:, None] == everyone).sum(1) > 1
 
 
 @in_float32
@@ -41,6 +45,7 @@ def embedding_margin(
     tau: float,
     temperature: float,
     proxies: Tensor | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Soft-triplet loss with a margin that grows for rare anchors and common rivals.
 
@@ -60,6 +65,8 @@ def embedding_margin(
         temperature: T, positive.
         proxies: One more member for each class, shape (C, D), so that no anchor is without a
             mate and no class without a rival. They are never anchors.
+        gather: Stacks a tensor over all processes and tells which row is this process's
+            first. Gradients must flow through it. None: this process alone.
 
     Returns:
         Shape (N,). 0 for an anchor without a mate: average over :func:`has_mate`.
@@ -74,27 +81,15 @@ def embedding_margin(
         >>> embedding_margin(same, target, torch.tensor([0.5, 0.5]), tau=1.0, temperature=0.1)
         tensor([0.6931, 0.6931, 0.0000])
     """
-    check_labels(embeddings, target)
     check_positive(temperature=temperature)
-    classes = len(prior)
-    shift = log_prior(prior.to(embeddings), tau, classes)
+    shift = log_prior(prior.to(embeddings), tau, prior.numel())
+    everyone = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
 
-    anchors = F.normalize(embeddings)
-    members, labels = anchors, target
-    if proxies is not None:
-        if proxies.shape != (classes, embeddings.shape[1]):
-            raise ValueError(
-                f"proxies must be ({classes}, {embeddings.shape[1]}), got {tuple(proxies.shape)}"
-            )
-        members = torch.cat([anchors, F.normalize(proxies)])
-        labels = torch.cat([target, torch.arange(classes, device=target.device)])
-
-    similarity = anchors @ members.T / temperature  # (N, M)
-    same = target[:, None] == labels
+    similarity = everyone.anchors @ everyone.members.T / temperature  # (N, M)
     # Log of each rival's weight: its class's margin, shared out among the class's members.
-    share = (shift - torch.bincount(labels, minlength=classes).log())[labels] - shift[target, None]
-    rivals = (similarity + share).masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
-    mates = same.clone()
-    mates[:, : len(target)].fill_diagonal_(False)
-    pairs = F.softplus(rivals - similarity).masked_fill(~mates, 0)
-    return pairs.sum(1) / mates.sum(1).clamp(min=1)
+    share = (shift - everyone.class_sizes(len(prior)).log())[everyone.labels]
+    # A class without share leaves by the mask: -inf in a sum has no gradient where all are.
+    aside = everyone.same | (share == -torch.inf)
+    weighted = similarity + share - shift[target, None]
+    rivals = weighted.masked_fill(aside, -torch.inf).logsumexp(1, keepdim=True)
+    return everyone.mean_over_mates(F.softplus(rivals - similarity))

@@ -105,7 +105,8 @@ def group_metrics(
         ``many``, ``medium``, ``few``: mean over the classes of the group, None when it is empty. ``std``: standard
         deviation of the three, `STD_DDOF` degrees of freedom taken off, None when one is empty. ``average``: mean
         over all classes. ``balanced_error``: 1 - average (LA, arXiv:2007.07314, eq. 2). ``accuracy``: share of the
-        test images. Waits for the device.
+        test images. ``harmonic``: harmonic mean over all classes, 0 where one is never right. ``worst``: the least
+        of all classes. Waits for the device.
 
     Raises:
         ValueError: If the shapes differ.
@@ -124,11 +125,15 @@ def group_metrics(
     means = group_means(accuracy, groups)
     present = [mean for mean in means.values() if mean is not None]
     average = _mean(accuracy)
+    known = accuracy[~accuracy.isnan()]
     return means | {
         "std": torch.tensor(present).std(correction=STD_DDOF).item() if len(present) == 3 else None,
         "average": average,
         "balanced_error": None if average is None else 1 - average,
         "accuracy": ((accuracy.nan_to_num() * test_counts).sum() / test_counts.sum()).item(),
+        # A class at 0 has an infinite reciprocal, and the mean of the reciprocals is turned into 0.
+        "harmonic": known.reciprocal().mean().reciprocal().item() if len(known) else None,
+        "worst": known.min().item() if len(known) else None,
     }
 
 

@@ -1,4 +1,5 @@
 import math
+from statistics import harmonic_mean
 
 import numpy as np
 import pytest
@@ -79,6 +80,27 @@ def test_groups_and_std_agree_with_a_hand_calculation():
     # Deviations from 8/15 are 4/15, 1/15 and -5/15: squares sum to 42/225, over 2 degrees of freedom.
     assert result["std"] == pytest.approx(math.sqrt(42 / 225 / 2))
     assert result["average"] == pytest.approx(2.8 / 6)
+
+
+def test_harmonic_and_worst_agree_with_the_standard_library():
+    accuracy = torch.tensor([0.9, 0.5, 0.1, float("nan")], dtype=torch.float64)
+    result = group_metrics(
+        accuracy, shot_groups(torch.tensor([500, 50, 5, 5])), test_counts=torch.tensor([9, 9, 9, 0])
+    )
+    assert result["harmonic"] == pytest.approx(harmonic_mean([0.9, 0.5, 0.1]))
+    assert result["worst"] == 0.1
+
+
+def test_one_class_that_is_never_right_makes_the_harmonic_mean_0():
+    accuracy = torch.tensor([1.0, 1.0, 0.0])
+    result = group_metrics(accuracy, {}, test_counts=torch.full((3,), 5))
+    assert result["harmonic"] == result["worst"] == 0
+    assert result["average"] == pytest.approx(2 / 3)
+
+
+def test_without_test_images_nothing_is_known():
+    result = group_metrics(torch.full((2,), torch.nan), {}, test_counts=torch.ones(2))
+    assert result["harmonic"] is result["worst"] is result["average"] is None
 
 
 def test_an_empty_group_has_no_mean_and_leaves_no_std():
