@@ -36,16 +36,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app(args=None if arguments is None else list(arguments), prog_name="sslgh")
 
 
+DryRun = Annotated[
+    bool, typer.Option(help="Build everything, take one step, write nothing.", show_default=False)
+]
+
+
 @app.command()
-def pretrain(words: Words) -> None:
+def pretrain(words: Words, dry_run: DryRun = False) -> None:
     """Pretrain a backbone, or go on with a run that was stopped."""
-    _each_recipe(words, _pretrain)
+    _each_recipe(words, _try if dry_run else _pretrain)
 
 
 @app.command()
 def run(words: Words) -> None:
     """Pretrain, probe and compare: the main job in one command."""
     _each_recipe(words, _pretrain_and_probe)
+
+
+@app.command()
+def finetune(words: Words, dry_run: DryRun = False) -> None:
+    """Train on long-tailed labels, from scratch or from model.init=RUN, and judge the result."""
+    _each_recipe(words, _try if dry_run else _finetune)
 
 
 @app.command()
@@ -123,9 +134,10 @@ def list_recipes() -> None:
         for path in recipe_files():
             recipe = load_recipe(path)
             gh = "plain" if recipe.harmonize is None else f"+GH {recipe.harmonize.population}"
-            typer.echo(
-                f"{path!s:<44} {recipe.method.name:<9} {gh:<15} {recipe.train.epochs} epochs"
-            )
+            name = "" if recipe.method is None else recipe.method.name
+            if recipe.finetune is not None:
+                name, gh = recipe.finetune.objective, "supervised"
+            typer.echo(f"{path!s:<44} {name:<9} {gh:<15} {recipe.train.epochs} epochs")
 
     raise typer.Exit(conclude(work))
 
@@ -180,9 +192,33 @@ def _pretrain(recipe: "Recipe") -> "Row":
     return directory.name, []
 
 
+def _try(recipe: "Recipe") -> "Row":
+    from sslgh.engine.finetuning import try_finetuning
+    from sslgh.engine.pretraining import try_pretraining
+    from sslgh.engine.world import start_world
+
+    attempt = try_pretraining if recipe.finetune is None else try_finetuning
+    attempt(recipe, start_world(recipe.train.processes))
+    return recipe.name, []
+
+
+def _finetune(recipe: "Recipe") -> "Row":
+    from sslgh.engine.finetuning import finetune as finetune_recipe
+    from sslgh.engine.world import start_world
+    from sslgh.evaluation import check_probes, judge_run
+
+    check_probes(recipe.data, recipe.probe)
+    accelerator = start_world(recipe.train.processes)
+    directory = finetune_recipe(recipe, accelerator)
+    results = judge_run(recipe, accelerator)
+    return directory.name, [*results, *(_probe_run(recipe)[1] if recipe.probe else ())]
+
+
 def _pretrain_and_probe(recipe: "Recipe") -> "Row":
     from sslgh.evaluation import check_probes
 
+    if recipe.finetune is not None:
+        return _finetune(recipe)
     check_probes(recipe.data, recipe.probe)
     _pretrain(recipe)
     return _probe_run(recipe)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sslgh.engine.build import build_method
+from sslgh.engine.build import build_method, build_network
 from sslgh.recipe import load_recipe
 from sslgh.recipe.shelf import recipe_files
 
@@ -83,7 +83,11 @@ def test_every_recipe_loads_builds_and_says_how_to_run_it(path, tmp_path) -> Non
     assert any(f"recipes/{path.parent.name}/{path.name}" in line for line in head)
     assert recipe.name == f"{path.parent.name}-{path.stem}"
     assert len(path.read_text().splitlines()) <= 40
-    build_method(recipe, 32 if recipe.data.size is None else recipe.data.size)
+    size = 32 if recipe.data.size is None else recipe.data.size
+    if recipe.finetune is None:
+        build_method(recipe, size)
+    else:
+        build_network(recipe, size, num_classes=10)
 
 
 def test_the_shelf_holds_what_it_should() -> None:
@@ -98,6 +102,9 @@ def test_the_shelf_holds_what_it_should() -> None:
     digits = ("simclr", "simclr-gh", "simclr-gh-prototypes", "simsiam", "simsiam-gh")
     assert {f"digits-lt/{name}" for name in digits} <= names
     assert {"folder/simclr", "folder/simclr-gh"} <= names
+    supervised = {name for name in names if "/supervised" in name}
+    assert {f"cifar100-lt/supervised-{o}" for o in ("la", "la-code", "ldam-drw", "elm", "bcl", "rcl")} <= supervised
+    assert {"imagenet-lt/supervised-bcl", "inaturalist/supervised-la"} <= supervised
 
 
 def test_launch_settings_start_what_their_name_says() -> None:

@@ -1,6 +1,6 @@
 """Many heads on the same features as one tensor.
 
-Shapes: S seeds, O objectives, N samples, F features, D embedding width, C classes.
+Shapes: S seeds, H heads, N samples, F features, D embedding width, C classes.
 """
 
 import math
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Heads(nn.Module):
-    """S x O linear classifiers, each on the features or on an embedding layer of its own.
+    """S x H linear classifiers, each on the features or on an embedding layer of its own.
 
-    All objectives of one seed start from the same weights, drawn as `torch.nn.Linear` draws
-    them, and seed s starts the same whatever trains beside it.
+    All heads of one seed start from the same weights, drawn as `torch.nn.Linear` draws them,
+    and seed s starts the same whatever trains beside it.
 
     Args:
         seeds: S; seed s draws from a generator seeded with s.
-        objectives: O.
+        heads: H.
         num_features: F.
         num_classes: C.
         width: D, the width of an embedding layer without bias; None: no such layer.
@@ -26,7 +26,7 @@ class Heads(nn.Module):
     def __init__(
         self,
         seeds: int,
-        objectives: int,
+        heads: int,
         num_features: int,
         num_classes: int,
         *,
@@ -36,26 +36,33 @@ class Heads(nn.Module):
         inputs = num_features if width is None else width
         starts = [_start(seed, num_features, num_classes, width) for seed in range(seeds)]
         weight, bias, embedding = (torch.stack(parts) for parts in zip(*starts, strict=True))
-        self.weight = nn.Parameter(_repeat(weight, objectives))  # (S, O, C, F or D)
-        self.bias = nn.Parameter(_repeat(bias, objectives))  # (S, O, C)
-        self.embedding = None if width is None else nn.Parameter(_repeat(embedding, objectives))
-        assert self.weight.shape == (seeds, objectives, num_classes, inputs)
+        self.weight = nn.Parameter(_repeat(weight, heads))  # (S, H, C, F or D)
+        self.bias = nn.Parameter(_repeat(bias, heads))  # (S, H, C)
+        self.embedding = None if width is None else nn.Parameter(_repeat(embedding, heads))
+        assert self.weight.shape == (seeds, heads, num_classes, inputs)
 
-    def embed(self, features: Tensor) -> Tensor:
-        """Embeddings (S, O, N, D), or the features where there is no embedding layer.
+    def embed(self, features: Tensor) -> Tensor | None:
+        """Embeddings (S, H, D, N); None where there is no embedding layer.
 
         Args:
             features: Shape (S, N, F), a batch of its own for each seed.
         """
-        if self.embedding is None:
-            return features[:, None].expand(-1, self.weight.shape[1], -1, -1)
-        return _apply(features, self.embedding)
+        return None if self.embedding is None else products(self.embedding, features)
 
-    def classify(self, embeddings: Tensor) -> Tensor:
-        """Logits (S, O, N, C) of what `embed` returned."""
-        if self.embedding is None:
-            return _apply(embeddings[:, 0], self.weight) + self.bias[:, :, None]
-        return embeddings @ self.weight.mT + self.bias[:, :, None]
+    def classify(self, features: Tensor, embeddings: Tensor | None) -> Tensor:
+        """Logits (S, H, C, N) of features (S, N, F) and what `embed` made of them."""
+        if embeddings is None:
+            return products(self.weight, features) + self.bias[..., None]
+        return self.weight @ embeddings + self.bias[..., None]
+
+
+def products(weight: Tensor, features: Tensor) -> Tensor:
+    """Every head's matrix of a seed in one product: (S, H, C, F) and (S, N, F) to (S, H, C, N).
+
+    Samples come last: the gradient of the weights then lies in memory as they do, and the softmax
+    over a few classes runs over the samples side by side.
+    """
+    return (weight.flatten(1, 2) @ features.mT).view(*weight.shape[:3], -1)
 
 
 def _start(seed: int, num_features: int, num_classes: int, width: int | None) -> tuple[Tensor, ...]:
@@ -70,12 +77,5 @@ def _start(seed: int, num_features: int, num_classes: int, width: int | None) ->
     return weight, bias, uniform(width or 0, num_features, inputs=num_features)
 
 
-def _repeat(start: Tensor, objectives: int) -> Tensor:
-    return start[:, None].repeat(1, objectives, *(1 for _ in start.shape[1:]))
-
-
-def _apply(features: Tensor, weight: Tensor) -> Tensor:
-    """Every objective's matrix of a seed in one product: (S, N, F) and (S, O, C, F) to (S, O, N, C)."""
-    seeds, objectives, outputs, _ = weight.shape
-    product = features @ weight.flatten(1, 2).mT
-    return product.view(seeds, -1, objectives, outputs).transpose(1, 2)
+def _repeat(start: Tensor, heads: int) -> Tensor:
+    return start[:, None].repeat(1, heads, *(1 for _ in start.shape[1:]))

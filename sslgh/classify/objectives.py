@@ -1,72 +1,243 @@
-"""What a head on frozen features is trained by, and how it decides.
+"""What a long-tailed classifier is trained by, and how it decides.
 
-Shapes: N samples, C classes, D embedding width.
+Shapes: N samples, C classes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-from sslgh.functional import adjust_logits, embedding_margin, logit_adjusted_cross_entropy
+from sslgh.classify.embedding_terms import (
+    EmbeddingTerm,
+    TermSettings,
+    balanced_term,
+    contrast_term,
+    hinge_term,
+    margin_term,
+    pull_term,
+    rebalanced_term,
+    supervised_term,
+)
+from sslgh.classify.priors import check_shares
+from sslgh.functional.focal import focal_cross_entropy
+from sslgh.functional.margin_rules import (
+    Margins,
+    Rule,
+    adaptive_margins,
+    adjusted_margins,
+    balanced_margins,
+    effective_number_margins,
+    equalised_margins,
+    plain_margins,
+    weighted_adjusted_margins,
+)
+from sslgh.functional.margins import log_prior, margin_cross_entropy
 
-LogitLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-EmbeddingLoss = Callable[[Tensor, Tensor, Tensor, float, Tensor], Tensor]
-Decision = Callable[[Tensor, Tensor, float], Tensor]
-
-# Strength and temperature of the embedding term: the values of the nearest methods with public code (facts: BCL weighs
-# its contrastive term 0.35, ProCo uses temperature 0.1 on CIFAR).
+# LDAM-DRW reweights from epoch 160 of 200 on (arXiv:1906.07413).
+DEFERRED_FROM = 0.8
+# Strength of the embedding term: BCL's ImageNet code has 0.35, the nearest public value (facts 1.7).
 EMBEDDING_WEIGHT = 0.35
-EMBEDDING_TEMPERATURE = 0.1
+
+# Rules whose optimum is the posterior, shifted by what is known: row = -column (LA, Theorem 1).
+SHIFTABLE: frozenset[Rule] = frozenset(
+    {
+        plain_margins,
+        balanced_margins,
+        effective_number_margins,
+        adjusted_margins,
+        weighted_adjusted_margins,
+    }
+)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One way to get a long-tailed classifier out of a head.
+    """One way to get a long-tailed classifier: a loss, and a decision.
 
     Attributes:
-        logit_loss: (logits (N, C), target (N,), prior (C,), tau) to a loss (N,).
-        embedding_loss: (embeddings (N, D), target, prior, tau, class weights (C, D)) to a loss (N,), weighted with
-            `EMBEDDING_WEIGHT`; None: the head is linear and has no embedding layer.
-        decide: (logits (N, C), prior, tau) to the scores whose argmax is the answer; None: the logits.
+        margins: Class shares to the margins and weights of the loss.
+        focus: Exponent of the focal loss; 0 is cross-entropy. Of the margins only the weights then count.
+        deferred: The rule from `DEFERRED_FROM` of the epochs on; None: ``margins`` to the end.
+        embedding: Term on the embeddings that the classifier reads; None: none.
+        embedding_weight: What that term is multiplied by.
+        term: Its temperature and balance; its tau is the objective's.
         head: Objective whose trained head is used; None: one of its own is trained.
+        sampling: How often an image is drawn: each alike, or each class alike.
+        decision: Scores are the ``logits``, logits ``adjusted`` post hoc, those of ``normalised``
+            class weights, or cosines to the class ``means``.
+        takes_tau: Whether a tau is read; otherwise it is 1 wherever it enters.
     """
 
-    logit_loss: LogitLoss
-    embedding_loss: EmbeddingLoss | None = None
-    decide: Decision | None = None
+    margins: Rule = plain_margins
+    focus: float = 0.0
+    deferred: Rule | None = None
+    embedding: EmbeddingTerm | None = None
+    embedding_weight: float = EMBEDDING_WEIGHT
+    term: TermSettings = field(default_factory=TermSettings)
     head: str | None = None
+    sampling: Literal["instance", "class-balanced"] = "instance"
+    decision: Literal["logits", "adjusted", "normalised", "means"] = "logits"
+    takes_tau: bool = False
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the head of another objective is taken and one factor a class is learnt on top."""
+        return self.head is not None and self.sampling != "instance"
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the scores can be brought to another test prior: what the logits estimate is known."""
+        consistent = self.margins in SHIFTABLE and self.deferred is None and self.focus == 0
+        return consistent and self.decision in {"logits", "adjusted"}
+
+    def margins_of(
+        self,
+        prior: Tensor,
+        *,
+        tau: float = 1.0,
+        num_samples: int | None = None,
+        deferred: bool = False,
+    ) -> Margins:
+        """The margins (C,) of the loss, or of its deferred part; arguments as in :meth:`loss`."""
+        rule = self.deferred if deferred and self.deferred is not None else self.margins
+        return rule(prior, tau=tau if self.takes_tau else 1.0, num_samples=num_samples)
+
+    def loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        prior: Tensor,
+        *,
+        tau: float = 1.0,
+        num_samples: int | None = None,
+        deferred: bool = False,
+    ) -> Tensor:
+        """The loss on the logits, for any training loop; the embedding term comes on top.
+
+        Args:
+            logits: Shape (N, C).
+            target: Classes, shape (N,), each with a positive share.
+            prior: Class shares of the training set, shape (C,). On the CPU their sum is checked;
+                elsewhere that would wait for the device at every step, and it is the caller's.
+            tau: Strength, where the objective takes one.
+            num_samples: Size of the training set, for the effective number of samples.
+            deferred: Whether `DEFERRED_FROM` of the training is over.
+
+        Returns:
+            Shape (N,).
+
+        Raises:
+            ValueError: If shapes do not fit, shares do not sum to 1 or ``num_samples`` is missing.
+
+        Examples:
+            A rare class must beat a common one by the log of their ratio to break even:
+
+            >>> logits, target = torch.zeros(1, 2), torch.tensor([1])
+            >>> OBJECTIVES["la"].loss(logits, target, torch.tensor([0.75, 0.25])).exp()
+            tensor([4.])
+        """
+        if prior.device.type == "cpu":
+            check_shares(prior)
+        # Margins stay in float32 under autocast: log pi to three digits would be another prior.
+        exact = prior.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+        margins = self.margins_of(exact, tau=tau, num_samples=num_samples, deferred=deferred)
+        if self.focus:
+            return focal_cross_entropy(logits, target, gamma=self.focus, weight=margins.weight)
+        pair = margins.row, margins.column
+        return margin_cross_entropy(logits, target, margin=pair, weight=margins.weight)
+
+    def adjustment(
+        self,
+        prior: Tensor,
+        *,
+        tau: float = 1.0,
+        num_samples: int | None = None,
+        test_prior: Tensor | None = None,
+    ) -> Tensor:
+        """What is added to trained logits before the largest is taken, shape (C,).
+
+        Args:
+            prior: Class shares of the training set, shape (C,). A class of share 0 gets -inf.
+            tau: As in training.
+            num_samples: Size of the training set, for the effective number of samples.
+            test_prior: Class shares to decide for, shape (C,): the adjusted logits are then the log
+                posterior under them, up to a constant. None: as the objective decides.
+
+        Raises:
+            ValueError: If shares do not sum to 1, or what the logits estimate is not known.
+
+        Examples:
+            The logit-adjusted loss decides for equal shares; for those of training it takes them in:
+
+            >>> prior = torch.tensor([0.75, 0.25])
+            >>> OBJECTIVES["la"].adjustment(prior)
+            tensor([0., 0.])
+            >>> OBJECTIVES["la"].adjustment(prior, test_prior=prior).exp()
+            tensor([0.7500, 0.2500])
+        """
+        check_shares(prior)
+        tau = tau if self.takes_tau else 1.0
+        strength = tau if self.decision == "adjusted" else 1.0
+        given = log_prior(prior, strength, len(prior))
+        present = prior > 0
+        if test_prior is None:
+            shift = -given if self.decision == "adjusted" else torch.zeros_like(given)
+            return shift.where(present, -torch.inf)
+        if not self.shifts:
+            raise ValueError(
+                "what the logits estimate is not known, so that they cannot be brought to a test prior; "
+                f"objectives that can: {', '.join(name for name, o in OBJECTIVES.items() if o.shifts)}"
+            )
+        check_shares(test_prior)
+        wanted = log_prior(test_prior.to(prior), strength, len(prior))
+        if self.sampling == "class-balanced":
+            return wanted.where(present, -torch.inf)  # equal shares were trained on
+        margins = self.margins_of(prior, tau=tau, num_samples=num_samples)
+        posterior = margins.column - margins.weight.log()
+        return (posterior - given + wanted).where(present, -torch.inf)
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, prior: Tensor, tau: float) -> Tensor:
-    return F.cross_entropy(logits, target, reduction="none")
+def _deferred_weights(
+    prior: Tensor, *, tau: float = 1.0, num_samples: int | None = None
+) -> Margins:
+    """LDAM's margins with weights by the effective number, its second stage."""
+    weight = effective_number_margins(prior, num_samples=num_samples).weight
+    return adaptive_margins(prior, tau=tau)._replace(weight=weight)
 
 
-def _adjusted(logits: Tensor, target: Tensor, prior: Tensor, tau: float) -> Tensor:
-    return logit_adjusted_cross_entropy(logits, target, prior, tau=tau)
+def _adjusted_with(term: EmbeddingTerm) -> Objective:
+    return Objective(adjusted_margins, embedding=term, takes_tau=True)
 
 
-def _post_hoc(logits: Tensor, prior: Tensor, tau: float) -> Tensor:
-    return adjust_logits(logits, prior, tau=tau)
-
-
-def _margin(
-    embeddings: Tensor, target: Tensor, prior: Tensor, tau: float, weights: Tensor
-) -> Tensor:
-    # In a batch of 128, six of a hundred images of the rarest class of CIFAR-100-LT have a mate; the class weights as
-    # proxies give one to all.
-    return embedding_margin(
-        embeddings, target, prior, tau=tau, temperature=EMBEDDING_TEMPERATURE, proxies=weights
-    )
-
-
-# ce: cross-entropy.  la: logit-adjusted loss (arXiv:2007.07314, eq. 10).  la-posthoc: the same head as ce, its logits
-# adjusted afterwards (eq. 9).  elm: Embedding and Logit Margins for Long-Tail Learning (arXiv:2204.13208), after the
-# paper; its exact form was not at hand: the LA loss plus an embedding margin between pairs and proxies.
-OBJECTIVES = {
-    "ce": Objective(_cross_entropy),
-    "la": Objective(_adjusted),
-    "la-posthoc": Objective(_cross_entropy, decide=_post_hoc, head="ce"),
-    "elm": Objective(_adjusted, embedding_loss=_margin),
+# Cross-entropy, and weights instead of margins.  la: the logit-adjusted loss (arXiv:2007.07314, eq. 10); la-posthoc:
+# the head of ce, adjusted afterwards (eq. 9); la-weighted: consistent for tau != 1 too; balanced-softmax
+# (arXiv:2007.10740): la with tau 1.  ldam: margins as LA's table has them, on plain logits.  tau-norm, crt, lws, ncm:
+# Kang et al., arXiv:1910.09217.  elm: after Embedding and Logit Margins for Long-Tail Learning (arXiv:2204.13208),
+# whose exact form was not at hand: the LA loss plus a term on the embeddings, the four variants of the facts.  supcon,
+# bcl (CVPR 2022), rcl (after arXiv:2312.01753, exact form not at hand): the LA loss plus that contrastive term.
+OBJECTIVES: dict[str, Objective] = {
+    "ce": Objective(),
+    "balanced": Objective(balanced_margins),
+    "effective": Objective(effective_number_margins),
+    "focal": Objective(focus=2.0),
+    "la": Objective(adjusted_margins, takes_tau=True),
+    "la-posthoc": Objective(head="ce", decision="adjusted", takes_tau=True),
+    "la-weighted": Objective(weighted_adjusted_margins, takes_tau=True),
+    "balanced-softmax": Objective(adjusted_margins),
+    "ldam": Objective(adaptive_margins, takes_tau=True),
+    "ldam-drw": Objective(adaptive_margins, deferred=_deferred_weights, takes_tau=True),
+    "equalised": Objective(equalised_margins, takes_tau=True),
+    "tau-norm": Objective(head="ce", decision="normalised", takes_tau=True),
+    "crt": Objective(sampling="class-balanced"),
+    "lws": Objective(head="ce", sampling="class-balanced"),
+    "ncm": Objective(decision="means"),
+    "elm": _adjusted_with(margin_term),
+    "elm-contrast": _adjusted_with(contrast_term),
+    "elm-hinge": _adjusted_with(hinge_term),
+    "elm-pull": _adjusted_with(pull_term),
+    "supcon": _adjusted_with(supervised_term),
+    "bcl": _adjusted_with(balanced_term),
+    "rcl": _adjusted_with(rebalanced_term),
 }

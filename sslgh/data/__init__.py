@@ -1,10 +1,13 @@
 """Images: where they come from, the long-tail cut, views and the order they are seen in."""
 
+from sslgh.data.class_sampling import Sampling, class_sampling
 from sslgh.data.colour import MEAN, STD, normalize, render_views
 from sslgh.data.images import DataError, ImageSet
-from sslgh.data.loading import view_loader
+from sslgh.data.labelled_views import LabelledViews
+from sslgh.data.loading import labelled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
 from sslgh.data.order import BatchOrder
+from sslgh.data.policies import Policy
 from sslgh.data.sources import input_size, load_images, training_set
 from sslgh.data.views import Plain, TwoViews, Weak
 
@@ -14,10 +17,15 @@ __all__ = [
     "BatchOrder",
     "DataError",
     "ImageSet",
+    "LabelledViews",
     "Plain",
+    "Policy",
+    "Sampling",
     "TwoViews",
     "Weak",
+    "class_sampling",
     "input_size",
+    "labelled_loader",
     "load_images",
     "normalize",
     "render_views",

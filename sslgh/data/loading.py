@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from sslgh.data.images import ImageSet
+from sslgh.data.labelled_views import LabelledViews
 from sslgh.data.order import BatchOrder
+from sslgh.data.policies import Policy
 from sslgh.data.views import TwoViews
 from sslgh.recipe.schema import Data
 
@@ -43,20 +45,62 @@ def view_loader(
     Raises:
         DataError: While iterating, if an image cannot be read, from workers too.
     """
+    dataset = TwoViews(images, data.augment, size=size, seed=seed)
+    return _loader(dataset, data, order, views=2)
+
+
+def labelled_loader(
+    images: ImageSet,
+    data: Data,
+    *,
+    size: int,
+    seed: int,
+    order: BatchOrder,
+    policy: Policy = "crop-flip",
+    contrast: bool = False,
+) -> DataLoader[Any]:
+    """Batches for supervised training, of this process's share like those of ``view_loader``.
+
+    A batch is the view (N, 3, S, S) for ``normalize``, crops (N, V, 3, S, S) and draws (N, V, D) for
+    ``render_views``, label (N,) and index (N,), both int64. V is 2, or 0 without contrast.
+
+    Args:
+        images: The training set, with labels.
+        data: Augmentation of the crops and number of workers.
+        size: S (pixels).
+        seed: Of the run.
+        order: This process's batches.
+        policy: Of the view.
+        contrast: Whether the crops are wanted.
+
+    Raises:
+        ValueError: If the images have no labels.
+        DataError: While iterating, if an image cannot be read, from workers too.
+    """
+    dataset = LabelledViews(
+        images, data.augment, size=size, seed=seed, policy=policy, contrast=contrast
+    )
+    return _loader(dataset, data, order, views=3 if contrast else 1)
+
+
+def _loader(
+    dataset: TwoViews | LabelledViews, data: Data, order: BatchOrder, *, views: int
+) -> DataLoader[Any]:
     workers = data.workers
     if workers is None:
-        workers = 0 if images.in_memory else _default_workers(size, order)
+        in_memory = dataset.images.in_memory
+        workers = 0 if in_memory else _default_workers(dataset.size, order, views)
     if workers:
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)
     return DataLoader(
-        TwoViews(images, data.augment, size=size, seed=seed),
+        dataset,
         batch_sampler=order,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: the default one would be moved on, and a resumed run would differ.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(dataset.seed),
         worker_init_fn=_leave_signals_to_the_run,
     )
 
@@ -78,7 +122,7 @@ def _end_workers() -> None:
             child.kill()
 
 
-def _default_workers(size: int, order: BatchOrder) -> int:
+def _default_workers(size: int, order: BatchOrder, views: int) -> int:
     """One a core of this process's share of the machine, as far as shared memory holds their batches."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,7 +130,7 @@ def _default_workers(size: int, order: BatchOrder) -> int:
     workers = min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not SHARED_MEMORY.is_dir():
         return workers
-    batch = order.batch_size / order.world / order.accumulation * 2 * 3 * size**2
+    batch = order.batch_size / order.world / order.accumulation * views * 3 * size**2
     # Containers often get 64 MB; a worker that runs out of it dies with a bus error.
     fitting = int(shutil.disk_usage(SHARED_MEMORY).free / 2 // (batch * PREFETCH))
     if fitting < workers:

@@ -1,12 +1,15 @@
 """The order in which a run sees its images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from sslgh.data.streams import ORDER, stream
+
+# Added to the epoch of a key for every time that the same epoch has shown the image before.
+REPEAT = 2**32
 
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):
@@ -18,6 +21,9 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     never started again. No image is repeated to fill a batch; a last batch with fewer than
     max(2, world * accumulation) images is left out.
 
+    A ``sequence`` may show an image several times in an epoch. A view is a function of its key, so the
+    k-th repetition carries the epoch ``epoch + k * REPEAT``: it gets a view of its own.
+
     Args:
         num_samples: Images of the training set.
         batch_size: Images of one optimiser step, over all processes and parts.
@@ -28,12 +34,15 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         rank: This process.
         world: Number of processes.
         accumulation: Parts of the batch of one step.
+        sequence: The ``num_samples`` positions that an epoch shows, in order, as ``class_sampling``
+            gives them; None: a permutation of all images.
 
     Attributes:
         steps_per_epoch: Optimiser steps of an epoch.
 
     Raises:
-        ValueError: If a step would hold too few images, or the start lies outside the run.
+        ValueError: If a step would hold too few images, or the start lies outside the run; while
+            iterating, if the sequence gives an epoch of another length.
 
     Examples:
         >>> order = BatchOrder(5, 2, seed=0, epochs=1)
@@ -53,6 +62,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world: int = 1,
         accumulation: int = 1,
+        sequence: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
@@ -70,6 +80,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world = world
         self.accumulation = accumulation
+        self.sequence = sequence
         full, rest = divmod(num_samples, batch_size)
         counts = not drop_last and rest >= max(2, world * accumulation)
         self.steps_per_epoch = full + counts
@@ -96,12 +107,35 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, first_step = self.start
         for epoch in range(first_epoch, self.epochs):
-            permutation = stream(self.seed, ORDER, epoch).permutation(self.num_samples)
+            keys = self._keys(epoch)
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
-                batch = permutation[step * self.batch_size : (step + 1) * self.batch_size]
+                batch = keys[step * self.batch_size : (step + 1) * self.batch_size]
                 for own in self._own_parts(batch):
-                    yield [(epoch, index) for index in own.tolist()]
+                    yield [(draw, index) for draw, index in own.tolist()]
+
+    def _keys(self, epoch: int) -> NDArray[np.int64]:
+        """What the epoch shows in order, shape (``num_samples``, 2): epoch and index."""
+        if self.sequence is None:
+            positions = stream(self.seed, ORDER, epoch).permutation(self.num_samples)
+            return np.stack([np.full_like(positions, epoch), positions], axis=1)
+        positions = self.sequence(epoch)
+        if positions.shape != (self.num_samples,):
+            raise ValueError(
+                f"the sequence of an epoch must have the shape ({self.num_samples},), got "
+                f"{positions.shape}"
+            )
+        return np.stack([epoch + REPEAT * _repetitions(positions), positions], axis=1)
 
     def _own_parts(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for part in np.array_split(batch, self.accumulation):
             yield np.array_split(part, self.world)[self.rank]
+
+
+def _repetitions(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry stood in the array before, shape (N,)."""
+    order = np.argsort(positions, kind="stable")
+    ordered = positions[order]
+    starts = np.searchsorted(ordered, ordered)
+    before = np.empty_like(order)
+    before[order] = np.arange(len(order)) - starts
+    return before

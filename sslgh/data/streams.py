@@ -3,7 +3,7 @@
 import numpy as np
 
 # The first word of every stream's key after the seed: no two purposes share a stream.
-ORDER, VIEWS, WEAK = range(3)
+ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED = range(6)
 
 
 def stream(seed: int, purpose: int, epoch: int, index: int = 0) -> np.random.Generator:

@@ -37,17 +37,20 @@ class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
-        epoch, index = key
-        uniform = stream(self.seed, VIEWS, epoch, index).random(
+        _, index = key
+        return *self.crops(self.images.image(index), key), index
+
+    def crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Crops and draws of an image that is read already."""
+        uniform = stream(self.seed, VIEWS, *key).random(
             (2, CROP_DRAWS + NUM_DRAWS), dtype=np.float32
         )
-        image = self.images.image(index)
         scale, ratio = self.augment.crop_scale, self.augment.crop_ratio
         crops = np.empty((2, 3, self.size, self.size), dtype=np.uint8)
         for view, draws in enumerate(uniform[:, :CROP_DRAWS].tolist()):
             box = random_box(*image.size, draws, scale=scale, ratio=ratio)
             crops[view] = resized_crop(image, box, self.size, self.augment.interpolation)
-        return torch.from_numpy(crops), torch.from_numpy(uniform[:, CROP_DRAWS:].copy()), index
+        return torch.from_numpy(crops), torch.from_numpy(uniform[:, CROP_DRAWS:].copy())
 
 
 class Plain(Dataset[tuple[Tensor, int]]):

@@ -1,14 +1,29 @@
 """From a recipe to the objects of a run."""
 
-import torch
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
+
+from sslgh.classify.network import Network
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
-from sslgh.models import build_backbone, globalise
+from sslgh.models import (
+    CosineClassifier,
+    build_backbone,
+    contrast_head,
+    globalise,
+    linear_classifier,
+    load_backbone,
+)
+from sslgh.models.files import read_card
 from sslgh.recipe import Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
 
 SHAPE = ("features", "hidden", "out", "layers")
+# Objectives that contrast two views of their own behind a projector.
+CONTRAST_VIEWS = frozenset({"supcon", "bcl", "rcl"})
 
 
 def build_method(recipe: Recipe, image_size: int) -> Method:
@@ -18,6 +33,8 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
         RecipeError: If the method is unknown or its arguments do not fit.
         ValueError: If the backbone cannot be built.
     """
+    if recipe.method is None:
+        raise RecipeError("pretraining needs method:; this recipe has finetune: (sslgh finetune)")
     name, settings = recipe.method.name, recipe.model
     if name not in METHODS:
         raise RecipeError(f"method.name: {unknown_key(name, METHODS)}")
@@ -25,13 +42,78 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     arguments = check_arguments(kind, recipe.method.arguments, given=SHAPE, prefix="method")
     shape = settings.projector.model_dump(exclude_none=True)
     torch.manual_seed(recipe.seed)
-    backbone = build_backbone(
-        settings.backbone, stem=settings.stem, width=settings.width, image_size=image_size
-    )
+    backbone = initial_backbone(recipe, image_size)
     method = kind(backbone, features=backbone.num_features, **shape, **arguments)
     if settings.batch_norm == "global":
         globalise(method)
     return method
+
+
+def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
+    """The backbone with the weights of ``model.init``, or such as torch's generator draws now.
+
+    Raises:
+        ValueError: If it cannot be built, or there are no such weights.
+    """
+    model = recipe.model
+    if model.init is None or model.init == "pretrained":
+        return build_backbone(
+            model.backbone,
+            stem=model.stem,
+            width=model.width,
+            image_size=image_size,
+            pretrained=model.init is not None,
+        )
+    if not Path(model.init).expanduser().is_dir():
+        raise RecipeError(
+            f"model.init: {model.init} is no run directory, nor the word `pretrained`"
+        )
+    backbone, card = load_backbone(Path(model.init).expanduser())
+    for key in ("backbone", "stem", "width"):
+        asked = getattr(model, key)
+        if key in model.model_fields_set and asked != card[key]:
+            raise RecipeError(
+                f"model.{key} is {asked}, but {model.init} holds {card[key]}; leave model.{key} out"
+            )
+    return backbone
+
+
+def architecture(recipe: Recipe) -> dict[str, Any]:
+    """``backbone``, ``stem`` and ``width`` of the run: of ``model.init``, or of the recipe."""
+    model = recipe.model
+    if model.init is None or model.init == "pretrained":
+        return {"backbone": model.backbone, "stem": model.stem, "width": model.width}
+    card = read_card(Path(model.init).expanduser())
+    return {key: card[key] for key in ("backbone", "stem", "width")}
+
+
+def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
+    """The network of ``finetune``, initialised from the recipe's seed.
+
+    Raises:
+        ValueError: If the backbone cannot be built, or there are no such weights.
+    """
+    settings = recipe.finetune
+    assert settings is not None
+    torch.manual_seed(recipe.seed)
+    backbone = initial_backbone(recipe, image_size)
+    features = backbone.num_features
+    assert isinstance(features, int)
+    if settings.classifier == "cosine":
+        classifier: nn.Linear | CosineClassifier = CosineClassifier(
+            features, num_classes, scale=settings.cosine_scale
+        )
+    else:
+        classifier = linear_classifier(features, num_classes)
+    heads = {}
+    if settings.objective in CONTRAST_VIEWS:
+        shape = recipe.model.projector
+        for name in ("projector", "prototype_head"):
+            heads[name] = contrast_head(features, hidden=shape.hidden or 512, out=shape.out or 128)
+    network = Network(backbone, classifier, **heads, freeze=settings.freeze)
+    if recipe.model.batch_norm == "global":
+        globalise(network)
+    return network
 
 
 def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHarmonizer | None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FORMAT = 1
-MODEL, HARMONIZER, OPTIMISER, PROGRESS = (
-    "method.safetensors",
-    "harmonizer.safetensors",
+MODULE, MEMORY, OPTIMISER, PROGRESS = (
+    "module.safetensors",
+    "memory.safetensors",
     "optimiser.pt",
     "progress.json",
 )
@@ -43,8 +43,8 @@ def save_checkpoint(
     directory: Path,
     progress: Progress,
     *,
-    method: nn.Module,
-    harmonizer: nn.Module | None,
+    module: nn.Module,
+    memory: nn.Module | None,
     optimiser: torch.optim.Optimizer,
     keep: int,
 ) -> Path:
@@ -57,9 +57,9 @@ def save_checkpoint(
     temporary = directory / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_tensors(method), temporary / MODEL)
-    if harmonizer is not None:
-        save_file(_tensors(harmonizer), temporary / HARMONIZER)
+    save_file(_tensors(module), temporary / MODULE)
+    if memory is not None:
+        save_file(_tensors(memory), temporary / MEMORY)
     torch.save(optimiser.state_dict(), temporary / OPTIMISER)
     (temporary / PROGRESS).write_text(json.dumps({"format": FORMAT, **progress._asdict()}))
     for file in temporary.iterdir():
@@ -93,7 +93,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    path: Path, *, method: nn.Module, harmonizer: nn.Module | None, optimiser: torch.optim.Optimizer
+    path: Path, *, module: nn.Module, memory: nn.Module | None, optimiser: torch.optim.Optimizer
 ) -> Progress:
     """Restore the modules and the optimiser in place; every process reads the same files.
 
@@ -109,9 +109,9 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{path} was written by another version of sslgh; start a new run"
             )
-        _load(method, load_file(path / MODEL), path / MODEL)
-        if harmonizer is not None:
-            _load(harmonizer, load_file(path / HARMONIZER), path / HARMONIZER)
+        _load(module, load_file(path / MODULE), path / MODULE)
+        if memory is not None:
+            _load(memory, load_file(path / MEMORY), path / MEMORY)
         optimiser.load_state_dict(_read_optimiser(path / OPTIMISER))
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

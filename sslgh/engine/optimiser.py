@@ -25,8 +25,9 @@ def build_optimiser(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
     kind = LARS if optim.name == "lars" else torch.optim.SGD
+    options = {"nesterov": True} if optim.nesterov and optim.name == "sgd" else {}
     optimiser: torch.optim.Optimizer = kind(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, **options
     )
     return optimiser
 

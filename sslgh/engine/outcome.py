@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from sslgh.engine.pretraining import NotFiniteError
+from sslgh.engine.loop import NotFiniteError
 from sslgh.engine.run_directory import State, check_directory, write_status
 from sslgh.engine.signals import Stopped
 from sslgh.recipe import Recipe, RecipeError

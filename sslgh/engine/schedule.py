@@ -11,7 +11,8 @@ def learning_rate(
     """Learning rate of an optimiser step.
 
     Linear warm-up from 0, then a cosine to ``lr_end``; or, for ``gh-two-stage`` (the GH code),
-    a cosine to ``lr_mid`` at the step where GH begins and a second one from there to ``lr_end``.
+    a cosine to ``lr_mid`` at the step where GH begins and a second one from there to ``lr_end``;
+    or, for ``step``, the peak times ``decay`` at each milestone.
 
     Args:
         step: From 0.
@@ -29,6 +30,9 @@ def learning_rate(
     warmup, total = optim.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if step < warmup:
         return optim.lr * (step + 1) / warmup
+    if optim.schedule == "step":
+        passed = sum(step >= epoch * steps_per_epoch for epoch in optim.milestones)
+        return optim.lr * float(optim.decay**passed)
     if optim.schedule == "cosine" or gh_start is None:
         return _cosine(step, warmup, total, optim.lr, optim.lr_end)
     middle = gh_start * steps_per_epoch

@@ -1,10 +1,13 @@
 """Evaluation: features once, named protocols, probes and the table."""
 
+from sslgh.evaluation.details import class_table, details_table
 from sslgh.evaluation.feature_file import FeatureFile, load_feature_file
 from sslgh.evaluation.features import cached_features, extract_features
 from sslgh.evaluation.probing import check_probes, probe_backbone, probe_features
 from sslgh.evaluation.protocols import PROTOCOLS
-from sslgh.evaluation.results import Result, Scores, read_results
+from sslgh.evaluation.results import Result, Scores, Spread, read_results, write_results
+from sslgh.evaluation.scoring import group_tightness, judge
+from sslgh.evaluation.supervised import judge_run
 from sslgh.evaluation.table import comparison_table
 
 __all__ = [
@@ -12,12 +15,19 @@ __all__ = [
     "FeatureFile",
     "Result",
     "Scores",
+    "Spread",
     "cached_features",
     "check_probes",
+    "class_table",
     "comparison_table",
+    "details_table",
     "extract_features",
+    "group_tightness",
+    "judge",
+    "judge_run",
     "load_feature_file",
     "probe_backbone",
     "probe_features",
     "read_results",
+    "write_results",
 ]

@@ -4,8 +4,8 @@ Shapes: N images, F features, C classes.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,25 +14,35 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.classify import OBJECTIVES, train_heads
-from sslgh.classify.objectives import EMBEDDING_TEMPERATURE, EMBEDDING_WEIGHT
-from sslgh.data import DataError, ImageSet, input_size
+from sslgh.classify import Head, TrainedHeads, train_heads
+from sslgh.data import ImageSet, input_size
+from sslgh.evaluation.checks import check_features, check_probe
+from sslgh.evaluation.choices import candidates, choose, expected_prior, settings_of
 from sslgh.evaluation.features import cached_features
 from sslgh.evaluation.protocols import (
     NEIGHBOUR_TEMPERATURE,
     PROTOCOLS,
+    LabelledImages,
     Protocol,
     labelled_images,
-    objectives,
     training_images,
     training_rows,
 )
 from sslgh.evaluation.results import Result, Scores, write_results
-from sslgh.evaluation.scoring import group_tightness, score
+from sslgh.evaluation.scoring import (
+    answers,
+    group_tightness,
+    judge,
+    judge_answers,
+    rows_at_once,
+)
+from sslgh.evaluation.settings import probe_settings
 from sslgh.functional.neighbours import nearest_neighbour_votes
 from sslgh.recipe.schema import Data, Probe, Recipe
 
 MOST_WORKERS = 8
+# Test images that heads score at once.
+MOST_ROWS = 8192
 
 
 class Features(NamedTuple):
@@ -50,17 +60,15 @@ class Classes(NamedTuple):
 
 
 def check_probes(data: Data, probes: Sequence[Probe]) -> None:
-    """Refuse probes that the data cannot serve; worth calling before an hour of pretraining.
+    """Refuse probes that cannot run on the data; worth calling before an hour of pretraining.
 
     Raises:
-        DataError: One sentence with the way out.
+        DataError: If the data cannot serve them: one sentence with the way out.
+        RecipeError: If the settings of one do not go together.
     """
     if not probes:
         return
-    images = labelled_images(data)
-    for probe in probes:
-        train = training_images(PROTOCOLS[probe.protocol], images)
-        _check_neighbours(probe, len(train))
+    _chosen_images(probes, labelled_images(data))
 
 
 def probe_backbone(
@@ -81,6 +89,7 @@ def probe_backbone(
 
     Raises:
         DataError: If the data have no labels, no test set, or too few images for a protocol.
+        RecipeError: If the settings of a probe do not go together.
         ValueError: If features or labels cannot be used.
     """
     if not recipe.probe:
@@ -103,9 +112,7 @@ def probe_backbone(
         return None if values is None else Features(values, torch.from_numpy(part.labels))
 
     # Every set is chosen, and refused, before the first image goes through the network.
-    chosen = [training_images(PROTOCOLS[probe.protocol], images) for probe in recipe.probe]
-    for probe, part in zip(recipe.probe, chosen, strict=True):
-        _check_neighbours(probe, len(part))
+    chosen = _chosen_images(recipe.probe, images)
     test = features(images.test)
     classes = Classes(names, torch.from_numpy(images.longtail.class_counts))
     results: list[Result] = []
@@ -118,6 +125,14 @@ def probe_backbone(
     shared = [results]
     broadcast_object_list(shared)
     return shared[0]
+
+
+def _chosen_images(probes: Sequence[Probe], images: LabelledImages) -> list[ImageSet]:
+    """The training images of every probe, all of them checked."""
+    chosen = [training_images(PROTOCOLS[probe.protocol], images) for probe in probes]
+    for probe, part in zip(probes, chosen, strict=True):
+        check_probe(probe, num_classes=len(images.whole.class_names), images=len(part))
+    return chosen
 
 
 def probe_features(
@@ -145,31 +160,51 @@ def probe_features(
         directory: Results go to ``directory/probe/*.json``.
         class_counts: Shape (C,), images by which classes are many-, medium- or few-shot; None: those of
             the training labels.
-        class_names: C names; None: numbers.
+        class_names: C names; None: numbers. Without names or counts C is one more than the largest label.
         device: Where heads train; None: the CPU.
 
     Raises:
         DataError: If a class holds too few images for a protocol.
-        ValueError: If features or labels cannot be used, or the counts are not one a class.
+        RecipeError: If the settings of a probe do not go together.
+        ValueError: If features or labels cannot be used, their classes or widths disagree, or the counts are not one
+            a class.
     """
     train, test = Features(train_features, train_labels), Features(test_features, test_labels)
-    if class_counts is None:
-        num_classes = 1 + int(max(train.labels.max(), test.labels.max()))
-        class_counts = torch.bincount(train.labels, minlength=num_classes)
-    names = tuple(class_names or (str(c) for c in range(len(class_counts))))
-    if len(names) != len(class_counts):
-        raise ValueError(
-            f"class_counts are for {len(class_counts)} classes, class_names for {len(names)}"
-        )
-    classes = Classes(names, class_counts)
-    results = []
+    check_features(train, test)
+    classes = _classes(train.labels, test.labels, class_counts, class_names)
+    parts = []
     for probe in probes:
-        rows = training_rows(PROTOCOLS[probe.protocol], train.labels.numpy(), names)
-        part = train if rows is None else Features(train.values[rows], train.labels[rows])
-        _check_neighbours(probe, len(part.labels))
-        results.append(_run(probe, part, test, classes, device or torch.device("cpu")))
+        labels = train.labels.cpu().numpy()
+        rows = training_rows(PROTOCOLS[probe.protocol], labels, classes.names)
+        parts.append(train if rows is None else Features(train.values[rows], train.labels[rows]))
+        check_probe(probe, num_classes=len(classes.names), images=len(parts[-1].labels))
+    results = [
+        _run(probe, part, test, classes, device or torch.device("cpu"))
+        for probe, part in zip(probes, parts, strict=True)
+    ]
     write_results(results, directory)
     return results
+
+
+def _classes(
+    train_labels: Tensor,
+    test_labels: Tensor,
+    counts: Tensor | None,
+    names: Sequence[str] | None,
+) -> Classes:
+    """The classes as given, or as the labels have them."""
+    seen = 1 + max(int(train_labels.max()), int(test_labels.max()))
+    size = len(names) if names is not None else seen if counts is None else len(counts)
+    if seen > size:
+        raise ValueError(
+            f"labels reach {seen - 1}, but there are {size} classes by class_names or class_counts; number the "
+            "classes from 0"
+        )
+    if counts is None:
+        counts = torch.bincount(train_labels, minlength=size)
+    if len(counts) != size:
+        raise ValueError(f"class_counts are for {len(counts)} classes, class_names for {size}")
+    return Classes(tuple(names or map(str, range(size))), counts)
 
 
 def _run(
@@ -178,16 +213,21 @@ def _run(
     protocol = PROTOCOLS[probe.protocol]
     train, test = (Features(*(part.to(device) for part in pair)) for pair in (train, test))
     counts = classes.counts.to(device)
+    chosen: dict[str, dict[str, float | None]] = {}
     if protocol.heads is None:
-        scores = {"knn": score(_neighbours(probe, train, test, len(counts)), test.labels, counts)}
+        votes = _votes(probe, train, test, len(counts))
+        scores = {"knn": judge(votes[None], test.labels, counts)}
     else:
-        scores = _train(probe, protocol, train, test, counts)
+        found = candidates(protocol, probe)
+        heads = choose(found, *train, num_classes=len(counts), probe=probe, protocol=protocol)
+        chosen = {n: settings_of(head, protocol) for n, head in heads.items() if len(found[n]) > 1}
+        scores = _train(probe, protocol, heads, train, test, counts)
     pairs = {"train": train, "test": test}
     return Result(
         protocol=protocol.name,
         version=protocol.version,
         summary=protocol.summary,
-        settings=_settings(probe, protocol),
+        settings=probe_settings(probe, protocol),
         class_names=list(classes.names),
         group_counts=counts.tolist(),
         train_counts=torch.bincount(train.labels, minlength=len(counts)).tolist(),
@@ -197,10 +237,12 @@ def _run(
             name: group_tightness(part.values[None], part.labels, counts)
             for name, part in pairs.items()
         },
+        chosen=chosen,
     )
 
 
-def _neighbours(probe: Probe, train: Features, test: Features, num_classes: int) -> Tensor:
+def _votes(probe: Probe, train: Features, test: Features, num_classes: int) -> Tensor:
+    """Log of the shares of the votes, (N, C): their softmax is the shares again."""
     votes = nearest_neighbour_votes(
         test.values,
         train.values,
@@ -209,58 +251,55 @@ def _neighbours(probe: Probe, train: Features, test: Features, num_classes: int)
         neighbours=probe.neighbours,
         temperature=NEIGHBOUR_TEMPERATURE,
     )
-    return votes.argmax(1)[None]
+    # In float64, where the logarithm keeps different shares apart.
+    return votes.double().log()
 
 
 def _train(
-    probe: Probe, protocol: Protocol, train: Features, test: Features, counts: Tensor
+    probe: Probe,
+    protocol: Protocol,
+    chosen: Mapping[str, Head],
+    train: Features,
+    test: Features,
+    counts: Tensor,
 ) -> dict[str, Scores]:
+    """Train all heads at once and judge them."""
     assert protocol.heads is not None
-    heads = train_heads(
+    trained = train_heads(
         train.values,
         train.labels,
         num_classes=len(counts),
-        objectives=objectives(protocol, probe),
+        heads=list(chosen.values()),
         training=protocol.heads,
-        tau=probe.tau,
         seeds=probe.seeds,
         progress=True,
     )
+    prior = expected_prior(probe, trained.prior)
     scores = {}
-    for name in heads.objectives:
-        found = score(heads.predict(name, test.values), test.labels, counts)
+    for name, head in chosen.items():
+        found = _judge_head(trained, head, test, counts, prior, seeds=probe.seeds)
         tightness = {
             split: group_tightness(embeddings, part.labels, counts)
             for split, part in (("train", train), ("test", test))
-            if (embeddings := heads.embeddings(name, part.values)) is not None
+            if (embeddings := trained.embeddings(head, part.values)) is not None
         }
-        scores[name] = Scores(found.metrics, found.class_accuracy, tightness or None)
+        scores[name] = replace(found, tightness=tightness or None)
     return scores
 
 
-def _settings(probe: Probe, protocol: Protocol) -> dict[str, object]:
-    """All that was set, and nothing that this protocol does not read."""
-    settings = asdict(protocol)
-    if protocol.heads is None:
-        return settings | {"neighbours": probe.neighbours, "temperature": NEIGHBOUR_TEMPERATURE}
-    names = objectives(protocol, probe)
-    settings |= {"objectives": list(names), "seeds": probe.seeds}
-    if names != ("ce",):
-        settings["tau"] = probe.tau
-    if any(OBJECTIVES[name].embedding_loss for name in names):
-        settings |= {
-            "embedding_weight": EMBEDDING_WEIGHT,
-            "embedding_temperature": EMBEDDING_TEMPERATURE,
-        }
-    return settings
-
-
-def _check_neighbours(probe: Probe, images: int) -> None:
-    if PROTOCOLS[probe.protocol].heads is None and probe.neighbours > images:
-        raise DataError(
-            f"probe knn asks {probe.neighbours} neighbours to vote, but there are {images} training images; lower "
-            "neighbours"
-        )
+def _judge_head(
+    trained: TrainedHeads,
+    head: Head,
+    test: Features,
+    counts: Tensor,
+    prior: Tensor | None,
+    *,
+    seeds: int,
+) -> Scores:
+    rows = min(MOST_ROWS, rows_at_once(seeds * len(counts)))
+    parts = torch.split(test.values, rows)
+    found = answers(trained.scores(head, part, test_prior=prior) for part in parts)
+    return judge_answers(found, test.labels, counts, weight_norms=trained.weight_norms(head))
 
 
 def _workers(data: Data, images: ImageSet) -> int:

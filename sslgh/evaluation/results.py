@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -10,8 +10,13 @@ from typing import Any, get_args
 from sslgh.functional.groups import GROUPS, STD_DDOF, Convention
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-# Columns of every result, beside the groups.
-METRICS = (*GROUPS, "std", "average", "balanced_error", "accuracy")
+# What is known of every objective, by each convention of groups: what `group_metrics` returns; the mean `class_f1`;
+# `calibration_error`; the share of few-shot test images taken for a many-shot class, and the reverse; the mean length
+# of the weights of many- and of few-shot classes.
+METRICS = (
+    *(*GROUPS, "std", "average", "balanced_error", "accuracy", "harmonic", "worst"),
+    *("macro_f1", "calibration_error", "few_as_many", "many_as_few", "norm_many", "norm_few"),
+)
 
 Metrics = dict[str, float | None]
 
@@ -37,7 +42,8 @@ class Scores:
     """One objective under one protocol; shares between 0 and 1.
 
     Attributes:
-        metrics: For each convention of groups the `METRICS` over seeds.
+        metrics: For each convention of groups the `METRICS` over seeds; None where there is no such thing: a group
+            without classes, weights without length.
         class_accuracy: Mean over seeds for each class; None for a class without test images.
         tightness: For an objective with an embedding layer that of its embeddings, as in `Result`.
     """
@@ -63,6 +69,8 @@ class Result:
         scores: By objective; ``knn`` for the neighbours.
         tightness: ``train`` and ``test``: for each convention the mean of `class_tightness` of the features over
             the classes of a group, and over all classes.
+        chosen: For each objective what was chosen on the training images: ``tau`` (None: it reads none), ``lr``,
+            ``weight_decay``; empty where there was no choice.
         std_ddof: Degrees of freedom taken off in the spread of the three groups.
     """
 
@@ -75,7 +83,8 @@ class Result:
     train_counts: list[int]
     test_counts: list[int]
     scores: dict[str, Scores]
-    tightness: dict[str, dict[str, Metrics]]
+    tightness: dict[str, dict[str, Metrics]] = field(default_factory=dict)
+    chosen: dict[str, dict[str, float | None]] = field(default_factory=dict)
     std_ddof: int = STD_DDOF
 
 
@@ -112,8 +121,12 @@ def _read(path: Path) -> Result:
 
 
 def _scores(entry: dict[str, Any]) -> Scores:
-    metrics = {
-        convention: {name: spread and Spread(**spread) for name, spread in values.items()}
-        for convention, values in entry["metrics"].items()
+    metrics: dict[str, dict[str, Spread | None]] = {
+        convention: {name: _spread(entry["metrics"][convention][name]) for name in METRICS}
+        for convention in CONVENTIONS
     }
     return Scores(metrics, entry["class_accuracy"], entry["tightness"])
+
+
+def _spread(entry: dict[str, Any] | None) -> Spread | None:
+    return None if entry is None else Spread(**entry)

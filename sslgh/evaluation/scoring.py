@@ -1,36 +1,141 @@
-"""From predictions and features to the numbers of a result.
+"""From class scores and embeddings to the numbers of a result.
 
-Shapes: S seeds, N images, F features, D embedding width, C classes.
+Shapes: S seeds, N images, D embedding width, C classes.
 """
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sslgh.evaluation.results import CONVENTIONS, METRICS, Metrics, Scores, Spread
+from sslgh.functional.calibration import calibration_error
+from sslgh.functional.confusion import class_f1, confused_share
 from sslgh.functional.groups import class_accuracy, group_means, group_metrics, shot_groups
 from sslgh.functional.tightness import class_tightness
 
+# Scores looked at at once: 128 MiB of float64.
+CHUNK = 2**24
 
-def score(predictions: Tensor, labels: Tensor, group_counts: Tensor) -> Scores:
-    """Judge predictions by both conventions of groups.
+
+class Answers(NamedTuple):
+    """The class of the highest score (S, N), and what the softmax of the scores gives it (S, N)."""
+
+    classes: Tensor
+    confidence: Tensor
+
+
+def answers(parts: Iterable[Tensor]) -> Answers:
+    """Answers by class scores that come in parts of the images.
 
     Args:
-        predictions: Classes for each seed, shape (S, N).
-        labels: True classes, shape (N,).
-        group_counts: Shape (C,), images of each class in pretraining.
+        parts: Scores (S, N_p, C); of equal ones the first class is the answer.
+
+    Raises:
+        ValueError: If the scores of an image are no distribution: nan, inf, or all -inf.
     """
-    test_counts = torch.bincount(labels, minlength=len(group_counts))
-    accuracies = [class_accuracy(row, labels, len(group_counts)) for row in predictions]
+    classes, confidence = zip(*(_answers(part) for part in parts), strict=True)
+    found = Answers(torch.cat(classes, dim=1), torch.cat(confidence, dim=1))
+    if broken := int(found.confidence.isnan().any(0).sum()):
+        raise ValueError(
+            f"class scores must be finite, or -inf for what is never predicted, but those of {broken} of "
+            f"{found.confidence.shape[1]} images are not; the classifier diverged"
+        )
+    return found
+
+
+def _answers(scores: Tensor) -> Answers:
+    classes = scores.argmax(-1)
+    exact = scores.double()
+    best = exact.gather(-1, classes[..., None])[..., 0]
+    return Answers(classes, (best - exact.logsumexp(-1)).exp())
+
+
+def rows_at_once(per_image: int) -> int:
+    """How many images fit into a part when one has so many scores."""
+    return max(1, CHUNK // per_image)
+
+
+def judge(
+    scores: Tensor, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
+) -> Scores:
+    """Everything that class scores on a test set tell, by both conventions of groups.
+
+    Args:
+        scores: Shape (S, N, C), finite, or -inf for a class that is never predicted; S = 1 for one classifier. The
+            calibration is that of their softmax, whatever they are.
+        labels: True classes, shape (N,), in [0, C).
+        group_counts: Shape (C,), images of each class by which it is many-, medium- or few-shot.
+        weight_norms: Shape (S, C), lengths of the class weights; None: not known.
+
+    Returns:
+        Means and spreads over seeds, without tightness, which takes embeddings.
+
+    Raises:
+        ValueError: If shapes disagree, a label is no class, or scores are not finite.
+    """
+    if scores.ndim != 3 or scores.shape[1:] != (len(labels), len(group_counts)) or not len(labels):
+        raise ValueError(
+            f"scores must be (S, {len(labels)}, {len(group_counts)}) for {len(labels)} labels and "
+            f"{len(group_counts)} classes, got {tuple(scores.shape)}"
+        )
+    parts = torch.split(scores, rows_at_once(scores.shape[0] * scores.shape[2]), dim=1)
+    return judge_answers(answers(parts), labels, group_counts, weight_norms=weight_norms)
+
+
+def judge_answers(
+    found: Answers, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
+) -> Scores:
+    """`judge` for scores too many to hold at once.
+
+    Raises:
+        ValueError: If a label is no class, or shapes disagree.
+    """
+    _check(found, labels, group_counts, weight_norms)
+    norms = [None] * len(found.classes) if weight_norms is None else list(weight_norms)
+    seeds = list(zip(*found, norms, strict=True))
     metrics: dict[str, dict[str, Spread | None]] = {}
     for convention in CONVENTIONS:
         groups = shot_groups(group_counts, convention=convention)
-        seeds = [group_metrics(a, groups, test_counts=test_counts) for a in accuracies]
-        metrics[convention] = {
-            name: Spread.over([seed[name] for seed in seeds]) for name in METRICS
-        }
+        values = [_metrics(*seed, labels, groups) for seed in seeds]
+        metrics[convention] = {name: Spread.over([v[name] for v in values]) for name in METRICS}
+    accuracies = [class_accuracy(row, labels, len(group_counts)) for row in found.classes]
     return Scores(metrics, _known(torch.stack(accuracies).mean(0)))
+
+
+def _metrics(
+    classes: Tensor,
+    confidence: Tensor,
+    norms: Tensor | None,
+    labels: Tensor,
+    groups: dict[str, Tensor],
+) -> Metrics:
+    """The `METRICS` of one seed."""
+    many, few = groups["many"], groups["few"]
+    counts = torch.bincount(labels, minlength=len(many))
+    lengths: Metrics = {} if norms is None else group_means(norms, groups)
+    return group_metrics(class_accuracy(classes, labels, len(many)), groups, test_counts=counts) | {
+        "macro_f1": class_f1(classes, labels, len(many)).nanmean().item(),
+        "calibration_error": calibration_error(confidence, classes == labels).item(),
+        "few_as_many": confused_share(classes, labels, source=few, target=many),
+        "many_as_few": confused_share(classes, labels, source=many, target=few),
+        "norm_many": lengths.get("many"),
+        "norm_few": lengths.get("few"),
+    }
+
+
+def _check(
+    found: Answers, labels: Tensor, group_counts: Tensor, weight_norms: Tensor | None
+) -> None:
+    num_classes = len(group_counts)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+    shape = len(found.classes), num_classes
+    if weight_norms is not None and weight_norms.shape != shape:
+        raise ValueError(f"weight_norms must be {shape}, got {tuple(weight_norms.shape)}")
 
 
 def group_tightness(embeddings: Tensor, labels: Tensor, group_counts: Tensor) -> dict[str, Metrics]:

@@ -4,9 +4,11 @@ import torch
 import torchvision
 from torch import nn
 
+from sslgh.models.cifar_resnet import BLOCKS, CifarResNet
 from sslgh.models.resnet import LAYERS, ScaledResNet
 
 TIMM, TORCHVISION = "timm:", "torchvision:"
+OURS = (*LAYERS, *BLOCKS)
 
 
 def build_backbone(
@@ -20,10 +22,10 @@ def build_backbone(
     """A backbone without its classifier.
 
     Args:
-        name: resnet18, resnet34, resnet50 (with ``stem`` and ``width``), ``timm:NAME`` or
-            ``torchvision:NAME``.
-        stem: "cifar" or "imagenet"; of the plain ResNets.
-        width: Channel multiplier; of the plain ResNets.
+        name: resnet18, resnet34, resnet50 (with ``stem`` and ``width``), resnet20, resnet32, resnet56
+            (CIFAR's, with ``width``), ``timm:NAME`` or ``torchvision:NAME``.
+        stem: "cifar" or "imagenet"; of resnet18, resnet34 and resnet50.
+        width: Channel multiplier; of all the ResNets named above.
         image_size: Side of the input (pixels), for transformers that must know it.
         pretrained: Load the library's default weights (timm:, torchvision:; needs a network
             or a warm cache).
@@ -38,13 +40,22 @@ def build_backbone(
         if pretrained:
             raise ValueError(f"{name} has no pretrained weights here; use torchvision:{name}")
         return ScaledResNet(name, stem=stem, width=width)
+    if name in BLOCKS:
+        if pretrained:
+            raise ValueError(f"{name} has no pretrained weights here; use timm: or torchvision:")
+        if stem != "cifar":
+            raise ValueError(
+                f"{name} is a ResNet for small images and has no {stem} stem; set model.stem: cifar, "
+                f"or model.backbone: resnet18"
+            )
+        return CifarResNet(name, width=width)
     if not name.startswith((TIMM, TORCHVISION)):
         raise ValueError(
-            f"unknown backbone {name!r}; use {', '.join(LAYERS)}, timm:NAME or torchvision:NAME"
+            f"unknown backbone {name!r}; use {', '.join(OURS)}, timm:NAME or torchvision:NAME"
         )
     if width != 1.0:
         raise ValueError(
-            f"model.width applies to {', '.join(LAYERS)}, not to {name}; set model.width: 1"
+            f"model.width applies to {', '.join(OURS)}, not to {name}; set model.width: 1"
         )
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM), image_size, pretrained)

@@ -1,15 +1,17 @@
-"""A backbone on disk: ``backbone.safetensors`` beside ``backbone.json``."""
+"""A network on disk: ``backbone.safetensors`` beside ``backbone.json``, and its classifier."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sslgh.models.backbones import build_backbone
+from sslgh.models.classifier import CosineClassifier
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
+CLASSIFIER = "classifier.safetensors"
 
 
 def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) -> None:
@@ -38,9 +40,7 @@ def load_backbone(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         ValueError: If the directory holds no backbone, or one that does not fit its card.
     """
-    if not (directory / CARD).is_file():
-        raise ValueError(f"{directory} holds no {CARD}; a run writes it when pretraining is done")
-    card = json.loads((directory / CARD).read_text())
+    card = read_card(directory)
     backbone = build_backbone(
         card["backbone"], stem=card["stem"], width=card["width"], image_size=card["image_size"]
     )
@@ -50,3 +50,45 @@ def load_backbone(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{directory / WEIGHTS} is not a {card['backbone']}: {reason}") from None
     return backbone, card
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """The card of a run's backbone.
+
+    Raises:
+        ValueError: If the directory holds none.
+    """
+    if not (directory / CARD).is_file():
+        raise ValueError(f"{directory} holds no {CARD}; a run writes it when training is done")
+    return dict(json.loads((directory / CARD).read_text()))
+
+
+def save_classifier(classifier: nn.Linear | CosineClassifier, directory: Path) -> None:
+    """Write ``classifier.safetensors``: ``weight`` (C, F), and ``bias`` (C,) or the ``scale`` of cosines."""
+    tensors = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
+    if isinstance(classifier, CosineClassifier):
+        tensors["scale"] = Tensor([classifier.scale])
+    temporary = directory / f"{CLASSIFIER}.tmp"
+    save_file(tensors, temporary)
+    temporary.replace(directory / CLASSIFIER)
+
+
+def load_classifier(directory: Path) -> nn.Linear | CosineClassifier:
+    """The classifier of a finetuned run: (N, F) to (N, C).
+
+    Raises:
+        ValueError: If the directory holds none.
+    """
+    path = directory / CLASSIFIER
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} holds no {CLASSIFIER}; sslgh finetune writes it when it is done"
+        )
+    tensors = load_file(path)
+    classes, features = tensors["weight"].shape
+    classifier: nn.Linear | CosineClassifier = nn.Linear(features, classes)
+    if "scale" in tensors:
+        scale = tensors.pop("scale").item()
+        classifier = CosineClassifier(features, classes, scale=scale)
+    classifier.load_state_dict(tensors)
+    return classifier

@@ -1,6 +1,7 @@
 """Projection and prediction heads: lightly's, shaped by the recipe."""
 
 from lightly.models.modules.heads import (
+    ProjectionHead,
     SimCLRProjectionHead,
     SimSiamPredictionHead,
     SimSiamProjectionHead,
@@ -37,4 +38,17 @@ def simsiam_projector(features: int, *, hidden: int, out: int, layers: int) -> n
 def simsiam_predictor(out: int, *, hidden: int) -> nn.Module:
     """Bottleneck Linear-BN-ReLU-Linear; (N, D) -> (N, D)."""
     head: nn.Module = SimSiamPredictionHead(out, hidden, out)
+    return head
+
+
+def contrast_head(features: int, *, hidden: int, out: int) -> nn.Module:
+    """Linear-BN-ReLU-Linear, after BCL's public code; (N, F) -> (N, D), not normalised.
+
+    One is the projector of the views, another, with parameters of its own, makes the prototypes of
+    the classifier's weights (C, F). There the batch of the norm is the C classes. They are the same
+    rows on every process, so in training the global norm that ``globalise`` puts in its place has
+    the statistics of one process; only its running variance is smaller, by (C - 1) / (C - 1/P).
+    """
+    first = (features, hidden, nn.BatchNorm1d(hidden), nn.ReLU())
+    head: nn.Module = ProjectionHead([first, (hidden, out, None, None)])
     return head

@@ -2,10 +2,11 @@
 
 from sslgh.recipe.errors import RecipeError
 from sslgh.recipe.loading import check_arguments, load_recipe, make_recipe, recipe_text
-from sslgh.recipe.schema import Data, Harmonize, Optim, Probe, Recipe
+from sslgh.recipe.schema import Data, Finetune, Harmonize, Optim, Probe, Recipe
 
 __all__ = [
     "Data",
+    "Finetune",
     "Harmonize",
     "Optim",
     "Probe",

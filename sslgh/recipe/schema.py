@@ -6,17 +6,72 @@ Defaults are the papers'; where sources disagree the description says which one 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+# Those that train a network; the others decide by, or re-train the head of, one trained with ce: probe it.
+Trainable = Literal[
+    "ce",
+    "balanced",
+    "effective",
+    "focal",
+    "la",
+    "la-weighted",
+    "balanced-softmax",
+    "ldam",
+    "ldam-drw",
+    "equalised",
+    "elm",
+    "elm-contrast",
+    "elm-hinge",
+    "elm-pull",
+    "supcon",
+    "bcl",
+    "rcl",
+]
+
+# One number, or several to choose from: a list in a recipe, or a bare number.
+Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-Objective = Literal["ce", "la", "la-posthoc", "elm"]
+Objective = Literal[
+    "ce",
+    "balanced",
+    "effective",
+    "focal",
+    "la",
+    "la-posthoc",
+    "la-weighted",
+    "balanced-softmax",
+    "ldam",
+    "ldam-drw",
+    "equalised",
+    "tau-norm",
+    "crt",
+    "lws",
+    "ncm",
+    "elm",
+    "elm-contrast",
+    "elm-hinge",
+    "elm-pull",
+    "supcon",
+    "bcl",
+    "rcl",
+]
 ProtocolName = Literal["gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"]
 
-# Methods whose loss contrasts a sample with the rest of its batch.
-IN_BATCH_NEGATIVES = frozenset({"simclr"})
+# Methods and objectives whose loss contrasts a sample with the rest of its batch.
+IN_BATCH_NEGATIVES = frozenset(
+    {"simclr", "elm", "elm-contrast", "elm-hinge", "elm-pull", "supcon", "bcl", "rcl"}
+)
 
 
 class Section(BaseModel):
@@ -155,6 +210,11 @@ class Model(Section):
         description="cifar: 3x3 stride 1 without pooling; imagenet: 7x7 stride 2 with pooling",
     )
     width: Positive = Field(1.0, description="multiplier of the channels of a ResNet")
+    init: str | None = Field(
+        None,
+        description="weights to start from: a run directory (whose backbone it is), or `pretrained` for "
+        "the default ones of timm:, torchvision:; null: drawn by the seed",
+    )
     projector: Projector = Projector()
     batch_norm: Literal["global", "local"] = Field(
         "global", description="statistics over the global batch, or over each process's own part"
@@ -253,9 +313,14 @@ class Optim(Section):
     decay_all: bool = Field(
         True, description="decay biases and norms too, as the GH code does; lars never does"
     )
-    schedule: Literal["cosine", "gh-two-stage"] = Field(
-        "cosine", description="gh-two-stage: cosine lr to lr_mid until GH begins, then to lr_end"
+    nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
+    schedule: Literal["cosine", "gh-two-stage", "step"] = Field(
+        "cosine",
+        description="gh-two-stage: cosine lr to lr_mid until GH begins, then to lr_end; step: lr times "
+        "`decay` at each of `milestones`",
     )
+    milestones: tuple[Count, ...] = Field((), description="step: when the rate falls (epochs)")
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="step: factor of a fall")
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(
         10, description="epochs of linear warm-up from 0"
     )
@@ -264,6 +329,45 @@ class Optim(Section):
         1e-6, description="learning rate after the last step"
     )
     clip: Positive | None = Field(None, description="largest gradient norm; null: not clipped")
+
+
+class Finetune(Section):
+    """Supervised training on the long-tailed labels, from scratch or from `model.init`."""
+
+    objective: Trainable = Field("la", description="see sslgh.classify.OBJECTIVES")
+    tau: Annotated[float, Field(ge=0)] = Field(1.0, description="strength of the adjustment")
+    logit_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="factor of the classifier's loss (BCL on CIFAR: 2)"
+    )
+    embedding_weight: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="factor of the embedding term (BCL on CIFAR: 0.6); null: the objective's"
+    )
+    temperature: Positive = Field(0.1, description="of the embedding term (BCL on ImageNet: 0.07)")
+    gamma: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="rcl: power of the class counts in the denominator; 0: bcl"
+    )
+    scale: Positive = Field(
+        1.0, description="rcl: factor of the unit features; s is a temperature of T / s^2"
+    )
+    classifier: Literal["linear", "cosine"] = Field("linear", description="last layer")
+    cosine_scale: Positive = Field(30.0, description="cosine: factor of the cosines")
+    freeze: bool = Field(
+        False, description="leave the backbone as it is (classifier re-training, cRT)"
+    )
+    sampling: Literal["instance", "class-balanced", "square-root", "progressive"] = Field(
+        "instance", description="how often a class is drawn (arXiv:1910.09217)"
+    )
+    policy: Literal["crop-flip", "autoaugment", "randaugment", "none"] = Field(
+        "crop-flip",
+        description="view of the classifier: crop-flip (LA); autoaugment: with Cutout (BCL on CIFAR); "
+        "randaugment (BCL on ImageNet)",
+    )
+    deferred_epoch: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="ldam-drw: first epoch of the reweighting; null: at 80 % of the run"
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of a moving average of the weights, which is then judged; null: none"
+    )
 
 
 class Train(Section):
@@ -301,8 +405,24 @@ class Probe(Section):
         min_length=1,
         description="longtail: which objectives to train",
     )
-    tau: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="longtail: strength of the logit adjustment"
+    tau: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Choices] = Field(
+        (1.0,),
+        min_length=1,
+        description="longtail: strength of the adjustment; of several the best is chosen, for each objective",
+    )
+    lr: Annotated[tuple[Positive, ...], Choices] = Field(
+        (), description="longtail: learning rates to choose from; empty: the protocol's"
+    )
+    weight_decay: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Choices] = Field(
+        (), description="longtail: L2 strengths to choose from; empty: the protocol's"
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(
+        5, description="longtail: parts of the training images by which a choice is made"
+    )
+    test_prior: Literal["objective", "balanced", "train"] | tuple[Share, ...] = Field(
+        "objective",
+        description="longtail: class shares that predictions expect: what each objective aims at, "
+        "equal ones, those of training, or one share a class",
     )
     seeds: Count = Field(
         1, description="heads trained from different starts; mean and spread are reported"
@@ -322,11 +442,12 @@ class Recipe(Section):
     run_dir: UserPath | None = Field(None, description="run directory; null: runs/NAME")
     data: Data
     model: Model = Model()
-    method: Method
+    method: Method | None = Field(None, description="pretraining: without labels")
+    finetune: Finetune | None = Field(None, description="supervised training instead of `method`")
     harmonize: Harmonize | None = Field(None, description="null: the plain method")
     optim: Optim = Optim()
     train: Train = Train()
-    probe: tuple[Probe, ...] = Field((), description="evaluations after pretraining")
+    probe: tuple[Probe, ...] = Field((), description="evaluations of the frozen backbone")
 
     @property
     def directory(self) -> Path:
@@ -342,6 +463,15 @@ class Recipe(Section):
         return self.train.epochs // 2 if warmup is None else warmup
 
     @model_validator(mode="after")
+    def _one_stage(self) -> Self:
+        if (self.method is None) == (self.finetune is None):
+            found = "both" if self.method else "neither"
+            raise ValueError(f"one of method: and finetune: says what is trained, got {found}")
+        if self.harmonize is not None and self.method is None:
+            raise ValueError("harmonize: belongs to pretraining with method:, not to finetune:")
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         last = self.train.epochs - 1
         if self.gh_start is not None and self.gh_start > last:
@@ -354,6 +484,8 @@ class Recipe(Section):
             )
         if self.optim.schedule == "gh-two-stage":
             self._two_stages_have_a_middle()
+        if (self.optim.schedule == "step") != bool(self.optim.milestones):
+            raise ValueError("optim.schedule: step and optim.milestones go together")
         if self.train.batch_size % self.train.accumulation:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulation "
@@ -374,7 +506,8 @@ class Recipe(Section):
 
     def _negatives_are_not_lost(self) -> None:
         few = self.train.accumulation > 1 and not self.train.allow_fewer_negatives
-        if few and (self.method.name in IN_BATCH_NEGATIVES or self.harmonize):
+        trained = self.method.name if self.method else self.finetune and self.finetune.objective
+        if few and (trained in IN_BATCH_NEGATIVES or self.harmonize):
             raise ValueError(
                 f"train.accumulation {self.train.accumulation} would contrast within "
                 f"{self.train.batch_size // self.train.accumulation} images instead of {self.train.batch_size}; set "

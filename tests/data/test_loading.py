@@ -8,7 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from sslgh.data import BatchOrder, DataError, ImageSet, loading, render_views, view_loader
+from sslgh.data import (
+    BatchOrder,
+    DataError,
+    ImageSet,
+    LabelledViews,
+    class_sampling,
+    labelled_loader,
+    loading,
+    normalize,
+    render_views,
+    view_loader,
+)
 from sslgh.data.views import TwoViews
 from sslgh.recipe.schema import Data
 
@@ -97,6 +108,66 @@ def test_workers_leave_signals_to_the_run(files):
     assert len(list(iterator)) == len(order) - 1
 
 
+LABELS = np.repeat([0, 1, 2], [14, 5, 1])
+
+
+def labelled(images, workers, contrast=True, **settings):
+    images = ImageSet(images.images, LABELS, ("a", "b", "c"), images.names)
+    sequence = class_sampling(LABELS, "class-balanced", seed=3, epochs=2)
+    order = BatchOrder(20, 6, seed=3, epochs=2, sequence=sequence, **settings)
+    options = {"size": 8, "seed": 3, "policy": "autoaugment", "contrast": contrast}
+    loader = labelled_loader(images, data(workers), order=order, **options)
+    return list(loader), order, LabelledViews(images, data().augment, **options)
+
+
+def test_labelled_batches_hold_the_items_in_the_given_order():
+    given, order, views = labelled(IMAGES, 0)
+    assert len(given) == len(order) == 8
+    for (view, crops, draws, label, index), keys in zip(given, order, strict=True):
+        assert index.tolist() == [i for _, i in keys]
+        assert label.tolist() == LABELS[index].tolist()
+        for number, part in enumerate((view, crops, draws)):
+            assert torch.equal(part, torch.stack([views[key][number] for key in keys]))
+    assert len({given[i][0].numpy().tobytes() for i in range(8)}) == 8
+    only = torch.cat([batch[0][batch[3] == 2] for batch in given])  # 13 showings of one image
+    assert len(torch.unique(only.flatten(1), dim=0)) == len(only) >= 10
+
+
+def test_workers_processes_and_resuming_do_not_change_a_labelled_batch(files):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    alone = labelled(IMAGES, 0)[0]
+    shares = [labelled(IMAGES, 0, rank=rank, world=2)[0] for rank in range(2)]
+    gathered = [
+        [torch.cat(pair) for pair in zip(a, b, strict=True)] for a, b in zip(*shares, strict=True)
+    ]
+    resumed = labelled(files, 1, start=(1, 1))[0]
+    for other, expected in (
+        (labelled(files, 2)[0], alone),
+        (resumed, alone[5:]),
+        (gathered, alone),
+    ):
+        assert len(other) == len(expected) > 0
+        for mine, theirs in zip(other, expected, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labelled_batches_without_contrast_hold_empty_crops(files, workers):
+    view, crops, draws, label, _ = labelled(files, workers, contrast=False)[0][0]
+    assert (crops.shape, draws.shape) == ((6, 0, 3, 8, 8), (6, 0, 13))
+    assert normalize(view).shape == (6, 3, 8, 8)
+    assert label.dtype == torch.int64
+
+
+def test_labelled_batches_render():
+    _, crops, draws, _, _ = labelled(IMAGES, 0)[0][0]
+    assert [tuple(v.shape) for v in render_views(crops, draws, data().augment)] == [
+        (6, 3, 8, 8)
+    ] * 2
+
+
 LEFT_BEHIND = """
 import sys
 from pathlib import Path
@@ -148,3 +219,20 @@ def test_workers_are_as_many_as_shared_memory_holds(files, monkeypatch, tmp_path
         assert workers_of(files, order, size=224) == 0
         assert workers_of(files, order, size=112) == 3
     assert "room for the batches of 3 loader workers instead of 6" in caplog.text
+
+
+def test_labelled_batches_need_less_memory_without_contrast(files, monkeypatch, tmp_path):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr(loading, "SHARED_MEMORY", tmp_path)
+    usage = loading.shutil.disk_usage(tmp_path)._replace(free=64 * 2**20)
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: usage)
+    order = BatchOrder(200, 64, seed=0, epochs=1)
+    images = ImageSet(files.images, LABELS, ("a", "b", "c"), files.names)
+    workers = [
+        labelled_loader(
+            images, data(), size=112, seed=0, order=order, contrast=contrast
+        ).num_workers
+        for contrast in (False, True)
+    ]
+    # 64 images x (1 or 3) views x 3 x 112 x 112 bytes, two batches ahead: 4.8 or 14.5 MB a worker
+    assert workers == [6, 2]

@@ -19,7 +19,7 @@ def parts(width: int = 3) -> dict[str, object]:
     optimiser.step()
     harmonizer = GeometricHarmonizer(20, 4, num_vertices=3)
     harmonizer.observe(torch.randn(20, 4), torch.arange(20))
-    return {"method": method, "harmonizer": harmonizer, "optimiser": optimiser}
+    return {"module": method, "memory": harmonizer, "optimiser": optimiser}
 
 
 def save(folder, progress=Progress(2, 1, 7), keep=2, **changed):  # noqa: B008
@@ -30,7 +30,7 @@ def test_everything_comes_back(tmp_path) -> None:
     saved, fresh = parts(), parts()
     path = save(tmp_path, **saved)
     assert load_checkpoint(path, **fresh) == Progress(2, 1, 7)
-    for name in ("method", "harmonizer"):
+    for name in ("module", "memory"):
         for key, value in saved[name].state_dict().items():
             assert torch.equal(fresh[name].state_dict()[key], value)
     buffers = [
@@ -53,15 +53,15 @@ def test_only_the_latest_are_kept_and_nothing_half_written_is_listed(tmp_path) -
 
 def test_saving_a_step_again_replaces_it(tmp_path) -> None:
     save(tmp_path)
-    method = parts()["method"]
-    path = save(tmp_path, method=method)
+    method = parts()["module"]
+    path = save(tmp_path, module=method)
     fresh = parts()
     load_checkpoint(path, **fresh)
-    assert torch.equal(fresh["method"][0].weight, method[0].weight)
+    assert torch.equal(fresh["module"][0].weight, method[0].weight)
 
 
 @pytest.mark.parametrize(
-    "file", ["method.safetensors", "harmonizer.safetensors", "optimiser.pt", "progress.json"]
+    "file", ["module.safetensors", "memory.safetensors", "optimiser.pt", "progress.json"]
 )
 def test_a_truncated_file_is_noticed_and_named(tmp_path, file) -> None:
     path = save(tmp_path)

@@ -12,7 +12,9 @@ from torch import nn
 
 from sslgh.data import BatchOrder, training_set, view_loader
 from sslgh.distributed import weighted_mean
-from sslgh.engine.pretraining import NotFiniteError, Run, _step, pretrain
+from sslgh.engine.checkpoint import Progress
+from sslgh.engine.loop import NotFiniteError, Run, Task, _step
+from sslgh.engine.pretraining import _part, pretrain
 from sslgh.engine.signals import Stopped
 from sslgh.engine.world import start_world
 from sslgh.methods import METHODS, Method, MethodOutput
@@ -98,14 +100,14 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 ) -> None:
     unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole", gh=True), start_world())
     recipe = tiny(gh=True)
-    import sslgh.engine.pretraining as module  # noqa: PLC0415
+    import sslgh.engine.loop as module  # noqa: PLC0415
 
     original = module._step
 
-    def step_and_signal(run, batches, total, rate):
-        if total == 12:
+    def step_and_signal(run, task, batches, progress, rate):
+        if progress.total == 12:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, batches, total, rate)
+        return original(run, task, batches, progress, rate)
 
     monkeypatch.setattr(module, "_step", step_and_signal)
     with pytest.raises(Stopped, match="after step 13"):
@@ -115,14 +117,14 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
-    import sslgh.engine.pretraining as module  # noqa: PLC0415
+    import sslgh.engine.loop as module  # noqa: PLC0415
 
     original = module._step
 
-    def step_and_poison(run, batches, total, rate):
-        values = original(run, batches, total, rate)
-        if total == 5:  # an infinite gradient under a finite loss
-            next(run.method.parameters()).data.fill_(torch.inf)
+    def step_and_poison(run, task, batches, progress, rate):
+        values = original(run, task, batches, progress, rate)
+        if progress.total == 5:  # an infinite gradient under a finite loss
+            next(run.module.parameters()).data.fill_(torch.inf)
         return values
 
     monkeypatch.setattr(module, "_step", step_and_poison)
@@ -188,7 +190,8 @@ def after_one_step(recipe, accumulation: int) -> torch.Tensor:
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
     run = Run(recipe, accelerator, images, method, method, optimiser, None, torch.tensor(True))
     order = BatchOrder(len(images), 32, seed=0, epochs=1, accumulation=accumulation)
-    _step(run, iter(view_loader(images, recipe.data, size=8, seed=0, order=order)), 0, 0.1)
+    batches = iter(view_loader(images, recipe.data, size=8, seed=0, order=order))
+    _step(run, Task(lambda batch, _: _part(run, batch, None)), batches, Progress(), 0.1)
     return method.backbone.weight.detach()
 
 
@@ -202,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny) -> Non
     with pytest.raises(NotFiniteError, match="not finite in epoch"):
         pretrain(recipe, start_world())
     for path in (recipe.directory / "checkpoints").glob("step-*"):
-        assert all(t.isfinite().all() for t in load_file(path / "method.safetensors").values())
+        assert all(t.isfinite().all() for t in load_file(path / "module.safetensors").values())
 
 
 def test_bf16_and_workers_run_and_do_not_change_the_images(tiny, tmp_path) -> None:

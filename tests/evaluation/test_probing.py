@@ -21,7 +21,8 @@ from sslgh.evaluation import (
     read_results,
 )
 from sslgh.evaluation.protocols import labelled_images, training_images
-from sslgh.evaluation.results import write_results
+from sslgh.evaluation.results import METRICS, write_results
+from sslgh.functional.calibration import calibration_error
 from sslgh.functional.tightness import class_tightness
 from sslgh.recipe.schema import Probe, Recipe
 
@@ -91,7 +92,8 @@ def test_the_files_say_what_the_results_say(digits):
     assert {result.protocol: result for result in read_results(folder)} == results
     content = json.loads((folder / "probe" / "longtail.json").read_text())
     assert content["settings"]["heads"]["epochs"] == 40
-    assert content["settings"]["embedding_weight"] == 0.35
+    assert content["settings"]["embedding"]["elm"]["weight"] == 0.35
+    assert content["settings"]["embedding"]["elm"]["temperature"] == 0.1
     assert content["settings"]["tau"] == 1.0
     assert content["version"] == 1
     assert content["std_ddof"] == 1
@@ -118,6 +120,23 @@ def test_the_second_probe_of_a_protocol_gets_a_number(tmp_path, digits):
     assert names == ["knn-2.json", "knn.json", "longtail.json"]
 
 
+def test_a_file_without_the_newer_metrics_asks_for_another_probe(tmp_path, digits):
+    write_results([digits[1]["knn"]], tmp_path)
+    path = tmp_path / "probe" / "knn.json"
+    path.write_text(path.read_text().replace("macro_f1", "f1"))
+    with pytest.raises(ValueError, match=r"knn.json .*macro_f1.*probe the run again"):
+        read_results(tmp_path)
+
+
+def test_every_metric_of_every_objective_is_known(digits):
+    for result in digits[1].values():
+        for name, scores in result.scores.items():
+            known = {key for key, spread in scores.metrics["thirds"].items() if spread is not None}
+            weights = set() if name == "knn" else {"norm_many", "norm_few"}
+            assert known == {key for key in METRICS if "norm" not in key} | weights
+    assert digits[1]["knn"].scores["knn"].metrics["thirds"]["calibration_error"].mean < 0.5
+
+
 def test_a_file_that_is_no_result_is_named(tmp_path):
     (tmp_path / "probe").mkdir()
     (tmp_path / "probe" / "knn.json").write_text('{"protocol": "knn"}')
@@ -129,15 +148,18 @@ def test_neighbours_of_features_agree_with_scikit_learn(tmp_path):
     (train, labels), (test, truth) = blobs([60, 30, 10], 0), blobs([400] * 3, 1)
     probe = Probe(protocol="knn", neighbours=40)
     (result,) = probe_features(train, labels, test, truth, [probe], directory=tmp_path)
-    weighted, equal = (
-        KNeighborsClassifier(40, metric="cosine", weights=weights)
-        .fit(train.numpy(), labels.numpy())
-        .predict(test.numpy())
+    models = [
+        KNeighborsClassifier(40, metric="cosine", weights=weights).fit(train, labels)
         for weights in (lambda distance: np.exp((1 - distance) / 0.1), "uniform")
-    )
+    ]
+    weighted, equal = (model.predict(test) for model in models)
     average = result.scores["knn"].metrics["thirds"]["average"].mean
     assert average == pytest.approx(balanced_accuracy_score(truth, weighted))
     assert average != pytest.approx(balanced_accuracy_score(truth, equal))
+    confidence = torch.from_numpy(models[0].predict_proba(test).max(1))
+    error = calibration_error(confidence, torch.from_numpy(weighted) == truth).item()
+    got = result.scores["knn"].metrics["thirds"]["calibration_error"].mean
+    assert got == pytest.approx(error, abs=1e-4)
 
 
 def test_the_paper_s_protocols_train_on_weak_views_and_the_others_on_plain_ones(digits):

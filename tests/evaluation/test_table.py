@@ -106,5 +106,32 @@ def test_numbers_that_do_not_compare_get_sections_of_their_own():
     assert len(comparison_table(runs).split("\n\n")) == 3
 
 
+def test_another_test_prior_gets_a_section_of_its_own_and_is_said():
+    def expecting(prior):
+        return replace(result(), settings={"seeds": 1, "test_prior": prior})
+
+    runs = [(str(place), [expecting(p)]) for place, p in enumerate(["objective", "balanced"])]
+    first, second = comparison_table(runs).split("\n\n")
+    assert "predictions for" not in first
+    assert "predictions for equal class shares" in second
+    assert "given class shares" in comparison_table([("run", [expecting([0.5, 0.2, 0.2, 0.1])])])
+
+
+def test_what_was_chosen_stands_under_the_table_in_lines_of_100_characters():
+    chosen = {
+        f"objective-{number}": {"tau": None if number else 2.0, "lr": 0.01, "weight_decay": 5e-4}
+        for number in range(22)
+    }
+    settings = {"seeds": 1, "folds": 4, "tau": [1.0, 2.0], "lr": [0.1, 0.01], "weight_decay": 5e-4}
+    entry = replace(result(), chosen=chosen, settings=settings)
+    table = comparison_table([("run", [entry]), ("other", [result()])])
+    below = table.split("run, chosen by 4 folds of the training images: ")[1]
+    expected = ["objective-0 tau 2, lr 0.01"] + [f"objective-{n} lr 0.01" for n in range(1, 22)]
+    assert " ".join(below.split()) == "; ".join(expected)
+    assert "other, chosen" not in table
+    assert max(map(len, table.splitlines())) <= 100
+    assert all(line.startswith("  objective-") for line in below.splitlines()[1:])
+
+
 def test_no_results_make_an_empty_table():
     assert comparison_table([]) == ""

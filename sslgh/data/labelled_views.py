@@ -1,0 +1,67 @@
+"""Dataset for supervised training: one view for the classifier, two for a contrast."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sslgh.data.colour import NUM_DRAWS
+from sslgh.data.images import ImageSet
+from sslgh.data.policies import Policy, random_view
+from sslgh.data.streams import LABELLED, stream
+from sslgh.data.views import TwoViews
+from sslgh.recipe.schema import Augment
+
+
+class LabelledViews(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
+    """A view by the policy, the two crops of ``TwoViews``, the label and the index.
+
+    Item ``(epoch, index)`` is uint8 (3, S, S), uint8 (V, 3, S, S), float32 (V, ``NUM_DRAWS``), label
+    and index; V is 2, or 0 without contrast. It depends on the seed, the epoch and the index alone,
+    and the crops are those of self-supervised training. ``normalize`` readies the view for the
+    network, ``render_views`` the crops.
+
+    Args:
+        images: The training set, with labels.
+        augment: Of the two crops.
+        size: S (pixels).
+        seed: Of the run.
+        policy: Of the view.
+        contrast: Whether the crops are wanted.
+
+    Raises:
+        ValueError: If the images have no labels.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        augment: Augment,
+        *,
+        size: int,
+        seed: int,
+        policy: Policy = "crop-flip",
+        contrast: bool = False,
+    ) -> None:
+        if images.labels is None:
+            raise ValueError("supervised training needs labels, and this set of images has none")
+        self.images = images
+        self.labels: list[int] = images.labels.tolist()
+        self.size = size
+        self.seed = seed
+        self.policy: Policy = policy
+        self.crops = TwoViews(images, augment, size=size, seed=seed) if contrast else None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        epoch, index = key
+        generator = stream(self.seed, LABELLED, epoch, index)
+        image = self.images.image(index)
+        view = random_view(image, self.size, self.policy, generator)
+        if self.crops is None:
+            crops = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+            draws = torch.empty(0, NUM_DRAWS)
+        else:
+            crops, draws = self.crops.crops(image, key)
+        return torch.from_numpy(view), crops, draws, self.labels[index], index

@@ -1,0 +1,236 @@
+"""Supervised training on long-tailed labels: from a recipe to a network in the run directory.
+
+Shapes: N images, C classes, F features.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sslgh import __version__
+from sslgh.classify.embedding_terms import TermSettings
+from sslgh.classify.network import Network
+from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
+from sslgh.data import (
+    MEAN,
+    STD,
+    BatchOrder,
+    DataError,
+    class_sampling,
+    input_size,
+    labelled_loader,
+    normalize,
+    render_views,
+    training_set,
+)
+from sslgh.distributed import gather, weighted_mean
+from sslgh.engine.build import CONTRAST_VIEWS, architecture, build_network
+from sslgh.engine.checkpoint import Progress
+from sslgh.engine.loop import (
+    Batch,
+    Run,
+    Task,
+    Values,
+    batch_order,
+    is_done,
+    make_run,
+    open_run,
+    train,
+    try_step,
+)
+from sslgh.engine.optimiser import build_optimiser
+from sslgh.engine.run_directory import write_status
+from sslgh.models import save_backbone
+from sslgh.models.files import save_classifier
+from sslgh.recipe import Finetune, Recipe, RecipeError
+
+# Largest margin of LDAM in cosine units (its code).
+LARGEST_MARGIN = 0.5
+
+
+def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
+    """Train, or go on with, the supervised run of a recipe; a collective.
+
+    Args:
+        recipe: With a ``finetune`` section.
+        accelerator: Of :func:`sslgh.engine.world.start_world`.
+
+    Returns:
+        The run directory, with ``backbone.safetensors`` and ``classifier.safetensors``.
+
+    Raises:
+        RecipeError: If the recipe does not fit the data or the run directory.
+        DataError: If the images cannot be used or have no labels.
+        CheckpointError: If the checkpoint to go on from cannot be used.
+        WorldError: If another number of processes was asked for.
+        NotFiniteError: If the loss is nan or infinite.
+        Stopped: After saving, if SIGTERM or SIGINT came.
+    """
+    settings = _settings(recipe)
+    if is_done(recipe, accelerator):
+        return recipe.directory
+    run, network, average = _build(recipe, settings, accelerator)
+    progress = open_run(run)
+    order, batches = _batches(run, settings, progress)
+    started = time.perf_counter()
+    train(run, _task(run, network, average), batches, progress, order.steps_per_epoch)
+    _finish(run, _judged(network, average), started)
+    return recipe.directory
+
+
+def try_finetuning(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Build everything, take one step and write nothing; raises as `finetune`."""
+    settings = _settings(recipe)
+    run, network, average = _build(recipe, settings, accelerator)
+    order, batches = _batches(run, settings, Progress())
+    try_step(run, _task(run, network, average), batches, order.steps_per_epoch)
+
+
+def _settings(recipe: Recipe) -> Finetune:
+    if recipe.finetune is None:
+        raise RecipeError("finetuning needs finetune:; this recipe has method: (sslgh pretrain)")
+    return recipe.finetune
+
+
+def _batches(
+    run: Run, settings: Finetune, progress: Progress
+) -> tuple[BatchOrder, Iterator[Batch]]:
+    recipe, images = run.recipe, run.images
+    assert images.labels is not None
+    kind = settings.sampling
+    sequence = class_sampling(images.labels, kind, seed=recipe.seed, epochs=recipe.train.epochs)
+    order = batch_order(run, progress, None if kind == "instance" else sequence)
+    loader = labelled_loader(
+        images,
+        recipe.data,
+        size=input_size(recipe.data, images),
+        seed=recipe.seed,
+        order=order,
+        policy=settings.policy,
+        contrast=settings.objective in CONTRAST_VIEWS,
+    )
+    return order, iter(loader)
+
+
+def _build(
+    recipe: Recipe, settings: Finetune, accelerator: Accelerator
+) -> tuple[Run, Network, AveragedModel | None]:
+    images = training_set(recipe.data)
+    if images.labels is None:
+        raise DataError(
+            f"finetuning needs labels, and source {recipe.data.source} at {recipe.data.root} has none"
+        )
+    network = build_network(recipe, input_size(recipe.data, images), len(images.class_names))
+    if recipe.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    average = None
+    if settings.ema is not None:
+        # Batch statistics are averaged like the weights they belong to.
+        decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=decay, use_buffers=True)
+    optimiser = build_optimiser(network, recipe.optim)
+    run = make_run(recipe, accelerator, images, network, optimiser, average)
+    return run, network, average
+
+
+def _task(run: Run, network: Network, average: AveragedModel | None) -> Task:
+    """The objective as a part of the loop."""
+    settings, counts = run.recipe.finetune, run.images.class_counts
+    assert settings is not None
+    prior = torch.from_numpy(counts / counts.sum()).float().to(run.accelerator.device)
+    loss = partial(_logit_loss, settings, prior, int(counts.sum()), run.recipe.train.epochs)
+    after = None if average is None else partial(average.update_parameters, network)
+    return Task(part=partial(_part, run, settings, prior, loss), after_step=after)
+
+
+def _part(
+    run: Run,
+    settings: Finetune,
+    prior: Tensor,
+    logit_loss: Callable[[Tensor, Tensor, int], Tensor],
+    batch: Batch,
+    epoch: int,
+) -> Values:
+    """Forward and loss of one part of a batch."""
+    recipe = run.recipe
+    view, crops, draws, target, _ = batch
+    views = [normalize(view)]
+    if settings.objective in CONTRAST_VIEWS:
+        views += render_views(crops, draws, recipe.data.augment)
+    if recipe.train.channels_last:
+        views = [part.contiguous(memory_format=torch.channels_last) for part in views]
+    with torch.autocast(view.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        found = run.model(views[0], views[1:])
+    values = {"logit": weighted_mean(logit_loss(found.logits, target, epoch))}
+    values["loss"] = settings.logit_weight * values["logit"]
+    objective = OBJECTIVES[settings.objective]
+    if objective.embedding is not None:
+        term = TermSettings(settings.tau, settings.temperature, settings.gamma, settings.scale)
+        # No anchor is without a mate: each has its class's proxy, or the other view.
+        values["embedding"] = weighted_mean(
+            objective.embedding(found.embeddings, target, found.proxies, prior, term, gather)
+        )
+        weight = settings.embedding_weight
+        weight = objective.embedding_weight if weight is None else weight
+        values["loss"] = values["loss"] + weight * values["embedding"]
+    return values
+
+
+def _logit_loss(
+    settings: Finetune,
+    prior: Tensor,
+    num_samples: int,
+    epochs: int,
+    logits: Tensor,
+    target: Tensor,
+    epoch: int,
+) -> Tensor:
+    tau = settings.tau
+    if settings.objective in ("ldam", "ldam-drw") and settings.classifier == "cosine":
+        # The rule's margin is tau pi^(-1/4) in units of logits; LDAM's largest is 0.5 in cosines.
+        smallest = float(prior[prior > 0].min())
+        tau = tau * LARGEST_MARGIN * settings.cosine_scale * smallest**0.25
+    start = settings.deferred_epoch
+    start = int(DEFERRED_FROM * epochs) if start is None else start
+    return OBJECTIVES[settings.objective].loss(
+        logits, target, prior, tau=tau, num_samples=num_samples, deferred=epoch >= start
+    )
+
+
+def _judged(network: Network, average: AveragedModel | None) -> Network:
+    if average is None:
+        return network
+    module = average.module
+    assert isinstance(module, Network)
+    return module
+
+
+def _finish(run: Run, network: Network, started: float) -> None:
+    recipe, size = run.recipe, input_size(run.recipe.data, run.images)
+    if run.accelerator.is_main_process:
+        save_backbone(network.backbone, recipe.directory, _card(recipe, size))
+        save_classifier(network.classifier, recipe.directory)
+        seconds = round(time.perf_counter() - started)
+        write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
+    run.accelerator.wait_for_everyone()
+
+
+def _card(recipe: Recipe, size: int) -> dict[str, Any]:
+    assert recipe.finetune is not None
+    return {
+        "format": 1,
+        **architecture(recipe),
+        "image_size": size,
+        "mean": MEAN,
+        "std": STD,
+        "method": f"finetune {recipe.finetune.objective}",
+        "run": recipe.name,
+        "sslgh": __version__,
+    }

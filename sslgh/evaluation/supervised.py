@@ -1,0 +1,117 @@
+"""A network trained on labels, judged by the test set.
+
+Shapes: N images, C classes, F features.
+"""
+
+import logging
+import math
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from sslgh.data import ImageSet, input_size, load_images, training_set
+from sslgh.evaluation.features import cached_features
+from sslgh.evaluation.results import Result, Scores, write_results
+from sslgh.evaluation.scoring import group_tightness, judge
+from sslgh.functional import adjust_logits
+from sslgh.models.files import load_backbone, load_classifier
+from sslgh.recipe import Finetune, Recipe
+
+log = logging.getLogger(__name__)
+
+PROTOCOL, VERSION = "supervised", 1
+
+
+def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
+    """Judge a finetuned run by the test set and write ``probe/supervised.json``; a collective.
+
+    A network trained with ``ce`` is also judged with its logits adjusted afterwards (``la-posthoc``).
+    A class without training images is never predicted, said once in the log.
+
+    Returns:
+        One result, the same on all processes; none where the data have no labelled test images.
+
+    Raises:
+        ValueError: If the run directory holds no network.
+    """
+    test, own = load_images(recipe.data, "test"), training_set(recipe.data)
+    if test is None or test.labels is None:
+        accelerator.print(f"{recipe.name}: no labelled test images, so nothing is judged")
+        return []
+    backbone, _ = load_backbone(recipe.directory)
+    size = input_size(recipe.data, own)
+    features = [
+        cached_features(
+            backbone,
+            part,
+            size=size,
+            weak=False,
+            directory=recipe.directory,
+            accelerator=accelerator,
+            workers=recipe.data.workers or 0,
+        )
+        for part in (own, test)
+    ]
+    shared: list[list[Result]] = [[]]
+    if accelerator.is_main_process:
+        classifier = load_classifier(recipe.directory)
+        shared = [[_result(recipe, classifier, own, test, features)]]
+        write_results(shared[0], recipe.directory)
+    broadcast_object_list(shared)
+    return shared[0]
+
+
+def _result(
+    recipe: Recipe,
+    classifier: nn.Module,
+    own: ImageSet,
+    test: ImageSet,
+    features: list[Tensor | None],
+) -> Result:
+    settings, (train_features, test_features) = recipe.finetune, features
+    assert settings is not None
+    assert train_features is not None
+    assert test_features is not None
+    counts = torch.from_numpy(own.class_counts)
+    own_labels, labels = (torch.from_numpy(part.labels) for part in (own, test))
+    pairs = {"train": (train_features, own_labels), "test": (test_features, labels)}
+    return Result(
+        protocol=PROTOCOL,
+        version=VERSION,
+        summary=f"trained on the long-tailed labels, {recipe.train.epochs} epochs, last weights",
+        settings=settings.model_dump(mode="json"),
+        class_names=list(own.class_names),
+        group_counts=counts.tolist(),
+        train_counts=counts.tolist(),
+        test_counts=torch.bincount(labels, minlength=len(counts)).tolist(),
+        scores=_judged(classifier, test_features, labels, counts, settings),
+        tightness={
+            name: group_tightness(values[None], classes, counts)
+            for name, (values, classes) in pairs.items()
+        },
+    )
+
+
+@torch.no_grad()
+def _judged(
+    classifier: nn.Module, features: Tensor, labels: Tensor, counts: Tensor, settings: Finetune
+) -> dict[str, Scores]:
+    logits, prior = classifier(features), counts / counts.sum()
+    if absent := (counts == 0).nonzero().flatten().tolist():
+        log.warning("classes %s have no training image and are never predicted", absent)
+    scores: dict[str, Tensor] = {settings.objective: logits}
+    if settings.objective == "ce":
+        scores["la-posthoc"] = adjust_logits(logits, prior, tau=settings.tau)
+    weight = classifier.weight
+    assert isinstance(weight, Tensor)
+    return {
+        name: judge(
+            values.masked_fill(prior == 0, -math.inf)[None],
+            labels,
+            counts,
+            weight_norms=weight.norm(dim=1)[None],
+        )
+        for name, values in scores.items()
+    }
