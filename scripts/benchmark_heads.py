@@ -118,11 +118,13 @@ def optimisers(features: int, classes: int, steps: int) -> None:
 def against_scikit_learn(data: Data, test: Data, classes: int) -> None:
     """One head of cross-entropy, its test accuracy by Adam, by scikit-learn and by our solver."""
     decay = SETTINGS["weight_decay"]
-    # 30 epochs: Adam on batches comes near the optimum that the others compute.
-    training = HeadTraining(epochs=30, **SETTINGS)
-    start = time.perf_counter()
-    trained = train_heads(*data, num_classes=classes, heads=[Head("ce")], training=training)
-    report("one head, Adam, 30 epochs", start, trained.predict(Head("ce"), test.features)[0], test)
+    # With the protocol's rate 30 epochs end short of the optimum that the others compute, on the long tail above all.
+    for lr in (SETTINGS["lr"], 0.1):
+        training = HeadTraining(epochs=30, **SETTINGS | {"lr": lr})
+        start = time.perf_counter()
+        trained = train_heads(*data, num_classes=classes, heads=[Head("ce")], training=training)
+        answers = trained.predict(Head("ce"), test.features)[0]
+        report(f"one head, Adam from {lr}, 30 epochs", start, answers, test)
 
     scale, mean = torch.std_mean(data.features, dim=0, correction=0)
     train_x, test_x = ((part.features - mean) / scale for part in (data, test))
@@ -149,7 +151,7 @@ def report(name: str, start: float, answers: Tensor, test: Data) -> None:
     took = time.perf_counter() - start
     right = (answers == test.labels).double().mean()
     balanced = class_accuracy(answers, test.labels, int(test.labels.max()) + 1).mean()
-    print(f"  {name:<31} {took:8.2f} s   accuracy {right:.4f}, balanced {balanced:.4f}")
+    print(f"  {name:<33} {took:6.2f} s   accuracy {right:.4f}, balanced {balanced:.4f}")
 
 
 def main() -> None:

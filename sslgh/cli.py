@@ -41,6 +41,12 @@ DryRun = Annotated[
 ]
 
 
+Details = Annotated[
+    bool,
+    typer.Option("--details", help="Also print further metrics, and the accuracy of every class."),
+]
+
+
 @app.command()
 def pretrain(words: Words, dry_run: DryRun = False) -> None:
     """Pretrain a backbone, or go on with a run that was stopped."""
@@ -48,15 +54,15 @@ def pretrain(words: Words, dry_run: DryRun = False) -> None:
 
 
 @app.command()
-def run(words: Words) -> None:
+def run(words: Words, details: Details = False) -> None:
     """Pretrain, probe and compare: the main job in one command."""
-    _each_recipe(words, _pretrain_and_probe)
+    _each_recipe(words, _pretrain_and_probe, details=details)
 
 
 @app.command()
-def finetune(words: Words, dry_run: DryRun = False) -> None:
+def finetune(words: Words, dry_run: DryRun = False, details: Details = False) -> None:
     """Train on long-tailed labels, from scratch or from model.init=RUN, and judge the result."""
-    _each_recipe(words, _try if dry_run else _finetune)
+    _each_recipe(words, _try if dry_run else _finetune, details=details)
 
 
 @app.command()
@@ -80,6 +86,7 @@ def probe(
     out: Annotated[
         Path, typer.Option(help="Folder for the results of backbones and files.")
     ] = Path("runs"),
+    details: Details = False,
 ) -> None:
     """Probe runs, any timm or torchvision backbone, or anyone's features, in one table."""
     from sslgh.engine.outcome import conclude
@@ -99,7 +106,7 @@ def probe(
             rows.append(_probe_file(features, recipe, overrides, out))
 
     code = conclude(work)
-    _leave(rows, code)
+    _leave(rows, code, details=details)
 
 
 @recipe_app.command("show")
@@ -161,7 +168,9 @@ def _load(words: Sequence[str]) -> "list[Recipe]":
     return recipes
 
 
-def _each_recipe(words: Sequence[str], work: "Callable[[Recipe], Row]") -> None:
+def _each_recipe(
+    words: Sequence[str], work: "Callable[[Recipe], Row]", *, details: bool = False
+) -> None:
     from sslgh.engine.outcome import conclude
 
     recipes: list[Recipe] = []
@@ -169,17 +178,22 @@ def _each_recipe(words: Sequence[str], work: "Callable[[Recipe], Row]") -> None:
     code = conclude(lambda: recipes.extend(_load(words)))
     for recipe in recipes:
         code = code or conclude(lambda recipe=recipe: rows.append(work(recipe)), recipe)  # type: ignore[misc]
-    _leave(rows, code)
+    _leave(rows, code, details=details)
 
 
-def _leave(rows: "Sequence[Row]", code: int) -> None:
+def _leave(rows: "Sequence[Row]", code: int, *, details: bool) -> None:
     from sslgh.engine.outcome import is_main
     from sslgh.engine.world import end_world
-    from sslgh.evaluation import comparison_table
+    from sslgh.evaluation import class_table, comparison_table, details_table
 
     rows = [row for row in rows if row[1]]
     if rows and is_main():
         typer.echo("\n" + comparison_table(rows))
+        if details:
+            typer.echo("\n" + details_table(rows))
+            for name, results in rows:
+                for result in results:
+                    typer.echo(f"\n{name}\n{class_table(result)}")
     end_world()
     raise typer.Exit(code)
 
@@ -205,13 +219,11 @@ def _try(recipe: "Recipe") -> "Row":
 def _finetune(recipe: "Recipe") -> "Row":
     from sslgh.engine.finetuning import finetune as finetune_recipe
     from sslgh.engine.world import start_world
-    from sslgh.evaluation import check_probes, judge_run
+    from sslgh.evaluation import check_probes
 
     check_probes(recipe.data, recipe.probe)
-    accelerator = start_world(recipe.train.processes)
-    directory = finetune_recipe(recipe, accelerator)
-    results = judge_run(recipe, accelerator)
-    return directory.name, [*results, *(_probe_run(recipe)[1] if recipe.probe else ())]
+    finetune_recipe(recipe, start_world(recipe.train.processes))
+    return _probe_run(recipe)
 
 
 def _pretrain_and_probe(recipe: "Recipe") -> "Row":
@@ -226,10 +238,11 @@ def _pretrain_and_probe(recipe: "Recipe") -> "Row":
 
 def _probe_run(recipe: "Recipe") -> "Row":
     from sslgh.engine.world import start_world
-    from sslgh.evaluation import probe_backbone
+    from sslgh.evaluation import judge_run, probe_backbone
     from sslgh.models import load_backbone
 
-    if not recipe.probe:
+    judged = [] if recipe.finetune is None else judge_run(recipe, start_world())
+    if not recipe.probe and recipe.finetune is None:
         typer.echo(
             f"{recipe.directory}: no probe in the recipe; 'probe=[{{protocol: knn}}]' adds one"
         )
@@ -237,7 +250,7 @@ def _probe_run(recipe: "Recipe") -> "Row":
     backbone, _ = load_backbone(recipe.directory)
     accelerator = start_world()
     results = probe_backbone(backbone, recipe, directory=recipe.directory, accelerator=accelerator)
-    return recipe.directory.name, results
+    return recipe.directory.name, [*judged, *results]
 
 
 def _probe_target(
