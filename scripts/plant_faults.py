@@ -32,6 +32,12 @@ MARGINS, ELM = "functional/margins.py", "functional/embedding_margin.py"
 FRAMES, HARMONIZER = "functional/frames.py", "harmonize/harmonizer.py"
 MEMORY, POPULATION = "harmonize/memory.py", "harmonize/population.py"
 WORLD, NORM = "distributed.py", "models/batch_norm.py"
+RULES, FOCAL = "functional/margin_rules.py", "functional/focal.py"
+SUPCON, CONTRAST_SET = "functional/supervised_contrastive.py", "functional/contrast_set.py"
+CAL, CONFUSION, SCORING = "functional/calibration.py", "functional/confusion.py", "evaluation/scoring.py"
+PROBING, CHOICES, CHECKS = "evaluation/probing.py", "evaluation/choices.py", "evaluation/checks.py"
+SAMPLING, POLICIES = "data/class_sampling.py", "data/policies.py"
+FINETUNING, NETWORK = "engine/finetuning.py", "classify/network.py"
 
 FAULTS = [
     Fault("own row not masked", NT_XENT, "logits.scatter_(1, itself[:, None], -torch.inf)", "pass", "functional/test_contrastive.py"),
@@ -57,10 +63,6 @@ FAULTS = [
     Fault("weight forgotten", MARGINS, "return weight[target] * loss", "return loss", "functional/test_margins.py"),
     Fault("tau ignored", MARGINS, "tau * prior.log(), -torch.inf", "prior.log(), -torch.inf", "functional/test_margins.py"),
     Fault("class without share predicted", MARGINS, "torch.where(shift == -torch.inf, -torch.inf, logits - shift)", "torch.where(shift == -torch.inf, 0, logits - shift)", "functional/test_margins.py"),
-    Fault("anchor is its own mate", ELM, "mates[:, : len(target)].fill_diagonal_(False)", "pass", "functional/test_embedding_margin.py"),
-    Fault("rivals summed, not averaged", ELM, "(shift - torch.bincount(labels, minlength=classes).log())[labels]", "shift[labels]", "functional/test_embedding_margin.py"),
-    Fault("margin of the anchor forgotten", ELM, "[labels] - shift[target, None]", "[labels]", "functional/test_embedding_margin.py"),
-    Fault("own class among the rivals", ELM, "(similarity + share).masked_fill(same, -torch.inf)", "(similarity + share)", "functional/test_embedding_margin.py"),
     Fault("simplex not scaled", FRAMES, "(k / (k - 1)) ** 0.5 * basis", "basis", "functional/test_frames.py"),
     Fault("simplex not centred", FRAMES, "torch.eye(k, dtype=torch.float64) - 1 / k", "torch.eye(k, dtype=torch.float64)", "functional/test_frames.py"),
     Fault("gather without gradient", WORLD, "stacked, first = _Gather.apply(tensor)", "stacked, first = _Gather.apply(tensor.detach())", "functional/test_contrastive.py"),
@@ -81,6 +83,59 @@ FAULTS = [
     Fault("one beta for both phases", POPULATION, "self.warmup_momentum if warm else self.momentum", "self.momentum", "harmonize/test_harmonizer.py"),
     Fault("floor forgotten", POPULATION, "counts += self.prior_floor", "pass", "harmonize/test_harmonizer.py"),
     Fault("vertices turned at every refresh", POPULATION, "self.aligned.fill_(True)", "pass", "harmonize/test_harmonizer.py"),
+    Fault("anchor is its own mate", CONTRAST_SET, "same.scatter(1, itself[:, None], False)", "same", "functional/test_contrast_set.py"),
+    Fault("rivals summed, not averaged", ELM, "(shift - everyone.class_sizes(len(prior)).log())[everyone.labels]", "shift[everyone.labels]", "functional/test_embedding_margin.py"),
+    Fault("margin of the anchor forgotten", ELM, "similarity + share - shift[target, None]", "similarity + share", "functional/test_embedding_margin.py"),
+    Fault("own class among the rivals", ELM, "aside = everyone.same | ", "aside = ", "functional/test_embedding_margin.py"),
+    Fault("rival without share has a gradient", ELM, "everyone.same | (share == -torch.inf)", "everyone.same", "functional/test_contrast_set.py"),
+    Fault("labels stay at home", CONTRAST_SET, "labels = gather(target)[0] if gather else target", "labels = target", "functional/test_contrast_set.py"),
+    Fault("rank offset forgotten in the set", CONTRAST_SET, "torch.arange(first, first + len(target)", "torch.arange(0, len(target)", "functional/test_contrast_set.py"),
+    Fault("anchor in its own denominator", SUPCON, "masked_fill(~everyone.others, -torch.inf)", "masked_fill(everyone.others & False, -torch.inf)", "functional/test_supervised_contrastive.py"),
+    Fault("mates left out of the denominator", SUPCON, "masked_fill(~everyone.others, -torch.inf)", "masked_fill(everyone.same, -torch.inf)", "functional/test_supervised_contrastive.py"),
+    Fault("anchor counted in its class", SUPCON, " - everyone.same.to(similarity)", "", "functional/test_supervised_contrastive.py"),
+    Fault("scale not squared", SUPCON, "temperature / scale**2", "temperature / scale", "functional/test_supervised_contrastive.py"),
+    Fault("own share forgotten in the margin", RULES, "row=_present(prior, -column)", "row=torch.zeros_like(column)", "functional/test_margin_rules.py"),
+    Fault("consistent weight of the wrong power", RULES, "prior ** (tau - 1)", "prior ** (1 - tau)", "functional/test_margin_rules.py"),
+    Fault("effective number without expm1", RULES, "-torch.expm1(prior * num_samples * math.log(BETA))", "(1 - BETA ** (prior * num_samples))", "functional/test_margin_rules.py"),
+    Fault("equalised keeps the own margin", RULES, "._replace(row=torch.zeros_like(prior))", "", "functional/test_margin_rules.py"),
+    Fault("focus where p rounds to one", FOCAL, "-torch.exp(gamma * F.logsigmoid(lead))", "-((1 - torch.sigmoid(-lead)) ** gamma)", "functional/test_focal.py"),
+    Fault("hinge on the farthest rival", "functional/embedding_hinge.py", "aside, -torch.inf).amax(", "aside, torch.inf).amin(", "functional/test_embedding_hinge.py"),
+    Fault("pull of the common classes", "functional/embedding_pull.py", "prior ** (-tau / 4)", "prior ** (tau / 4)", "functional/test_embedding_pull.py"),
+    Fault("own margin not taken off", "classify/stacked_loss.py", "-own[:, :, None]", "0 * own[:, :, None]", "classify/test_stacked_loss.py"),
+    Fault("one rate for all heads", "classify/headwise_adam.py", "addcmul_(update, self.lr[i], value=-size)", "addcmul_(update, self.lr[i].max(), value=-size)", "classify/test_headwise_adam.py"),
+    Fault("never deferred", "classify/fitting.py", "math.ceil(DEFERRED_FROM * training.epochs)", "training.epochs", "classify/test_training.py"),
+    Fault("embedding term without the head's tau", "classify/fitting.py", "objective.term._replace(tau=head.tau)", "objective.term", "classify/test_training.py"),
+    Fault("posterior without the weights", "classify/objectives.py", "margins.column - margins.weight.log()", "margins.column", "classify/test_objectives.py"),
+    Fault("class without images predicted", "classify/objectives.py", "return shift.where(present, -torch.inf)", "return shift.where(present, 0)", "classify/test_objectives.py"),
+    Fault("lonely anchors counted as zeros", "classify/embedding_terms.py", "return loss * (len(target) / mates)", "return loss", "classify/test_embedding_terms.py"),
+    Fault("tau-norm keeps the bias", "classify/trained.py", "normalised(weight, tau=head.tau), torch.zeros_like(bias)", "normalised(weight, tau=head.tau), bias", "classify/test_trained.py"),
+    Fault("trained on what is held out", "classify/selection.py", "features[~out],\n            labels[~out],", "features,\n            labels,", "classify/test_selection.py"),
+    Fault("plain accuracy decides", "classify/selection.py", "return recalls[~recalls.isnan()].mean().item()", "return (predictions == labels).double().mean().item()", "classify/test_selection.py"),
+    Fault("gaps of bins cancel", CAL, "surplus.abs().sum()", "surplus.sum().abs()", "functional/test_calibration.py"),
+    Fault("absent class counts as F1 0", CONFUSION, "return 2 * right.double() / (asked + given)", "return 2 * right.double() / (asked + given).clamp(min=1)", "functional/test_confusion.py"),
+    Fault("source and target swapped", CONFUSION, "target[taken_for]", "source[taken_for]", "functional/test_confusion.py"),
+    Fault("confidence not normalised", SCORING, "(best - exact.logsumexp(-1)).exp()", "best.sigmoid()", "evaluation/test_scoring.py"),
+    Fault("confusion the wrong way", SCORING, '"few_as_many": confused_share(classes, labels, source=few, target=many)', '"few_as_many": confused_share(classes, labels, source=many, target=few)', "evaluation/test_scoring.py"),
+    Fault("chosen on the test set", PROBING, "choose(found, *train,", "choose(found, *test,", "evaluation/test_choices.py"),
+    Fault("choice not trained", CHOICES, "best.get(name, heads[0])", "heads[0]", "evaluation/test_choices.py"),
+    Fault("test prior ignored", PROBING, "test_prior=prior", "test_prior=None", "evaluation/test_choices.py"),
+    Fault("unadjustable objectives let through", CHECKS, "if not OBJECTIVES[name].shifts]", "if False]", "evaluation/test_checks.py"),
+    Fault("quota rounded to the nearest", SAMPLING, "np.floor(borders + stream(seed, QUOTA, epoch).random())", "np.round(borders)", "data/test_class_sampling.py"),
+    Fault("rounds not continued", SAMPLING, "own, first, last, seed, label)", "own, 0, last - first, seed, label)", "data/test_class_sampling.py"),
+    Fault("classes share their permutations", SAMPLING, "stream(seed, ROUND, r, label)", "stream(seed, ROUND, r, 0)", "data/test_class_sampling.py"),
+    Fault("progressive the wrong way", SAMPLING, "(1 - share) * counts + share * equal", "share * counts + (1 - share) * equal", "data/test_class_sampling.py"),
+    Fault("repetitions alike", "data/order.py", "epoch + REPEAT * _repetitions(positions)", "epoch + 0 * _repetitions(positions)", "data/test_class_sampling.py"),
+    Fault("torchvision's scale for timm's", POLICIES, "num_magnitude_bins=11", "num_magnitude_bins=31", "data/test_policies.py"),
+    Fault("hole kept inside", POLICIES, "y, x = generator.integers(side, size=2).tolist()", "y, x = generator.integers(half, side - half + 1, size=2).tolist()", "data/test_policies.py"),
+    Fault("shortcut pooled", "models/cifar_resnet.py", "kept = x[:, :, :: self.stride, :: self.stride]", "kept = F.avg_pool2d(x, self.stride, ceil_mode=True)", "models/test_cifar_resnet.py"),
+    Fault("cosines in bfloat16", "models/classifier.py", "@in_float32\n", "", "models/test_classifier.py"),
+    Fault("workers outlive the run", "data/loading.py", "        child.kill()", "        pass", "data/test_loading.py"),
+    Fault("embedding term without its weight", FINETUNING, "+ weight * values[\"embedding\"]", "+ values[\"embedding\"]", "engine/test_finetuning.py"),
+    Fault("views of the contrast classified", NETWORK, "own, *others = features.chunk(1 + len(contrast))", "*others, own = features.chunk(1 + len(contrast))", "engine/test_finetuning.py"),
+    Fault("prototypes without their head", NETWORK, "self.prototype_head(weight)", "self.projector(weight)", "engine/test_finetuning.py"),
+    Fault("frozen statistics move", NETWORK, "            self.backbone.eval()\n", "            pass\n", "engine/test_finetuning.py"),
+    Fault("margin of LDAM in logits", FINETUNING, "* settings.cosine_scale * smallest", "* smallest", "engine/test_finetuning.py"),
+    Fault("deferred from the start", FINETUNING, "deferred=epoch >= start", "deferred=True", "engine/test_finetuning.py"),
 ]  # fmt: skip
 
 

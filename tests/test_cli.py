@@ -249,6 +249,34 @@ def test_two_launched_processes_train_as_one_does(recipe_file, tmp_path) -> None
     assert [line["epoch"] for line in both[0] if line["kind"] == "refresh"] == [1]
 
 
+def test_two_launched_processes_finetune_as_one_does(recipe_file, tmp_path) -> None:
+    config = REPOSITORY / "recipes" / "accelerate" / "cpu-2.yaml"
+    words = (
+        recipe_file,
+        "method=null",
+        "finetune={objective: rcl, policy: none, sampling: class-balanced, ema: 0.9}",
+        "train.epochs=2",
+        "train.channels_last=false",
+    )
+    ended = launch("--config_file", config, "-m", "sslgh", "finetune", *words)
+    assert ended.returncode == 0, ended.stderr
+    assert "rcl" in ended.stdout  # the table, once
+    assert call("finetune", *words, f"run_dir={tmp_path / 'alone'}") == 0
+    both = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("run", "alone")
+    ]
+    losses = [[line["loss"] for line in lines] for lines in both]
+    assert len(losses[0]) == len(losses[1]) == 8
+    assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5)  # a whole step between them
+    assert losses[0][:4] == pytest.approx(losses[1][:4], rel=5e-3)  # rounding grows
+    judged = [
+        json.loads((tmp_path / run / "probe" / "supervised.json").read_text())
+        for run in ("run", "alone")
+    ]
+    assert judged[0]["test_counts"] == judged[1]["test_counts"]
+
+
 def test_a_launcher_that_silently_starts_one_of_two_processes_is_refused(
     recipe_file, tmp_path
 ) -> None:

@@ -1,0 +1,216 @@
+"""The optimum of a linear head for the convex objectives, by a quasi-Newton method.
+
+Shapes: H heads, N samples, F features, C classes.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from sslgh.classify.trained import check_finite
+from sslgh.functional.margin_rules import Margins
+
+Vector = NDArray[np.float64]
+
+
+class Convex(NamedTuple):
+    """One head's problem, in float64, of classes that all have samples.
+
+    Attributes:
+        design: Features and a last column of ones, shape (N, F + 1).
+        labels: Shape (N,).
+        column: Delta_yy' without row_y, shape (C,).
+        own: What the true class loses, row_y + column_y, shape (C,); 0 where the margins are
+            those of logit adjustment.
+        weight: alpha_y / N of every sample, shape (N,).
+        decay: L2 of every column of ``design``, shape (F + 1,); 0 for the bias.
+    """
+
+    design: Tensor
+    labels: Tensor
+    column: Tensor
+    own: Tensor
+    weight: Tensor
+    decay: Tensor
+
+    def loss(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """The penalised loss of parameters (C, F + 1), and its gradient."""
+        labels = self.labels[:, None]
+        logits = self.design @ parameters.T + self.column
+        logits.scatter_add_(1, labels, -self.own[labels])
+        total = logits.logsumexp(1, keepdim=True)
+        per_sample = (total - logits.gather(1, labels))[:, 0]
+        decayed = self.decay * parameters
+        value = self.weight @ per_sample + (decayed * parameters).sum() / 2
+        # In place, as these are the largest arrays by far.
+        residual = logits.sub_(total).exp_()
+        residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
+        residual.mul_(self.weight[:, None])
+        return value, residual.T @ self.design + decayed
+
+    def start(self) -> Tensor:
+        """Weights 0, and the best biases to them unless margins depend on the own class too."""
+        classes = len(self.column)
+        shares = torch.bincount(self.labels, weights=self.weight, minlength=classes)
+        parameters = self.design.new_zeros(classes, self.design.shape[1])
+        parameters[:, -1] = shares.log() - self.column
+        return parameters
+
+
+def solve_heads(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    margins: Sequence[Margins],
+    weight_decay: Sequence[float],
+    max_iterations: int = 2000,
+    tolerance: float = 1e-7,
+) -> tuple[Tensor, Tensor]:
+    """Minimise (1/N) sum of alpha_y log(1 + sum exp(Delta_yy' + f_y' - f_y)) + decay/2 |W|^2.
+
+    The losses of the pairwise-margin family (LA, eq. 11, arXiv:2007.07314) are convex in the
+    weights W and biases b of f = W x + b. L-BFGS in float64, one head after the other, on the
+    device of ``features``. Biases are not decayed; weights and biases, which the loss knows
+    up to one addend for all classes, sum to 0 over the classes.
+
+    Args:
+        features: Shape (N, F), finite. Bring them to one scale first: the penalty does not, and
+            the method converges slowly where scales differ by orders.
+        labels: Shape (N,), integers in [0, C).
+        num_classes: C. A class without a sample, or of weight 0, leaves the sum of every loss.
+        margins: Delta and alpha of each head, H of them.
+        weight_decay: L2 of each head on the scale of `HeadTraining`, H of them. With 0 there
+            is no optimum where classes can be separated.
+        max_iterations: Of each head; where they end first, a ``ConvergenceWarning`` says so.
+        tolerance: The largest entry of the gradient to stop at.
+
+    Returns:
+        Weights (H, C, F) and biases (H, C), float64. A class that left the sum has weight 0
+        and bias -inf, and so is never predicted.
+
+    Raises:
+        ValueError: If shapes do not fit, features are not finite, labels lie outside, a decay is
+            negative, fewer than two classes are left, or margins are not finite.
+
+    Examples:
+        Features that say nothing leave the shares to cross-entropy and equal shares to adjustment:
+
+        >>> from sslgh.functional.margin_rules import adjusted_margins, plain_margins
+        >>> prior = torch.tensor([0.75, 0.25])
+        >>> weight, bias = solve_heads(
+        ...     torch.zeros(4, 1),
+        ...     torch.tensor([0, 0, 0, 1]),
+        ...     num_classes=2,
+        ...     margins=[plain_margins(prior), adjusted_margins(prior)],
+        ...     weight_decay=[0.1, 0.1],
+        ... )
+        >>> bias.softmax(1)
+        tensor([[0.7500, 0.2500],
+                [0.5000, 0.5000]], dtype=torch.float64)
+    """
+    _check(features, labels, num_classes, margins, weight_decay)
+    labels = labels.long()
+    counts = torch.bincount(labels, minlength=num_classes)
+    design = torch.cat([features.double(), features.new_ones(len(features), 1)], 1)
+    solved = design.new_zeros(len(margins), num_classes, design.shape[1])
+    for head, (margin, decay) in enumerate(zip(margins, weight_decay, strict=True)):
+        present = (counts > 0) & (margin.weight.to(counts.device) > 0)
+        problem = _problem(design, labels, margin, decay, present)
+        solved[head, ~present, -1] = -torch.inf
+        solved[head, present] = _minimum(problem, max_iterations, tolerance)
+    return solved[..., :-1], solved[..., -1]
+
+
+def _problem(
+    design: Tensor, labels: Tensor, margins: Margins, decay: float, present: Tensor
+) -> Convex:
+    """The problem of the classes that are present, numbered anew."""
+    size = len(labels)
+    row, column, weight = (part.to(design)[present] for part in margins)
+    if present.sum() < 2:
+        raise ValueError("a classifier needs samples of at least 2 classes with a positive weight")
+    if not torch.stack([row, column, weight]).isfinite().all():
+        raise ValueError(
+            "margins and weights of classes with samples must be finite; were they made from other shares?"
+        )
+    if not present.all():
+        kept = present[labels]
+        design, labels = design[kept], (present.cumsum(0) - 1)[labels[kept]]
+    penalty = design.new_full((design.shape[1],), decay)
+    penalty[-1] = 0
+    return Convex(design, labels, column, row + column, weight[labels] / size, penalty)
+
+
+def _minimum(problem: Convex, max_iterations: int, tolerance: float) -> Tensor:
+    """The optimum of one head, shape (C, F + 1), with every column centred."""
+    start = problem.start()
+
+    def loss(vector: Vector) -> tuple[float, Vector]:
+        parameters = torch.from_numpy(vector).to(start).view_as(start)
+        value, gradient = problem.loss(parameters)
+        return value.item(), gradient.flatten().cpu().numpy()
+
+    # ftol 0: a rare class is too small a part of the mean loss for its relative change to tell.
+    found = minimize(
+        loss,
+        start.flatten().cpu().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={
+            "maxiter": max_iterations,
+            "maxfun": 2 * max_iterations,
+            "ftol": 0,
+            "gtol": tolerance,
+        },
+    )
+    steepest = float(np.abs(found.jac).max())
+    # Written so that nan warns as well.
+    if not steepest <= tolerance:
+        warnings.warn(
+            f"a head stopped after {found.nit} iterations with a gradient of {steepest:.1e}, above the "
+            f"tolerance of {tolerance:.1e}; standardise features, or raise weight_decay, max_iterations "
+            "or the tolerance",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    parameters = torch.from_numpy(found.x).to(start).view_as(start)
+    return parameters - parameters.mean(0)
+
+
+def _check(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    margins: Sequence[Margins],
+    weight_decay: Sequence[float],
+) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
+        raise ValueError(
+            f"features and labels must be (N, F) and (N,), got {tuple(features.shape)} and {tuple(labels.shape)}"
+        )
+    check_finite(features)
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+    if len(margins) != len(weight_decay):
+        raise ValueError(
+            f"every head needs margins and a weight decay, got {len(margins)} and {len(weight_decay)}"
+        )
+    for margin in margins:
+        if any(part.shape != (num_classes,) for part in margin):
+            raise ValueError(
+                f"margins must have shape ({num_classes},) each, "
+                f"got {', '.join(str(tuple(part.shape)) for part in margin)}"
+            )
+    if any(not decay >= 0 for decay in weight_decay):
+        raise ValueError(f"weight_decay must not be negative, got {list(weight_decay)}")
