@@ -34,7 +34,11 @@ MEMORY, POPULATION = "harmonize/memory.py", "harmonize/population.py"
 WORLD, NORM = "distributed.py", "models/batch_norm.py"
 RULES, FOCAL = "functional/margin_rules.py", "functional/focal.py"
 SUPCON, CONTRAST_SET = "functional/supervised_contrastive.py", "functional/contrast_set.py"
-CAL, CONFUSION, SCORING = "functional/calibration.py", "functional/confusion.py", "evaluation/scoring.py"
+CAL, CONFUSION, SCORING = (
+    "functional/calibration.py",
+    "functional/confusion.py",
+    "evaluation/scoring.py",
+)
 PROBING, CHOICES, CHECKS = "evaluation/probing.py", "evaluation/choices.py", "evaluation/checks.py"
 SAMPLING, POLICIES = "data/class_sampling.py", "data/policies.py"
 FINETUNING, NETWORK = "engine/finetuning.py", "classify/network.py"

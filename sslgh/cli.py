@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app(args=None if arguments is None else list(arguments), prog_name="sslgh")
 
 
+NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
+
 DryRun = Annotated[
     bool, typer.Option(help="Build everything, take one step, write nothing.", show_default=False)
 ]
@@ -50,7 +52,7 @@ Details = Annotated[
 @app.command()
 def pretrain(words: Words, dry_run: DryRun = False) -> None:
     """Pretrain a backbone, or go on with a run that was stopped."""
-    _each_recipe(words, _try if dry_run else _pretrain)
+    _each_recipe(words, _try if dry_run else _pretrain, record=not dry_run)
 
 
 @app.command()
@@ -62,7 +64,7 @@ def run(words: Words, details: Details = False) -> None:
 @app.command()
 def finetune(words: Words, dry_run: DryRun = False, details: Details = False) -> None:
     """Train on long-tailed labels, from scratch or from model.init=RUN, and judge the result."""
-    _each_recipe(words, _try if dry_run else _finetune, details=details)
+    _each_recipe(words, _try if dry_run else _finetune, record=not dry_run, details=details)
 
 
 @app.command()
@@ -151,8 +153,15 @@ def list_recipes() -> None:
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and overrides; only an override has an equals sign and is no file."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not _is_file(word)]
     return [word for word in words if word not in overrides], overrides
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # longer than a name may be
+        return False
 
 
 def _load(words: Sequence[str]) -> "list[Recipe]":
@@ -169,7 +178,11 @@ def _load(words: Sequence[str]) -> "list[Recipe]":
 
 
 def _each_recipe(
-    words: Sequence[str], work: "Callable[[Recipe], Row]", *, details: bool = False
+    words: Sequence[str],
+    work: "Callable[[Recipe], Row]",
+    *,
+    record: bool = True,
+    details: bool = False,
 ) -> None:
     from sslgh.engine.outcome import conclude
 
@@ -177,7 +190,10 @@ def _each_recipe(
     rows: list[Row] = []
     code = conclude(lambda: recipes.extend(_load(words)))
     for recipe in recipes:
-        code = code or conclude(lambda recipe=recipe: rows.append(work(recipe)), recipe)  # type: ignore[misc]
+        code = code or conclude(
+            lambda recipe=recipe: rows.append(work(recipe)),  # type: ignore[misc]
+            recipe if record else None,
+        )
     _leave(rows, code, details=details)
 
 
@@ -243,9 +259,7 @@ def _probe_run(recipe: "Recipe") -> "Row":
 
     judged = [] if recipe.finetune is None else judge_run(recipe, start_world())
     if not recipe.probe and recipe.finetune is None:
-        typer.echo(
-            f"{recipe.directory}: no probe in the recipe; 'probe=[{{protocol: knn}}]' adds one"
-        )
+        typer.echo(f"{recipe.directory}: {NO_PROBE}")
         return recipe.directory.name, []
     backbone, _ = load_backbone(recipe.directory)
     accelerator = start_world()
@@ -271,6 +285,8 @@ def _probe_target(
     if recipe_name is None:
         raise RecipeError(f"{target} needs data to be judged by; add --recipe RECIPE")
     recipe = _load([recipe_name, *overrides])[0]
+    if not recipe.probe:
+        typer.echo(f"{target}: {NO_PROBE}")
     size = recipe.data.size
     backbone = build_backbone(target, image_size=size, pretrained=pretrained)
     name = target.replace(":", "-") + ("" if pretrained else "-random")
@@ -280,11 +296,18 @@ def _probe_target(
 
 def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: Path) -> "Row":
     from sslgh.evaluation import load_feature_file, probe_features
-    from sslgh.recipe import Probe
-    from sslgh.recipe.schema import Probe as ProbeSettings
+    from sslgh.recipe import make_recipe
+    from sslgh.recipe.loading import apply_overrides
 
-    probes: Sequence[Probe] = (ProbeSettings(protocol="longtail"), ProbeSettings(protocol="knn"))
     if recipe_name is not None:
         probes = _load([recipe_name, *overrides])[0].probe
+    else:
+        usual = [{"protocol": "longtail"}, {"protocol": "knn"}]
+        settings = {"name": "features", "data": {"source": "arrays"}, "probe": usual}
+        settings |= {"finetune": {}}  # a recipe says what is trained; here it is not read
+        probes = make_recipe(apply_overrides(settings, overrides)).probe
+    if not probes:
+        typer.echo(f"{file}: {NO_PROBE}")
+        return file.stem, []
     results = probe_features(*load_feature_file(file), probes, directory=out / file.stem)
     return file.stem, results

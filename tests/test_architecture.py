@@ -103,7 +103,9 @@ def test_the_shelf_holds_what_it_should() -> None:
     assert {f"digits-lt/{name}" for name in digits} <= names
     assert {"folder/simclr", "folder/simclr-gh"} <= names
     supervised = {name for name in names if "/supervised" in name}
-    assert {f"cifar100-lt/supervised-{o}" for o in ("la", "la-code", "ldam-drw", "elm", "bcl", "rcl")} <= supervised
+    assert {
+        f"cifar100-lt/supervised-{o}" for o in ("la", "la-code", "ldam-drw", "elm", "bcl", "rcl")
+    } <= supervised
     assert {"imagenet-lt/supervised-bcl", "inaturalist/supervised-la"} <= supervised
 
 

@@ -29,6 +29,13 @@ def test_gh_runs_in_the_plain_lightly_loop_of_the_readme() -> None:
     assert torch.isfinite(names["loss"])
 
 
+def test_the_estimator_of_the_readme_fits() -> None:
+    (code,) = (block for block in blocks("python") if "LongTailProbe" in block)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["probe"].score(names["X"], names["y"]) > 0.95
+
+
 def test_the_commands_of_the_readme_exist() -> None:
     lines = [
         line.removeprefix("$ ").split("#")[0].strip()

@@ -1,6 +1,7 @@
 """Long-tailed classification: objectives, and heads on frozen features that are trained by them."""
 
 from sslgh.classify.embedding_terms import EmbeddingTerm, TermSettings
+from sslgh.classify.estimator import LongTailProbe
 from sslgh.classify.fitting import HeadTraining
 from sslgh.classify.objectives import OBJECTIVES, Objective
 from sslgh.classify.selection import select_heads
@@ -12,6 +13,7 @@ __all__ = [
     "EmbeddingTerm",
     "Head",
     "HeadTraining",
+    "LongTailProbe",
     "Objective",
     "TermSettings",
     "TrainedHeads",

@@ -20,6 +20,10 @@ from sslgh.classify.stacked_loss import StackedMargins, stacked_cross_entropy, s
 from sslgh.classify.trained import Classifier, Head
 
 
+class DivergedError(ValueError):
+    """A head whose settings make its loss infinite."""
+
+
 @dataclass(frozen=True)
 class HeadTraining:
     """Adam with a learning rate that falls exponentially, epoch by epoch.
@@ -202,7 +206,9 @@ def _optimiser(
 def _check_converged(loss: Tensor, group: Sequence[Head]) -> None:
     finite = loss.isfinite().all(0).tolist()
     if lost := [head for head, fine in zip(group, finite, strict=True) if not fine]:
-        raise RuntimeError(f"{len(lost)} heads diverged, {lost[0]} among them; lower lr")
+        raise DivergedError(
+            f"{len(lost)} of {len(group)} heads diverged, {lost[0]} among them; lower its lr, tau or weight_decay"
+        )
 
 
 @torch.no_grad()

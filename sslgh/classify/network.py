@@ -18,8 +18,8 @@ class Prediction(NamedTuple):
         logits: Of the classifier's view, shape (N, C).
         embeddings: Shape (N, V, D), not normalised: the features of the classifier's view (V = 1), or
             the projections of the contrast views.
-        proxies: One for each class, shape (C, D): the classifier's weights, or what the prototype head
-            makes of them.
+        proxies: One for each class, shape (C, D): what the prototype head makes of the classifier's
+            weights, or those themselves, shape (C, F); SupCon reads none.
     """
 
     logits: Tensor
@@ -38,7 +38,7 @@ class Network(nn.Module):
         backbone: (N, 3, H, W) -> (N, F).
         classifier: (N, F) -> (N, C), with ``weight`` (C, F).
         projector: (N, F) -> (N, D), of the contrast views; None: embeddings are the features.
-        prototype_head: (C, F) -> (C, D); goes with ``projector``.
+        prototype_head: (C, F) -> (C, D), of the prototypes beside the projections; None: there are none.
         freeze: Train the heads only; the backbone stays in evaluation mode.
     """
 
@@ -52,7 +52,7 @@ class Network(nn.Module):
         freeze: bool = False,
     ) -> None:
         super().__init__()
-        assert (projector is None) == (prototype_head is None)
+        assert projector is not None or prototype_head is None
         self.backbone = backbone.requires_grad_(not freeze)
         self.classifier = classifier
         self.projector = projector
@@ -76,7 +76,8 @@ class Network(nn.Module):
         weight = self.classifier.weight
         features = self.backbone(torch.cat([view, *contrast]))
         own, *others = features.chunk(1 + len(contrast))
-        if self.projector is None or self.prototype_head is None:
-            return Prediction(self.classifier(own), own[:, None], weight)
+        proxies = weight if self.prototype_head is None else self.prototype_head(weight)
+        if self.projector is None:
+            return Prediction(self.classifier(own), own[:, None], proxies)
         embeddings = torch.stack(self.projector(torch.cat(others)).chunk(len(contrast)), dim=1)
-        return Prediction(self.classifier(own), embeddings, self.prototype_head(weight))
+        return Prediction(self.classifier(own), embeddings, proxies)

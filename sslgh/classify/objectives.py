@@ -129,7 +129,8 @@ class Objective:
             Shape (N,).
 
         Raises:
-            ValueError: If shapes do not fit, shares do not sum to 1 or ``num_samples`` is missing.
+            ValueError: If shapes do not fit, shares do not sum to 1, a label (on the CPU) is no class of
+                positive share, or ``num_samples`` is missing.
 
         Examples:
             A rare class must beat a common one by the log of their ratio to break even:
@@ -140,11 +141,13 @@ class Objective:
         """
         if prior.device.type == "cpu":
             check_shares(prior)
+            _check_targets(target, prior)
         # Margins stay in float32 under autocast: log pi to three digits would be another prior.
         exact = prior.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
         margins = self.margins_of(exact, tau=tau, num_samples=num_samples, deferred=deferred)
         if self.focus:
-            return focal_cross_entropy(logits, target, gamma=self.focus, weight=margins.weight)
+            inside = logits + margins.column  # no margins: 0, or -inf for a class that leaves
+            return focal_cross_entropy(inside, target, gamma=self.focus, weight=margins.weight)
         pair = margins.row, margins.column
         return margin_cross_entropy(logits, target, margin=pair, weight=margins.weight)
 
@@ -199,12 +202,26 @@ class Objective:
         return (posterior - given + wanted).where(present, -torch.inf)
 
 
+def _check_targets(target: Tensor, prior: Tensor) -> None:
+    """Refuse labels that are no class, or a class that the prior says does not occur."""
+    if not target.numel() or target.device.type != "cpu" or target.is_floating_point():
+        return
+    low, high = target.min().item(), target.max().item()
+    if low < 0 or high >= len(prior):
+        raise ValueError(f"labels must lie in 0..{len(prior) - 1}, got {low}..{high}")
+    if (lost := target[prior[target] == 0]).numel():
+        raise ValueError(f"class {lost[0].item()} is a label, but its share in the prior is 0")
+
+
 def _deferred_weights(
     prior: Tensor, *, tau: float = 1.0, num_samples: int | None = None
 ) -> Margins:
-    """LDAM's margins with weights by the effective number, its second stage."""
+    """LDAM's margins with weights by the effective number, its second stage.
+
+    The weights are 1 in the mean over the samples: LDAM's code divides by the weights of a batch.
+    """
     weight = effective_number_margins(prior, num_samples=num_samples).weight
-    return adaptive_margins(prior, tau=tau)._replace(weight=weight)
+    return adaptive_margins(prior, tau=tau)._replace(weight=weight / (prior * weight).sum())
 
 
 def _adjusted_with(term: EmbeddingTerm) -> Objective:

@@ -48,7 +48,7 @@ def select_heads(
     Raises:
         ValueError: If a list is empty, every class has a single sample, or the problem is not one
             for :func:`train_heads`.
-        RuntimeError: If the training of a head diverged.
+        DivergedError: If the training of a head diverged.
     """
     heads = list(dict.fromkeys(head for choice in candidates.values() for head in choice))
     check_problem(features, labels, num_classes, heads)

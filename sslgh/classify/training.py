@@ -45,7 +45,7 @@ def train_heads(
 
     Raises:
         ValueError: If features are not finite, labels lie outside, a class is alone, or a head cannot be.
-        RuntimeError: If the training of a head diverged.
+        DivergedError: If the training of a head diverged.
 
     Examples:
         >>> features = torch.tensor([[0.0], [0.1], [0.2], [1.0]])

@@ -1,6 +1,6 @@
 """Images: where they come from, the long-tail cut, views and the order they are seen in."""
 
-from sslgh.data.class_sampling import Sampling, class_sampling
+from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
 from sslgh.data.colour import MEAN, STD, normalize, render_views
 from sslgh.data.images import DataError, ImageSet
 from sslgh.data.labelled_views import LabelledViews
@@ -24,6 +24,7 @@ __all__ = [
     "TwoViews",
     "Weak",
     "class_sampling",
+    "drawn_shares",
     "input_size",
     "labelled_loader",
     "load_images",

@@ -75,6 +75,29 @@ def class_sampling(
     return positions
 
 
+def drawn_shares(
+    counts: NDArray[np.int64], kind: Sampling, *, epoch: int, epochs: int
+) -> NDArray[np.float64]:
+    """The share p_c of each class among the images that an epoch shows: the prior of its batches.
+
+    Args:
+        counts: Images of each class, shape (C,); a class without images has share 0.
+        kind: As of `class_sampling`.
+        epoch: In 0..T-1.
+        epochs: T.
+
+    Examples:
+        >>> drawn_shares(np.array([9, 1, 0]), "square-root", epoch=0, epochs=1)
+        array([0.75, 0.25, 0.  ])
+    """
+    shares = np.zeros(len(counts))
+    if kind == "instance":
+        return np.asarray(counts / counts.sum())
+    quota = _quota(counts[counts > 0], kind, epoch / epochs)
+    shares[counts > 0] = quota / counts.sum()
+    return shares
+
+
 def _quota(counts: NDArray[np.int64], kind: Sampling, share: float) -> NDArray[np.float64]:
     """N p_c, shape (C,), after the given share of the epochs."""
     equal, roots = np.full(len(counts), counts.mean()), np.sqrt(counts)

@@ -19,7 +19,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     parts and each part into contiguous runs for the processes, so that parts gathered in process order
     are the batch that one process would see. One stream crosses the borders of epochs: workers are
     never started again. No image is repeated to fill a batch; a last batch with fewer than
-    max(2, world * accumulation) images is left out.
+    max(2, smallest_part * world * accumulation) images is left out.
 
     A ``sequence`` may show an image several times in an epoch. A view is a function of its key, so the
     k-th repetition carries the epoch ``epoch + k * REPEAT``: it gets a view of its own.
@@ -36,6 +36,8 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         accumulation: Parts of the batch of one step.
         sequence: The ``num_samples`` positions that an epoch shows, in order, as ``class_sampling``
             gives them; None: a permutation of all images.
+        smallest_part: Images that a process's part of a batch must hold: 2 where an image has one view,
+            since batch statistics need two.
 
     Attributes:
         steps_per_epoch: Optimiser steps of an epoch.
@@ -63,6 +65,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         world: int = 1,
         accumulation: int = 1,
         sequence: Callable[[int], NDArray[np.int64]] | None = None,
+        smallest_part: int = 1,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
@@ -82,7 +85,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         self.accumulation = accumulation
         self.sequence = sequence
         full, rest = divmod(num_samples, batch_size)
-        counts = not drop_last and rest >= max(2, world * accumulation)
+        counts = not drop_last and rest >= max(2, smallest_part * world * accumulation)
         self.steps_per_epoch = full + counts
         self._check_length()
 

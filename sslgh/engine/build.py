@@ -20,6 +20,7 @@ from sslgh.models import (
 from sslgh.models.files import read_card
 from sslgh.recipe import Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
+from sslgh.recipe.schema import Model
 
 SHAPE = ("features", "hidden", "out", "layers")
 # Objectives that contrast two views of their own behind a projector.
@@ -57,13 +58,7 @@ def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
     """
     model = recipe.model
     if model.init is None or model.init == "pretrained":
-        return build_backbone(
-            model.backbone,
-            stem=model.stem,
-            width=model.width,
-            image_size=image_size,
-            pretrained=model.init is not None,
-        )
+        return _named_backbone(model, image_size)
     if not Path(model.init).expanduser().is_dir():
         raise RecipeError(
             f"model.init: {model.init} is no run directory, nor the word `pretrained`"
@@ -76,6 +71,22 @@ def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
                 f"model.{key} is {asked}, but {model.init} holds {card[key]}; leave model.{key} out"
             )
     return backbone
+
+
+def _named_backbone(model: Model, image_size: int) -> nn.Module:
+    try:
+        return build_backbone(
+            model.backbone,
+            stem=model.stem,
+            width=model.width,
+            image_size=image_size,
+            pretrained=model.init is not None,
+        )
+    except OSError as error:  # of torch's and of Hugging Face's downloads
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"model.init: the weights of {model.backbone} could not be fetched ({reason})"
+        ) from None
 
 
 def architecture(recipe: Recipe) -> dict[str, Any]:
@@ -108,7 +119,11 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     heads = {}
     if settings.objective in CONTRAST_VIEWS:
         shape = recipe.model.projector
-        for name in ("projector", "prototype_head"):
+        # SupCon has no prototypes: a head that gets no gradient would stop DDP.
+        names = (
+            ("projector",) if settings.objective == "supcon" else ("projector", "prototype_head")
+        )
+        for name in names:
             heads[name] = contrast_head(features, hidden=shape.hidden or 512, out=shape.out or 128)
     network = Network(backbone, classifier, **heads, freeze=settings.freeze)
     if recipe.model.batch_norm == "global":

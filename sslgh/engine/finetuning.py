@@ -3,12 +3,14 @@
 Shapes: N images, C classes, F features.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -24,6 +26,7 @@ from sslgh.data import (
     BatchOrder,
     DataError,
     class_sampling,
+    drawn_shares,
     input_size,
     labelled_loader,
     normalize,
@@ -76,12 +79,13 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     settings = _settings(recipe)
     if is_done(recipe, accelerator):
         return recipe.directory
+    shape = architecture(recipe)
     run, network, average = _build(recipe, settings, accelerator)
     progress = open_run(run)
     order, batches = _batches(run, settings, progress)
     started = time.perf_counter()
     train(run, _task(run, network, average), batches, progress, order.steps_per_epoch)
-    _finish(run, _judged(network, average), started)
+    _finish(run, _judged(network, average), shape, started)
     return recipe.directory
 
 
@@ -106,7 +110,8 @@ def _batches(
     assert images.labels is not None
     kind = settings.sampling
     sequence = class_sampling(images.labels, kind, seed=recipe.seed, epochs=recipe.train.epochs)
-    order = batch_order(run, progress, None if kind == "instance" else sequence)
+    views = 3 if settings.objective in CONTRAST_VIEWS else 1
+    order = batch_order(run, progress, None if kind == "instance" else sequence, views=views)
     loader = labelled_loader(
         images,
         recipe.data,
@@ -114,7 +119,7 @@ def _batches(
         seed=recipe.seed,
         order=order,
         policy=settings.policy,
-        contrast=settings.objective in CONTRAST_VIEWS,
+        contrast=views > 1,
     )
     return order, iter(loader)
 
@@ -144,17 +149,35 @@ def _task(run: Run, network: Network, average: AveragedModel | None) -> Task:
     """The objective as a part of the loop."""
     settings, counts = run.recipe.finetune, run.images.class_counts
     assert settings is not None
-    prior = torch.from_numpy(counts / counts.sum()).float().to(run.accelerator.device)
-    loss = partial(_logit_loss, settings, prior, int(counts.sum()), run.recipe.train.epochs)
+    epochs, device = run.recipe.train.epochs, run.accelerator.device
+    # The prior of what is drawn: with classes drawn alike, a margin for the tail would count it twice.
+    shares = [
+        drawn_shares(counts, settings.sampling, epoch=epoch, epochs=epochs)
+        for epoch in range(epochs)
+    ]
+    priors = torch.from_numpy(np.stack(shares)).float().to(device)
+    taus = [_strength(settings, float(share[share > 0].min())) for share in shares]
+
+    def part(batch: Batch, epoch: int) -> Values:
+        return _part(run, settings, priors[epoch], taus[epoch], batch, epoch)
+
     after = None if average is None else partial(average.update_parameters, network)
-    return Task(part=partial(_part, run, settings, prior, loss), after_step=after)
+    return Task(part=part, after_step=after)
+
+
+def _strength(settings: Finetune, smallest: float) -> float:
+    """Tau as the rule takes it, for a smallest class share."""
+    if settings.objective in ("ldam", "ldam-drw") and settings.classifier == "cosine":
+        # The rule's margin is tau pi^(-1/4) in units of logits; LDAM's largest is 0.5 in cosines.
+        return float(settings.tau * LARGEST_MARGIN * settings.cosine_scale * smallest**0.25)
+    return settings.tau
 
 
 def _part(
     run: Run,
     settings: Finetune,
     prior: Tensor,
-    logit_loss: Callable[[Tensor, Tensor, int], Tensor],
+    tau: float,
     batch: Batch,
     epoch: int,
 ) -> Values:
@@ -168,7 +191,15 @@ def _part(
         views = [part.contiguous(memory_format=torch.channels_last) for part in views]
     with torch.autocast(view.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
         found = run.model(views[0], views[1:])
-    values = {"logit": weighted_mean(logit_loss(found.logits, target, epoch))}
+    per_sample = OBJECTIVES[settings.objective].loss(
+        found.logits,
+        target,
+        prior,
+        tau=tau,
+        num_samples=len(run.images),
+        deferred=epoch >= _deferred_from(settings, recipe.train.epochs),
+    )
+    values = {"logit": weighted_mean(per_sample)}
     values["loss"] = settings.logit_weight * values["logit"]
     objective = OBJECTIVES[settings.objective]
     if objective.embedding is not None:
@@ -183,25 +214,9 @@ def _part(
     return values
 
 
-def _logit_loss(
-    settings: Finetune,
-    prior: Tensor,
-    num_samples: int,
-    epochs: int,
-    logits: Tensor,
-    target: Tensor,
-    epoch: int,
-) -> Tensor:
-    tau = settings.tau
-    if settings.objective in ("ldam", "ldam-drw") and settings.classifier == "cosine":
-        # The rule's margin is tau pi^(-1/4) in units of logits; LDAM's largest is 0.5 in cosines.
-        smallest = float(prior[prior > 0].min())
-        tau = tau * LARGEST_MARGIN * settings.cosine_scale * smallest**0.25
+def _deferred_from(settings: Finetune, epochs: int) -> int:
     start = settings.deferred_epoch
-    start = int(DEFERRED_FROM * epochs) if start is None else start
-    return OBJECTIVES[settings.objective].loss(
-        logits, target, prior, tau=tau, num_samples=num_samples, deferred=epoch >= start
-    )
+    return math.ceil(DEFERRED_FROM * epochs) if start is None else start
 
 
 def _judged(network: Network, average: AveragedModel | None) -> Network:
@@ -212,21 +227,21 @@ def _judged(network: Network, average: AveragedModel | None) -> Network:
     return module
 
 
-def _finish(run: Run, network: Network, started: float) -> None:
+def _finish(run: Run, network: Network, shape: dict[str, Any], started: float) -> None:
     recipe, size = run.recipe, input_size(run.recipe.data, run.images)
     if run.accelerator.is_main_process:
-        save_backbone(network.backbone, recipe.directory, _card(recipe, size))
+        save_backbone(network.backbone, recipe.directory, _card(recipe, shape, size))
         save_classifier(network.classifier, recipe.directory)
         seconds = round(time.perf_counter() - started)
         write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
     run.accelerator.wait_for_everyone()
 
 
-def _card(recipe: Recipe, size: int) -> dict[str, Any]:
+def _card(recipe: Recipe, shape: dict[str, Any], size: int) -> dict[str, Any]:
     assert recipe.finetune is not None
     return {
         "format": 1,
-        **architecture(recipe),
+        **shape,
         "image_size": size,
         "mean": MEAN,
         "std": STD,

@@ -143,13 +143,16 @@ def open_run(run: Run, *, note: str = "") -> Progress:
     return progress
 
 
-def batch_order(run: Run, progress: Progress, sequence: Sequence | None = None) -> BatchOrder:
+def batch_order(
+    run: Run, progress: Progress, sequence: Sequence | None = None, *, views: int = 2
+) -> BatchOrder:
     """This process's batches from ``progress`` on.
 
     Args:
         run: Its recipe and processes.
         progress: Where to begin.
         sequence: Positions of an epoch, as `class_sampling` gives them; None: each image once.
+        views: Of an image; batch statistics need two rows.
     """
     train = run.recipe.train
     return BatchOrder(
@@ -163,6 +166,7 @@ def batch_order(run: Run, progress: Progress, sequence: Sequence | None = None) 
         world=run.accelerator.num_processes,
         accumulation=train.accumulation,
         sequence=sequence,
+        smallest_part=1 if views > 1 else 2,
     )
 
 

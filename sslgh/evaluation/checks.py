@@ -29,6 +29,10 @@ def check_probe(probe: Probe, *, num_classes: int, images: int) -> None:
     protocol = PROTOCOLS[probe.protocol]
     _check_settings(probe, protocol)
     _check_test_prior(probe, protocol, num_classes)
+    if probe.folds > images:
+        raise DataError(
+            f"probe {protocol.name} asks for {probe.folds} folds of {images} training images; lower folds"
+        )
     if protocol.heads is None and probe.neighbours > images:
         raise DataError(
             f"probe knn asks {probe.neighbours} neighbours to vote, but there are {images} training images; lower "

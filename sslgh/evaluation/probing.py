@@ -99,7 +99,7 @@ def probe_backbone(
     size = input_size(recipe.data, images.whole)
 
     def features(part: ImageSet, *, weak: bool = False) -> Features | None:
-        workers = _workers(recipe.data, part)
+        workers = loader_workers(recipe.data, part)
         values = cached_features(
             backbone,
             part,
@@ -226,7 +226,8 @@ def _run(
     return Result(
         protocol=protocol.name,
         version=protocol.version,
-        summary=protocol.summary,
+        summary=protocol.summary
+        + ("; lr or decay as set" if probe.lr or probe.weight_decay else ""),
         settings=probe_settings(probe, protocol),
         class_names=list(classes.names),
         group_counts=counts.tolist(),
@@ -302,7 +303,8 @@ def _judge_head(
     return judge_answers(found, test.labels, counts, weight_norms=trained.weight_norms(head))
 
 
-def _workers(data: Data, images: ImageSet) -> int:
+def loader_workers(data: Data, images: ImageSet) -> int:
+    """Processes that read the images for evaluation: ``data.workers``, or what suits the machine."""
     if data.workers is not None:
         return data.workers
     if images.in_memory:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from sslgh.data import ImageSet, input_size, load_images, training_set
 from sslgh.evaluation.features import cached_features
+from sslgh.evaluation.probing import loader_workers
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import group_tightness, judge
 from sslgh.functional import adjust_logits
+from sslgh.models import CosineClassifier
 from sslgh.models.files import load_backbone, load_classifier
 from sslgh.recipe import Finetune, Recipe
 
@@ -27,7 +29,7 @@ PROTOCOL, VERSION = "supervised", 1
 def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     """Judge a finetuned run by the test set and write ``probe/supervised.json``; a collective.
 
-    A network trained with ``ce`` is also judged with its logits adjusted afterwards (``la-posthoc``).
+    A network trained with ``ce``, every image drawn alike, is also judged with its logits adjusted afterwards (``la-posthoc``).
     A class without training images is never predicted, said once in the log.
 
     Returns:
@@ -50,7 +52,7 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
             weak=False,
             directory=recipe.directory,
             accelerator=accelerator,
-            workers=recipe.data.workers or 0,
+            workers=loader_workers(recipe.data, part),
         )
         for part in (own, test)
     ]
@@ -65,7 +67,7 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
 
 def _result(
     recipe: Recipe,
-    classifier: nn.Module,
+    classifier: nn.Linear | CosineClassifier,
     own: ImageSet,
     test: ImageSet,
     features: list[Tensor | None],
@@ -80,7 +82,8 @@ def _result(
     return Result(
         protocol=PROTOCOL,
         version=VERSION,
-        summary=f"trained on the long-tailed labels, {recipe.train.epochs} epochs, last weights",
+        summary=f"trained on the long-tailed labels, {recipe.train.epochs} epochs, "
+        + ("last weights" if settings.ema is None else f"moving average {settings.ema:g}"),
         settings=settings.model_dump(mode="json"),
         class_names=list(own.class_names),
         group_counts=counts.tolist(),
@@ -96,22 +99,26 @@ def _result(
 
 @torch.no_grad()
 def _judged(
-    classifier: nn.Module, features: Tensor, labels: Tensor, counts: Tensor, settings: Finetune
+    classifier: nn.Linear | CosineClassifier,
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    settings: Finetune,
 ) -> dict[str, Scores]:
     logits, prior = classifier(features), counts / counts.sum()
     if absent := (counts == 0).nonzero().flatten().tolist():
         log.warning("classes %s have no training image and are never predicted", absent)
     scores: dict[str, Tensor] = {settings.objective: logits}
-    if settings.objective == "ce":
+    if settings.objective == "ce" and settings.sampling == "instance":
         scores["la-posthoc"] = adjust_logits(logits, prior, tau=settings.tau)
-    weight = classifier.weight
-    assert isinstance(weight, Tensor)
+    # The lengths of a cosine classifier decide nothing.
+    norms = classifier.weight.norm(dim=1)[None] if isinstance(classifier, nn.Linear) else None
     return {
         name: judge(
             values.masked_fill(prior == 0, -math.inf)[None],
             labels,
             counts,
-            weight_norms=weight.norm(dim=1)[None],
+            weight_norms=norms,
         )
         for name, values in scores.items()
     }

@@ -1,8 +1,8 @@
 """Rules that turn class shares into the margins and weights of the pairwise-margin family.
 
 Each rule is a row of LA's table of the family (eq. 11, arXiv:2007.07314) and gives what
-:func:`margin_cross_entropy` takes. A class of share 0 has row and weight 0; where the share
-enters as log pi_y', its column is -inf and the class leaves the sum. No entry is ever nan.
+:func:`margin_cross_entropy` takes. A class of share 0 has row and weight 0 and column -inf: it
+leaves the sum. No entry is ever nan.
 
 Shapes: C classes.
 """
@@ -42,7 +42,7 @@ def plain_margins(prior: Tensor, *, tau: float = 1.0, num_samples: int | None = 
     """Cross-entropy: no margin, weight 1; reads neither ``tau`` nor ``num_samples``."""
     log_prior(prior, tau, prior.numel())
     zero = torch.zeros_like(prior)
-    return Margins(zero, zero, (prior > 0).to(prior))
+    return Margins(zero, zero.where(prior > 0, -torch.inf), (prior > 0).to(prior))
 
 
 @in_float32

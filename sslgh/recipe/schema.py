@@ -39,6 +39,17 @@ Trainable = Literal[
     "rcl",
 ]
 
+TERMS = ("elm", "elm-contrast", "elm-hinge", "elm-pull", "supcon", "bcl", "rcl")
+# Settings of finetuning that some objectives alone read.
+READERS = {
+    "embedding_weight": TERMS,
+    "temperature": ("elm", "elm-contrast", "supcon", "bcl", "rcl"),
+    "gamma": ("rcl",),
+    "scale": ("rcl",),
+    "deferred_epoch": ("ldam-drw",),
+    "tau": ("la", "la-weighted", "ldam", "ldam-drw", "equalised", *TERMS),
+}
+
 # One number, or several to choose from: a list in a recipe, or a bare number.
 Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -77,7 +88,7 @@ IN_BATCH_NEGATIVES = frozenset(
 class Section(BaseModel):
     """A block of a recipe: closed to unknown keys, immutable once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Shuffled(Section):
@@ -204,7 +215,11 @@ class Projector(Section):
 class Model(Section):
     """Backbone and head."""
 
-    backbone: str = Field("resnet18", description="resnet18, resnet34, resnet50, or timm:NAME")
+    backbone: str = Field(
+        "resnet18",
+        description="resnet18, resnet34, resnet50; resnet20, resnet32, resnet56 of CIFAR; timm:NAME, "
+        "torchvision:NAME",
+    )
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar",
         description="cifar: 3x3 stride 1 without pooling; imagenet: 7x7 stride 2 with pooling",
@@ -366,8 +381,20 @@ class Finetune(Section):
         None, description="ldam-drw: first epoch of the reweighting; null: at 80 % of the run"
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of a moving average of the weights, which is then judged; null: none"
+        None,
+        description="decay of a moving average of the weights, from the first step's on, which is then "
+        "judged; null: none",
     )
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> Self:
+        for name, readers in READERS.items():
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default and self.objective not in readers:
+                raise ValueError(f"{name} is not read by objective {self.objective}; leave it out")
+        if self.classifier != "cosine" and self.cosine_scale != 30:
+            raise ValueError("cosine_scale is read by classifier: cosine only")
+        return self
 
 
 class Train(Section):
@@ -469,6 +496,17 @@ class Recipe(Section):
             raise ValueError(f"one of method: and finetune: says what is trained, got {found}")
         if self.harmonize is not None and self.method is None:
             raise ValueError("harmonize: belongs to pretraining with method:, not to finetune:")
+        if self.finetune is None:
+            return self
+        if self.finetune.freeze and self.model.init is None:
+            raise ValueError(
+                "finetune.freeze needs model.init: a drawn backbone would stay as it is"
+            )
+        start = self.finetune.deferred_epoch
+        if start is not None and start >= self.train.epochs:
+            raise ValueError(
+                f"finetune.deferred_epoch is {start}, but the run ends after epoch {self.train.epochs - 1}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,13 @@ def alpha(name, y, tau, deferred):
         return 1 / (C * share)
     if name == "effective" or (name == "ldam-drw" and deferred):
         raw = [(1 - 0.9999) / (1 - 0.9999**n) for n in COUNTS]
-        return raw[y] * C / sum(raw)
+        # Mean 1 over the classes; in LDAM-DRW over the samples.
+        total = (
+            sum(raw) / C
+            if name == "effective"
+            else sum(map(math.prod, zip(PRIOR.tolist(), raw, strict=True)))
+        )
+        return raw[y] / total
     if name == "la-weighted":
         return share ** (tau - 1) / sum(p.item() ** tau for p in PRIOR)
     return 1.0

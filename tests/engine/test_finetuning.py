@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from sslgh.classify import OBJECTIVES
 from sslgh.data import DataError, normalize, render_views, training_set
 from sslgh.engine.build import build_network
-from sslgh.engine.finetuning import _build, _judged, _logit_loss, _task, finetune, try_finetuning
+from sslgh.engine.finetuning import (
+    _build,
+    _deferred_from,
+    _judged,
+    _strength,
+    _task,
+    finetune,
+    try_finetuning,
+)
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.signals import Stopped
 from sslgh.engine.world import start_world
@@ -68,6 +76,15 @@ def test_cross_entropy_is_also_judged_adjusted_afterwards(supervised) -> None:
     finetune(recipe, start_world())
     (result,) = judge_run(recipe, start_world())
     assert set(result.scores) == {"ce", "la-posthoc"}
+    balanced = supervised(
+        "train.epochs=1",
+        "finetune.objective=ce",
+        "finetune.sampling=class-balanced",
+        f"run_dir={recipe.directory}-balanced",
+    )
+    finetune(balanced, start_world())
+    (result,) = judge_run(balanced, start_world())
+    assert set(result.scores) == {"ce"}  # the draws were adjusted already
 
 
 @pytest.mark.parametrize("objective", ["elm", "rcl"])
@@ -156,26 +173,33 @@ def test_a_contrast_has_two_views_of_its_own_and_prototypes_behind_a_head(superv
 
 
 def test_deferred_weights_begin_when_they_should(supervised) -> None:
+    settings = supervised("finetune.objective=ldam-drw").finetune
+    assert [_deferred_from(settings, epochs) for epochs in (200, 10, 3)] == [160, 8, 3]
+    assert _deferred_from(settings.model_copy(update={"deferred_epoch": 5}), 10) == 5
     recipe = supervised("finetune.objective=ldam-drw", "train.epochs=10")
-    prior, logits, target = torch.tensor([0.9, 0.1]), torch.zeros(1, 2), torch.tensor([1])
-
-    def loss(epoch: int, **changes) -> float:
-        settings = recipe.finetune.model_copy(update=changes)
-        return _logit_loss(settings, prior, 1000, 10, logits, target, epoch).item()
-
-    assert loss(7) == loss(0)
-    assert loss(8) == loss(9) > 1.5 * loss(7)  # from 80 % of the run
-    assert loss(3, deferred_epoch=3) == loss(8)
+    losses = [first_part(recipe, epoch)[0]["loss"].item() for epoch in (7, 8)]
+    assert losses[0] != losses[1]
 
 
 def test_the_largest_margin_of_ldam_is_half_a_cosine(supervised) -> None:
-    settings = supervised(
-        "finetune.objective=ldam", "finetune.classifier=cosine", "finetune.cosine_scale=30"
-    ).finetune
+    settings = supervised("finetune.objective=ldam", "finetune.classifier=cosine").finetune
     prior, target = torch.tensor([15 / 16, 1 / 16]), torch.tensor([1, 0])
-    loss = _logit_loss(settings, prior, 1000, 10, torch.zeros(2, 2), target, 0)
+    tau = _strength(settings, 1 / 16)
+    loss = OBJECTIVES["ldam"].loss(torch.zeros(2, 2), target, prior, tau=tau)
     margins = torch.tensor([15.0, 15.0 * (1 / 15) ** 0.25])
     torch.testing.assert_close(loss, F.softplus(margins))
+
+
+@pytest.mark.parametrize("sampling", ["class-balanced", "progressive"])
+def test_the_prior_is_that_of_the_draws(supervised, sampling) -> None:
+    recipe = supervised("finetune.objective=la", f"finetune.sampling={sampling}", "train.epochs=10")
+    values, network, (view, _, _, target, _), prior = first_part(recipe, epoch=5)
+    drawn = torch.full_like(prior, 0.1)
+    if sampling == "progressive":
+        drawn = (prior + drawn) / 2
+    logits = network.classifier(network.backbone(normalize(view)))
+    expected = logit_adjusted_cross_entropy(logits, target, drawn).mean()
+    torch.testing.assert_close(values["loss"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_backbone_stays_and_its_classifier_learns(supervised, tiny, tmp_path) -> None:
@@ -213,6 +237,10 @@ def test_recipes_that_cannot_be_trained_are_refused(supervised, tiny, tmp_path) 
         pretrain(supervised(), start_world())
     with pytest.raises(RecipeError, match=r"finetune\.objective"):
         supervised("finetune.objective=crt")
+    with pytest.raises(RecipeError, match="gamma is not read by objective la"):
+        supervised("finetune.gamma=3")
+    with pytest.raises(RecipeError, match=r"freeze needs model\.init"):
+        supervised("finetune.freeze=true")
     with pytest.raises(RecipeError, match="one of method: and finetune:"):
         supervised("method={name: simclr}")
     folder = tmp_path / "flat"
