@@ -42,6 +42,7 @@ CAL, CONFUSION, SCORING = (
 PROBING, CHOICES, CHECKS = "evaluation/probing.py", "evaluation/choices.py", "evaluation/checks.py"
 SAMPLING, POLICIES = "data/class_sampling.py", "data/policies.py"
 FINETUNING, NETWORK = "engine/finetuning.py", "classify/network.py"
+SOLVER, PROBE = "classify/solver.py", "classify/estimator.py"
 
 FAULTS = [
     Fault("own row not masked", NT_XENT, "logits.scatter_(1, itself[:, None], -torch.inf)", "pass", "functional/test_contrastive.py"),
@@ -139,7 +140,16 @@ FAULTS = [
     Fault("prototypes without their head", NETWORK, "self.prototype_head(weight)", "self.projector(weight)", "engine/test_finetuning.py"),
     Fault("frozen statistics move", NETWORK, "            self.backbone.eval()\n", "            pass\n", "engine/test_finetuning.py"),
     Fault("margin of LDAM in logits", FINETUNING, "* settings.cosine_scale * smallest", "* smallest", "engine/test_finetuning.py"),
-    Fault("deferred from the start", FINETUNING, "deferred=epoch >= start", "deferred=True", "engine/test_finetuning.py"),
+    Fault("deferred from the start", FINETUNING, "deferred=epoch >= _deferred_from(settings, recipe.train.epochs)", "deferred=True", "engine/test_finetuning.py"),
+    Fault("margin of the own class forgotten", SOLVER, "logits.scatter_add_(1, labels, -self.own[labels])", "pass", "classify/test_solver.py"),
+    Fault("bias decayed", SOLVER, "penalty[-1] = 0", "pass", "classify/test_solver.py"),
+    Fault("mean over the samples kept", SOLVER, "weight[labels] / size", "weight[labels] / len(labels)", "classify/test_solver.py"),
+    Fault("absent class solved and predicted", SOLVER, "solved[head, ~present, -1] = -torch.inf", "pass", "classify/test_solver.py"),
+    Fault("stops at the loss's tolerance", SOLVER, '"ftol": 0', '"ftol": 1e-6', "classify/test_solver.py"),
+    Fault("tau not given to the solver", PROBE, "margins_of(prior, tau=self.tau,", "margins_of(prior, tau=1.0,", "classify/test_estimator.py"),
+    Fault("focal solved as cross-entropy", PROBE, " and base.focus == 0", "", "classify/test_estimator.py"),
+    Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(counts, settings.sampling,", "drawn_shares(counts, \"instance\",", "engine/test_finetuning.py"),
+    Fault("part of one image with one view", "data/order.py", "rest >= max(2, smallest_part * world * accumulation)", "rest >= max(2, world * accumulation)", "data/test_order.py"),
 ]  # fmt: skip
 
 

@@ -107,6 +107,21 @@ def test_every_objective_learns_predicts_strings_and_is_affine_in_the_features(n
     assert probe.solver_ == ("lbfgs" if is_convex(name) else "adam")
 
 
+def test_the_solver_is_for_the_convex_objectives_and_no_others():
+    assert {name for name in OBJECTIVES if is_convex(name)} == {
+        "ce",
+        "balanced",
+        "effective",
+        "la",
+        "la-posthoc",
+        "la-weighted",
+        "balanced-softmax",
+        "ldam",
+        "equalised",
+        "tau-norm",
+    }
+
+
 def test_nearest_class_mean_predicts_and_has_no_coefficients():
     probe = LongTailProbe("ncm").fit(X, NAMES)
     assert balanced_accuracy_score(NAMES, probe.predict(X)) > 0.75

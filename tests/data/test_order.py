@@ -119,3 +119,12 @@ def test_the_end_of_the_run_is_a_start_with_nothing_left():
         assert stream(23, 6, seed=0, epochs=2, start=start) == []
     with pytest.raises(ValueError, match=r"rank must lie in 0\.\.1"):
         BatchOrder(23, 6, seed=0, epochs=2, rank=2, world=2)
+
+
+@pytest.mark.parametrize(("num_samples", "steps"), [(17, 2), (15, 2), (13, 1), (11, 1)])
+def test_a_part_of_one_image_is_left_out_where_batch_statistics_need_two(num_samples, steps):
+    order = BatchOrder(
+        num_samples, 10, seed=0, epochs=1, world=2, accumulation=1, smallest_part=2, rank=1
+    )
+    assert order.steps_per_epoch == steps
+    assert min(map(len, order)) >= 2
