@@ -134,7 +134,7 @@ FAULTS = [
     Fault("hole kept inside", POLICIES, "y, x = generator.integers(side, size=2).tolist()", "y, x = generator.integers(half, side - half + 1, size=2).tolist()", "data/test_policies.py"),
     Fault("shortcut pooled", "models/cifar_resnet.py", "kept = x[:, :, :: self.stride, :: self.stride]", "kept = F.avg_pool2d(x, self.stride, ceil_mode=True)", "models/test_cifar_resnet.py"),
     Fault("cosines in bfloat16", "models/classifier.py", "@in_float32\n", "", "models/test_classifier.py"),
-    Fault("workers outlive the run", "data/loading.py", "        child.kill()", "        pass", "data/test_loading.py"),
+    Fault("workers outlive the run", "data/loading.py", "            child.kill()", "            pass", "data/test_loading.py"),
     Fault("embedding term without its weight", FINETUNING, "+ weight * values[\"embedding\"]", "+ values[\"embedding\"]", "engine/test_finetuning.py"),
     Fault("views of the contrast classified", NETWORK, "own, *others = features.chunk(1 + len(contrast))", "*others, own = features.chunk(1 + len(contrast))", "engine/test_finetuning.py"),
     Fault("prototypes without their head", NETWORK, "self.prototype_head(weight)", "self.projector(weight)", "engine/test_finetuning.py"),

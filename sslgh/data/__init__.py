@@ -4,7 +4,7 @@ from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
 from sslgh.data.colour import MEAN, STD, normalize, render_views
 from sslgh.data.images import DataError, ImageSet
 from sslgh.data.labelled_views import LabelledViews
-from sslgh.data.loading import labelled_loader, view_loader
+from sslgh.data.loading import end_workers, labelled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
 from sslgh.data.order import BatchOrder
 from sslgh.data.policies import Policy
@@ -25,6 +25,7 @@ __all__ = [
     "Weak",
     "class_sampling",
     "drawn_shares",
+    "end_workers",
     "input_size",
     "labelled_loader",
     "load_images",

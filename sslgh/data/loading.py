@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def _loader(
         in_memory = dataset.images.in_memory
         workers = 0 if in_memory else _default_workers(dataset.size, order, views)
     if workers:
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)
+        atexit.unregister(_end_workers_at_exit)
+        atexit.register(_end_workers_at_exit)
     return DataLoader(
         dataset,
         batch_sampler=order,
@@ -111,7 +112,19 @@ def _leave_signals_to_the_run(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers() -> None:
+def end_workers(batches: Iterator[Any]) -> None:
+    """End the workers of a loader's iterator now, where a loop is left before its end.
+
+    An error of a worker stands in a reference cycle with the iterator (torch raises it from a frame
+    that holds it). The garbage collector would close the workers' queues before the iterator could say
+    goodbye through them.
+    """
+    shutdown = getattr(batches, "_shutdown_workers", None)  # none without workers
+    if shutdown is not None:
+        shutdown()
+
+
+def _end_workers_at_exit() -> None:
     """What multiprocessing does at exit, for workers that ignore its SIGTERM: it would wait for them.
 
     Such are left when an iterator outlives its loop, in the traceback that a notebook keeps, say.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslgh.data import BatchOrder, ImageSet
+from sslgh.data import BatchOrder, ImageSet, end_workers
 from sslgh.distributed import any_process
 from sslgh.engine.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from sslgh.engine.journal import Journal
@@ -187,7 +188,7 @@ def train(
         start=progress.total,
         images_per_step=recipe.train.batch_size,
     )
-    with journal, StopRequest() as stop:
+    with journal, StopRequest() as stop, _ended(batches):
         for epoch in range(progress.epoch, recipe.train.epochs):
             if main:
                 write_status(recipe.directory, "running", epoch=epoch, step=progress.total)
@@ -209,6 +210,15 @@ def train(
                 _save(run, progress)
 
 
+@contextmanager
+def _ended(batches: Iterator[Batch]) -> Iterator[None]:
+    """Loader workers end with the loop, however it is left."""
+    try:
+        yield
+    finally:
+        end_workers(batches)
+
+
 def try_step(run: Run, task: Task, batches: Iterator[Batch], steps_per_epoch: int) -> None:
     """Take one step and say what the run would be; nothing is written.
 
@@ -218,7 +228,8 @@ def try_step(run: Run, task: Task, batches: Iterator[Batch], steps_per_epoch: in
     recipe = run.recipe
     started = time.perf_counter()
     run.model.train()
-    values = _step(run, task, batches, Progress(), _learning_rate(run, 0, steps_per_epoch))
+    with _ended(batches):
+        values = _step(run, task, batches, Progress(), _learning_rate(run, 0, steps_per_epoch))
     _check_finite(run, Progress(total=1))
     seconds = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in run.module.parameters())

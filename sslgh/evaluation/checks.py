@@ -29,7 +29,8 @@ def check_probe(probe: Probe, *, num_classes: int, images: int) -> None:
     protocol = PROTOCOLS[probe.protocol]
     _check_settings(probe, protocol)
     _check_test_prior(probe, protocol, num_classes)
-    if probe.folds > images:
+    several = max(map(len, (probe.tau, probe.lr, probe.weight_decay))) > 1
+    if several and probe.folds > images:
         raise DataError(
             f"probe {protocol.name} asks for {probe.folds} folds of {images} training images; lower folds"
         )

@@ -14,6 +14,7 @@ from sslgh.data import (
     ImageSet,
     LabelledViews,
     class_sampling,
+    end_workers,
     labelled_loader,
     loading,
     normalize,
@@ -86,12 +87,15 @@ def test_batches_render(files):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_is_one_sentence_from_workers_too(files, workers):
     files.images[7].write_bytes(b"broken")
-    message = ""
-    try:  # pytest.raises would hold the traceback, and so the workers, until the next collection
-        batches(files, workers)
-    except DataError as error:
-        message = str(error)
-    assert message == (
+    order = BatchOrder(20, 6, seed=3, epochs=2)
+    iterator = iter(view_loader(files, data(workers), size=8, seed=3, order=order))
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DataError) as error:
+        list(iterator)
+    end_workers(iterator)
+    assert set(multiprocessing.active_children()) <= before
+    assert len(before) >= workers
+    assert str(error.value) == (
         f"{files.images[7]} cannot be read as an image (not a known image format); repair it or take "
         "it out of the data"
     )
