@@ -269,7 +269,7 @@ def test_two_launched_processes_finetune_as_one_does(recipe_file, tmp_path) -> N
     losses = [[line["loss"] for line in lines] for lines in both]
     assert len(losses[0]) == len(losses[1]) == 8
     assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5)  # a whole step between them
-    assert losses[0][:4] == pytest.approx(losses[1][:4], rel=5e-3)  # rounding grows
+    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=5e-3)  # rounding grows
     judged = [
         json.loads((tmp_path / run / "probe" / "supervised.json").read_text())
         for run in ("run", "alone")

@@ -34,6 +34,7 @@ from sslgh.functional.margin_rules import (
     weighted_adjusted_margins,
 )
 from sslgh.functional.margins import log_prior, margin_cross_entropy
+from sslgh.functional.shapes import check_prior
 
 # LDAM-DRW reweights from epoch 160 of 200 on (arXiv:1906.07413).
 DEFERRED_FROM = 0.8
@@ -141,6 +142,7 @@ class Objective:
         """
         if prior.device.type == "cpu":
             check_shares(prior)
+            check_prior(prior, logits.shape[1])
             _check_targets(target, prior)
         # Margins stay in float32 under autocast: log pi to three digits would be another prior.
         exact = prior.to(logits.device, torch.promote_types(logits.dtype, torch.float32))

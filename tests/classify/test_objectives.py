@@ -136,7 +136,7 @@ def test_gradients_are_those_of_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_a_class_without_share_makes_nothing_nan_and_leaves_the_adjusted_sum(name):
+def test_a_class_without_share_makes_nothing_nan_and_leaves_the_sum(name):
     logits, target = batch()
     prior = torch.tensor([0.7, 0.3, 0.0, 0.0], dtype=torch.float64)
     losses = []
@@ -146,11 +146,7 @@ def test_a_class_without_share_makes_nothing_nan_and_leaves_the_adjusted_sum(nam
         f.requires_grad_()
         losses.append(OBJECTIVES[name].loss(f, target % 2, prior, num_samples=N))
         assert torch.autograd.grad(losses[-1].sum(), f)[0].isfinite().all()
-    leaves = OBJECTIVES[name].margins_of(prior, num_samples=N).column[2] == -math.inf
-    assert torch.equal(*losses) == bool(leaves)
-    assert bool(leaves) == (
-        name in {"la", "la-weighted", "balanced-softmax", "equalised", *LOGIT_ADJUSTED}
-    )
+    assert torch.equal(*losses)
 
 
 def test_half_precision_logits_lose_nothing_and_the_prior_stays_exact():
@@ -169,7 +165,7 @@ def test_half_precision_logits_lose_nothing_and_the_prior_stays_exact():
         ([0.5, 0.5, 0.5, -0.5], "sum to 1, got a sum of 1 and a smallest of -0.5"),
         ([0.5, 0.5, math.nan, 0.0], "sum to 1, got a sum of nan"),
         ([[1.0]], r"must have shape \(C,\), got \(1, 1\)"),
-        ([0.5, 0.5], r"prior must have shape|row must|must have shape \(4,\)"),
+        ([0.5, 0.5], r"prior must have shape \(4,\)"),
     ],
 )
 def test_what_are_no_class_shares_is_refused_in_one_sentence(prior, message):

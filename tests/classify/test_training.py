@@ -295,7 +295,7 @@ def test_a_training_that_diverges_says_so():
     features, labels = blobs([60, 30, 10])
     mad = HeadTraining(3, 50, 1e37, 1e37, 0.0, standardise=False)
     with pytest.raises(
-        ValueError, match=r"1 of 1 heads diverged, Head\(objective='ce'.* lr=1e\+37"
+        ValueError, match=r"1 of 2 heads diverged, Head\(objective='ce'.* lr=1e\+37"
     ):
         train_heads(
             features, labels, num_classes=3, heads=[Head("ce"), Head("ce", lr=0.1)], training=mad
