@@ -1,7 +1,6 @@
 """From a recipe to the objects of a run."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,6 @@ from sslgh.models import (
     linear_classifier,
     load_backbone,
 )
-from sslgh.models.files import read_card
 from sslgh.recipe import Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
 from sslgh.recipe.schema import Model
@@ -87,15 +85,6 @@ def _named_backbone(model: Model, image_size: int) -> nn.Module:
         raise RecipeError(
             f"model.init: the weights of {model.backbone} could not be fetched ({reason})"
         ) from None
-
-
-def architecture(recipe: Recipe) -> dict[str, Any]:
-    """``backbone``, ``stem`` and ``width`` of the run: of ``model.init``, or of the recipe."""
-    model = recipe.model
-    if model.init is None or model.init == "pretrained":
-        return {"backbone": model.backbone, "stem": model.stem, "width": model.width}
-    card = read_card(Path(model.init).expanduser())
-    return {key: card[key] for key in ("backbone", "stem", "width")}
 
 
 def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:

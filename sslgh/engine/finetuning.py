@@ -16,13 +16,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sslgh import __version__
 from sslgh.classify.embedding_terms import TermSettings
 from sslgh.classify.network import Network
 from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
 from sslgh.data import (
-    MEAN,
-    STD,
     BatchOrder,
     DataError,
     class_sampling,
@@ -34,7 +31,8 @@ from sslgh.data import (
     training_set,
 )
 from sslgh.distributed import gather, weighted_mean
-from sslgh.engine.build import CONTRAST_VIEWS, architecture, build_network
+from sslgh.engine.build import CONTRAST_VIEWS, build_network
+from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.loop import (
     Batch,
@@ -79,13 +77,14 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     settings = _settings(recipe)
     if is_done(recipe, accelerator):
         return recipe.directory
-    shape = architecture(recipe)
     run, network, average = _build(recipe, settings, accelerator)
+    size = input_size(recipe.data, run.images)
+    card = backbone_card(recipe, image_size=size, method=f"finetune {settings.objective}")
     progress = open_run(run)
     order, batches = _batches(run, settings, progress)
     started = time.perf_counter()
     train(run, _task(run, network, average), batches, progress, order.steps_per_epoch)
-    _finish(run, _judged(network, average), shape, started)
+    _finish(run, _judged(network, average), card, started)
     return recipe.directory
 
 
@@ -227,25 +226,11 @@ def _judged(network: Network, average: AveragedModel | None) -> Network:
     return module
 
 
-def _finish(run: Run, network: Network, shape: dict[str, Any], started: float) -> None:
-    recipe, size = run.recipe, input_size(run.recipe.data, run.images)
+def _finish(run: Run, network: Network, card: dict[str, Any], started: float) -> None:
+    recipe = run.recipe
     if run.accelerator.is_main_process:
-        save_backbone(network.backbone, recipe.directory, _card(recipe, shape, size))
+        save_backbone(network.backbone, recipe.directory, card)
         save_classifier(network.classifier, recipe.directory)
         seconds = round(time.perf_counter() - started)
         write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
     run.accelerator.wait_for_everyone()
-
-
-def _card(recipe: Recipe, shape: dict[str, Any], size: int) -> dict[str, Any]:
-    assert recipe.finetune is not None
-    return {
-        "format": 1,
-        **shape,
-        "image_size": size,
-        "mean": MEAN,
-        "std": STD,
-        "method": f"finetune {recipe.finetune.objective}",
-        "run": recipe.name,
-        "sslgh": __version__,
-    }

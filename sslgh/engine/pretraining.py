@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslgh import __version__
 from sslgh.data import BatchOrder, input_size, render_views, training_set, view_loader
-from sslgh.data.colour import MEAN, STD
 from sslgh.engine.build import build_harmonizer, build_method
+from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.journal import Journal
 from sslgh.engine.loop import (
@@ -58,12 +57,16 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     if is_done(recipe, accelerator):
         return recipe.directory
     run, method, harmonizer = _build(recipe, accelerator)
+    assert recipe.method is not None
+    name = recipe.method.name + ("+gh" if recipe.harmonize else "")
+    size = input_size(recipe.data, run.images)
+    card = backbone_card(recipe, image_size=size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
     progress = open_run(run, note=f", FAISS on {faiss_device()}" if faiss else "")
     order, batches = _batches(run, progress)
     started = time.perf_counter()
     train(run, _task(run, harmonizer), batches, progress, order.steps_per_epoch)
-    _finish(run, method, started)
+    _finish(run, method, card, started)
     return recipe.directory
 
 
@@ -151,26 +154,10 @@ def _spread(z: Tensor) -> Tensor:
     return spread
 
 
-def _finish(run: Run, method: Method, started: float) -> None:
-    recipe, size = run.recipe, input_size(run.recipe.data, run.images)
+def _finish(run: Run, method: Method, card: dict[str, Any], started: float) -> None:
+    recipe = run.recipe
     if run.accelerator.is_main_process:
-        save_backbone(method.backbone, recipe.directory, _card(recipe, size))
+        save_backbone(method.backbone, recipe.directory, card)
         seconds = round(time.perf_counter() - started)
         write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
     run.accelerator.wait_for_everyone()
-
-
-def _card(recipe: Recipe, size: int) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "backbone": recipe.model.backbone,
-        "stem": recipe.model.stem,
-        "width": recipe.model.width,
-        "image_size": size,
-        "mean": MEAN,
-        "std": STD,
-        "method": (recipe.method.name if recipe.method else "")
-        + ("+gh" if recipe.harmonize else ""),
-        "run": recipe.name,
-        "sslgh": __version__,
-    }

@@ -246,3 +246,12 @@ def test_a_directory_of_another_recipe_is_not_touched(tiny) -> None:
     with pytest.raises(RecipeError, match="another run"):
         pretrain(tiny("train.epochs=1", "optim.lr=0.3"), start_world())
     assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_starts_from_another_saves_the_backbone_of_that_one(tiny, tmp_path) -> None:
+    first = pretrain(tiny("train.epochs=1", f"run_dir={tmp_path}/first"), start_world())
+    settings = "model={init: " + str(first) + ", projector: {hidden: 32, out: 16}}"
+    second = pretrain(tiny(settings, "train.epochs=1"), start_world())
+    backbone, card = load_backbone(second)
+    assert card["width"] == load_backbone(first)[1]["width"] == 0.125
+    assert backbone.num_features == 64
