@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sslgh.recipe.schema import Augment
+from sslgh.recipe.data import Augment
 
 # ImageNet's statistics in RGB, the ones torchvision's and timm's weights expect.
 MEAN = (0.485, 0.456, 0.406)

@@ -9,7 +9,7 @@ from sslgh.data.images import ImageSet
 from sslgh.data.policies import Policy, random_view
 from sslgh.data.streams import LABELLED, stream
 from sslgh.data.views import TwoViews
-from sslgh.recipe.schema import Augment
+from sslgh.recipe.data import Augment
 
 
 class LabelledViews(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):

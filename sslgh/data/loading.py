@@ -18,7 +18,7 @@ from sslgh.data.labelled_views import LabelledViews
 from sslgh.data.order import BatchOrder
 from sslgh.data.policies import Policy
 from sslgh.data.views import TwoViews
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 logger = logging.getLogger(__name__)
 

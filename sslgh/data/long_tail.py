@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslgh.data.images import DataError
-from sslgh.recipe.schema import LongTail, Shuffled
+from sslgh.recipe.data import LongTail, Shuffled
 
 Integers = NDArray[np.int64]
 

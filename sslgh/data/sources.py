@@ -13,7 +13,7 @@ from sslgh.data.folders import read_folder, split_folders
 from sslgh.data.images import DataError, ImageSet
 from sslgh.data.lists import read_list
 from sslgh.data.long_tail import select_long_tail
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 Split = Literal["train", "test"]
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}

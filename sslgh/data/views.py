@@ -11,7 +11,7 @@ from sslgh.data.colour import NUM_DRAWS
 from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
 from sslgh.data.images import ImageSet
 from sslgh.data.streams import VIEWS, WEAK, stream
-from sslgh.recipe.schema import Augment
+from sslgh.recipe.data import Augment
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):

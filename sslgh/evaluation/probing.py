@@ -38,7 +38,8 @@ from sslgh.evaluation.scoring import (
 )
 from sslgh.evaluation.settings import probe_settings
 from sslgh.functional.neighbours import nearest_neighbour_votes
-from sslgh.recipe.schema import Data, Probe, Recipe
+from sslgh.recipe.data import Data
+from sslgh.recipe.schema import Probe, Recipe
 
 MOST_WORKERS = 8
 # Test images that heads score at once.

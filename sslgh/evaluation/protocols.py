@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sslgh.classify import HeadTraining
 from sslgh.data import DataError, ImageSet, load_images, training_set
-from sslgh.recipe.schema import Data, Probe
+from sslgh.recipe.data import Data
+from sslgh.recipe.schema import Probe
 
 # Largest over smallest class that still counts as balanced; the digits' classes differ by a tenth.
 BALANCED = 1.5

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,191 +14,17 @@ from pydantic import (
     model_validator,
 )
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-# Those that train a network; the others decide by, or re-train the head of, one trained with ce: probe it.
-Trainable = Literal[
-    "ce",
-    "balanced",
-    "effective",
-    "focal",
-    "la",
-    "la-weighted",
-    "balanced-softmax",
-    "ldam",
-    "ldam-drw",
-    "equalised",
-    "elm",
-    "elm-contrast",
-    "elm-hinge",
-    "elm-pull",
-    "supcon",
-    "bcl",
-    "rcl",
-]
-
-TERMS = ("elm", "elm-contrast", "elm-hinge", "elm-pull", "supcon", "bcl", "rcl")
-# Settings of finetuning that some objectives alone read.
-READERS = {
-    "embedding_weight": TERMS,
-    "temperature": ("elm", "elm-contrast", "supcon", "bcl", "rcl"),
-    "gamma": ("rcl",),
-    "scale": ("rcl",),
-    "deferred_epoch": ("ldam-drw",),
-    "tau": ("la", "la-weighted", "ldam", "ldam-drw", "equalised", *TERMS),
-}
+from sslgh.recipe.data import Data
+from sslgh.recipe.finetuning import Finetune
+from sslgh.recipe.objectives import TERMS, Objective
+from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
 
 # One number, or several to choose from: a list in a recipe, or a bare number.
 Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-Objective = Literal[
-    "ce",
-    "balanced",
-    "effective",
-    "focal",
-    "la",
-    "la-posthoc",
-    "la-weighted",
-    "balanced-softmax",
-    "ldam",
-    "ldam-drw",
-    "equalised",
-    "tau-norm",
-    "crt",
-    "lws",
-    "ncm",
-    "elm",
-    "elm-contrast",
-    "elm-hinge",
-    "elm-pull",
-    "supcon",
-    "bcl",
-    "rcl",
-]
 ProtocolName = Literal["gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"]
 
 # Methods and objectives whose loss contrasts a sample with the rest of its batch.
-IN_BATCH_NEGATIVES = frozenset(
-    {"simclr", "elm", "elm-contrast", "elm-hinge", "elm-pull", "supcon", "bcl", "rcl"}
-)
-
-
-class Section(BaseModel):
-    """A block of a recipe: closed to unknown keys, immutable once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Shuffled(Section):
-    """Which classes are rare is decided by a seed instead of by label order."""
-
-    shuffled: Annotated[int, Field(ge=0, description="seed of the permutation of the classes")]
-
-
-class LongTail(Section):
-    """How a labelled set is cut to a long tail before its labels are put aside."""
-
-    profile: Literal["exp", "step", "natural"] = Field(
-        "exp",
-        description="exp: n_c = int(n_max * imbalance^(-c/(C-1))); step: the second half of the "
-        "classes has n_max / imbalance images; natural: all images, capped by max_per_class",
-    )
-    imbalance: float = Field(
-        100,
-        ge=1,
-        description="largest class over smallest class (ratio of images); not for natural",
-    )
-    max_per_class: Count | None = Field(
-        None, description="n_max, images of the largest class; null: what the largest class holds"
-    )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the published generator")
-    select: Literal["published", "first"] = Field(
-        "published",
-        description="published: NumPy's legacy generator, one shuffle per class in label order, first "
-        "n_c kept; first: the first n_c of each class in file order",
-    )
-    class_order: Literal["label"] | Shuffled = Field(
-        "label", description="label: class 0 is the head (the papers); {shuffled: SEED}: by seed"
-    )
-
-
-class Augment(Section):
-    """SimCLR augmentation; the defaults are those of the GH code for CIFAR."""
-
-    crop_scale: tuple[Share, Share] = Field(
-        (0.1, 1.0), description="area of a crop (share of the image)"
-    )
-    crop_ratio: tuple[Positive, Positive] = Field(
-        (3 / 4, 4 / 3), description="width over height of a crop"
-    )
-    interpolation: Literal["bilinear", "bicubic"] = Field(
-        "bilinear", description="of the resized crop"
-    )
-    flip: Share = Field(0.5, description="probability of a horizontal flip")
-    brightness: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
-    contrast: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
-    saturation: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
-    hue: float = Field(
-        0.1, ge=0, le=0.5, description="turn drawn from +- this (share of the circle)"
-    )
-    jitter: Share = Field(0.8, description="probability of the colour jitter")
-    grayscale: Share = Field(0.2, description="probability of dropping the colour")
-    blur: Share = Field(0.0, description="probability of a Gaussian blur (0.5 for ImageNet)")
-    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="blur (pixels at 224)")
-
-    @model_validator(mode="after")
-    def _ranges_ascend(self) -> Self:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must ascend, got [{low}, {high}]")
-        if self.crop_scale[1] == 0:
-            raise ValueError("crop_scale must reach above 0")
-        return self
-
-
-class Data(Section):
-    """Where the images come from and what is done to them before the network."""
-
-    source: Literal["digits", "cifar10", "cifar100", "arrays", "folder", "list"] = Field(
-        description="digits: scikit-learn's scans, embedded; cifar10, cifar100: torchvision's files; "
-        "arrays: train.npz and test.npz under root (images uint8 (N, H, W, 3), labels optional); folder: a "
-        "tree of images; list: lines 'path label'"
-    )
-    root: UserPath = Field(
-        Path("data"), description="folder that holds the data; list paths are under it"
-    )
-    list: UserPath | None = Field(
-        None, description="source list: file of training lines 'path [label]'"
-    )
-    test_root: UserPath | None = Field(
-        None,
-        description="folder, list: labelled test images; null: no test set (folder: root/test if it exists)",
-    )
-    test_list: UserPath | None = Field(
-        None, description="source list: file of test lines 'path label'"
-    )
-    download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
-    size: Annotated[int, Field(ge=4)] | None = Field(
-        None,
-        description="side of the network's input (pixels); null: 32 (cifar), 16 (digits), the arrays', 224",
-    )
-    test_per_class: Count = Field(70, description="digits: test images of each class (images)")
-    split_seed: Annotated[int, Field(ge=0)] = Field(
-        0, description="digits: seed of the train/test split"
-    )
-    long_tail: LongTail | None = Field(None, description="null: as the source has it")
-    augment: Augment = Augment()
-    workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="loader processes; null: 0 for images in memory, else up to 8, one a core"
-    )
-
-    @model_validator(mode="after")
-    def _list_goes_with_source_list(self) -> Self:
-        if (self.source == "list") != (self.list is not None):
-            raise ValueError("source: list and a file in list: go together")
-        return self
+IN_BATCH_NEGATIVES = frozenset({"simclr", *TERMS})
 
 
 class Projector(Section):
@@ -344,57 +169,6 @@ class Optim(Section):
         1e-6, description="learning rate after the last step"
     )
     clip: Positive | None = Field(None, description="largest gradient norm; null: not clipped")
-
-
-class Finetune(Section):
-    """Supervised training on the long-tailed labels, from scratch or from `model.init`."""
-
-    objective: Trainable = Field("la", description="see sslgh.classify.OBJECTIVES")
-    tau: Annotated[float, Field(ge=0)] = Field(1.0, description="strength of the adjustment")
-    logit_weight: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="factor of the classifier's loss (BCL on CIFAR: 2)"
-    )
-    embedding_weight: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="factor of the embedding term (BCL on CIFAR: 0.6); null: the objective's"
-    )
-    temperature: Positive = Field(0.1, description="of the embedding term (BCL on ImageNet: 0.07)")
-    gamma: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="rcl: power of the class counts in the denominator; 0: bcl"
-    )
-    scale: Positive = Field(
-        1.0, description="rcl: factor of the unit features; s is a temperature of T / s^2"
-    )
-    classifier: Literal["linear", "cosine"] = Field("linear", description="last layer")
-    cosine_scale: Positive = Field(30.0, description="cosine: factor of the cosines")
-    freeze: bool = Field(
-        False, description="leave the backbone as it is (classifier re-training, cRT)"
-    )
-    sampling: Literal["instance", "class-balanced", "square-root", "progressive"] = Field(
-        "instance", description="how often a class is drawn (arXiv:1910.09217)"
-    )
-    policy: Literal["crop-flip", "autoaugment", "randaugment", "none"] = Field(
-        "crop-flip",
-        description="view of the classifier: crop-flip (LA); autoaugment: with Cutout (BCL on CIFAR); "
-        "randaugment (BCL on ImageNet)",
-    )
-    deferred_epoch: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="ldam-drw: first epoch of the reweighting; null: at 80 % of the run"
-    )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None,
-        description="decay of a moving average of the weights, from the first step's on, which is then "
-        "judged; null: none",
-    )
-
-    @model_validator(mode="after")
-    def _nothing_is_set_in_vain(self) -> Self:
-        for name, readers in READERS.items():
-            default = type(self).model_fields[name].default
-            if getattr(self, name) != default and self.objective not in readers:
-                raise ValueError(f"{name} is not read by objective {self.objective}; leave it out")
-        if self.classifier != "cosine" and self.cosine_scale != 30:
-            raise ValueError("cosine_scale is read by classifier: cosine only")
-        return self
 
 
 class Train(Section):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sslgh.data import DataError, input_size, load_images, training_set
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([0, 2, 1, 0, 2, 2])

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sslgh.data import MEAN, STD, colour, normalize, render_views
-from sslgh.recipe.schema import Augment
+from sslgh.recipe.data import Augment
 
 FULL = Augment(blur=0.5)
 

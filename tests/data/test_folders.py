@@ -7,7 +7,7 @@ from PIL import Image
 
 from sslgh.data import DataError, load_images, training_set
 from sslgh.data.folders import read_folder
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 
 def plant(root, *names):

@@ -9,7 +9,7 @@ from sslgh.data.colour import NUM_DRAWS
 from sslgh.data.order import REPEAT
 from sslgh.data.policies import random_view
 from sslgh.data.streams import LABELLED, ORDER, QUOTA, ROUND, VIEWS, WEAK, stream
-from sslgh.recipe.schema import Augment
+from sslgh.recipe.data import Augment
 
 N = 10
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 20, 20, 3), dtype=np.uint8)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, input_size, load_images, training_set
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 
 @pytest.fixture

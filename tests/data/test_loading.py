@@ -22,7 +22,7 @@ from sslgh.data import (
     view_loader,
 )
 from sslgh.data.views import TwoViews
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 IMAGES = ImageSet(PIXELS, None, (), tuple(str(i) for i in range(20)))
@@ -176,7 +176,7 @@ LEFT_BEHIND = """
 import sys
 from pathlib import Path
 from sslgh.data import BatchOrder, ImageSet, view_loader
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 paths = tuple(sorted(Path(sys.argv[1]).iterdir()))
 images = ImageSet(paths, None, (), tuple(path.name for path in paths))

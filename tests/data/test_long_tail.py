@@ -3,7 +3,7 @@ import pytest
 
 from sslgh.data import DataError, select_long_tail
 from sslgh.data.long_tail import profile
-from sslgh.recipe.schema import LongTail
+from sslgh.recipe.data import LongTail
 
 
 def balanced(num_classes, per_class):

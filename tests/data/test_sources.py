@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from sslgh.data import DataError, input_size, load_images, training_set
-from sslgh.recipe.schema import Data
+from sslgh.recipe.data import Data
 
 
 def test_digits_are_split_into_a_balanced_test_set_and_the_rest():

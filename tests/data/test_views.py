@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as F
 from sslgh.data import ImageSet, Plain, TwoViews, Weak
 from sslgh.data.colour import NUM_DRAWS
 from sslgh.data.streams import ORDER, VIEWS, WEAK, stream
-from sslgh.recipe.schema import Augment
+from sslgh.recipe.data import Augment
 
 N = 12
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 20, 20, 3), dtype=np.uint8)

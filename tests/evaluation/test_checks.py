@@ -5,7 +5,8 @@ from sslgh.data import DataError
 from sslgh.evaluation import check_probes, probe_features
 from sslgh.evaluation.checks import check_features, check_probe
 from sslgh.recipe import RecipeError
-from sslgh.recipe.schema import Data, Probe
+from sslgh.recipe.data import Data
+from sslgh.recipe.schema import Probe
 
 DATA = Data(source="digits", long_tail={"imbalance": 20, "max_per_class": 100})
 

@@ -11,7 +11,8 @@ from sslgh.evaluation.protocols import (
     training_images,
     training_rows,
 )
-from sslgh.recipe.schema import Data, Probe, ProtocolName
+from sslgh.recipe.data import Data
+from sslgh.recipe.schema import Probe, ProtocolName
 
 CUT = Data(source="digits", long_tail={"imbalance": 20, "max_per_class": 100})
 

@@ -1,0 +1,119 @@
+"""The recipe's images: where they come from, their long tail, their augmentation."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
+
+
+class Shuffled(Section):
+    """Which classes are rare is decided by a seed instead of by label order."""
+
+    shuffled: Annotated[int, Field(ge=0, description="seed of the permutation of the classes")]
+
+
+class LongTail(Section):
+    """How a labelled set is cut to a long tail before its labels are put aside."""
+
+    profile: Literal["exp", "step", "natural"] = Field(
+        "exp",
+        description="exp: n_c = int(n_max * imbalance^(-c/(C-1))); step: the second half of the "
+        "classes has n_max / imbalance images; natural: all images, capped by max_per_class",
+    )
+    imbalance: float = Field(
+        100,
+        ge=1,
+        description="largest class over smallest class (ratio of images); not for natural",
+    )
+    max_per_class: Count | None = Field(
+        None, description="n_max, images of the largest class; null: what the largest class holds"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the published generator")
+    select: Literal["published", "first"] = Field(
+        "published",
+        description="published: NumPy's legacy generator, one shuffle per class in label order, first "
+        "n_c kept; first: the first n_c of each class in file order",
+    )
+    class_order: Literal["label"] | Shuffled = Field(
+        "label", description="label: class 0 is the head (the papers); {shuffled: SEED}: by seed"
+    )
+
+
+class Augment(Section):
+    """SimCLR augmentation; the defaults are those of the GH code for CIFAR."""
+
+    crop_scale: tuple[Share, Share] = Field(
+        (0.1, 1.0), description="area of a crop (share of the image)"
+    )
+    crop_ratio: tuple[Positive, Positive] = Field(
+        (3 / 4, 4 / 3), description="width over height of a crop"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="of the resized crop"
+    )
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    brightness: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
+    contrast: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
+    saturation: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
+    hue: float = Field(
+        0.1, ge=0, le=0.5, description="turn drawn from +- this (share of the circle)"
+    )
+    jitter: Share = Field(0.8, description="probability of the colour jitter")
+    grayscale: Share = Field(0.2, description="probability of dropping the colour")
+    blur: Share = Field(0.0, description="probability of a Gaussian blur (0.5 for ImageNet)")
+    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="blur (pixels at 224)")
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must ascend, got [{low}, {high}]")
+        if self.crop_scale[1] == 0:
+            raise ValueError("crop_scale must reach above 0")
+        return self
+
+
+class Data(Section):
+    """Where the images come from and what is done to them before the network."""
+
+    source: Literal["digits", "cifar10", "cifar100", "arrays", "folder", "list"] = Field(
+        description="digits: scikit-learn's scans, embedded; cifar10, cifar100: torchvision's files; "
+        "arrays: train.npz and test.npz under root (images uint8 (N, H, W, 3), labels optional); folder: a "
+        "tree of images; list: lines 'path label'"
+    )
+    root: UserPath = Field(
+        Path("data"), description="folder that holds the data; list paths are under it"
+    )
+    list: UserPath | None = Field(
+        None, description="source list: file of training lines 'path [label]'"
+    )
+    test_root: UserPath | None = Field(
+        None,
+        description="folder, list: labelled test images; null: no test set (folder: root/test if it exists)",
+    )
+    test_list: UserPath | None = Field(
+        None, description="source list: file of test lines 'path label'"
+    )
+    download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
+    size: Annotated[int, Field(ge=4)] | None = Field(
+        None,
+        description="side of the network's input (pixels); null: 32 (cifar), 16 (digits), the arrays', 224",
+    )
+    test_per_class: Count = Field(70, description="digits: test images of each class (images)")
+    split_seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="digits: seed of the train/test split"
+    )
+    long_tail: LongTail | None = Field(None, description="null: as the source has it")
+    augment: Augment = Augment()
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="loader processes; null: 0 for images in memory, else up to 8, one a core"
+    )
+
+    @model_validator(mode="after")
+    def _list_goes_with_source_list(self) -> Self:
+        if (self.source == "list") != (self.list is not None):
+            raise ValueError("source: list and a file in list: go together")
+        return self
