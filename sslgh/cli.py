@@ -144,9 +144,10 @@ def list_recipes() -> None:
             recipe = load_recipe(path)
             gh = "plain" if recipe.harmonize is None else f"+GH {recipe.harmonize.population}"
             name = "" if recipe.method is None else recipe.method.name
+            name += "" if recipe.boost is None else " boosted"
             if recipe.finetune is not None:
                 name, gh = recipe.finetune.objective, "supervised"
-            typer.echo(f"{path!s:<44} {name:<9} {gh:<15} {recipe.train.epochs} epochs")
+            typer.echo(f"{path!s:<45} {name:<15} {gh:<15} {recipe.train.epochs} epochs")
 
     raise typer.Exit(conclude(work))
 

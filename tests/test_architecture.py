@@ -115,4 +115,4 @@ def test_launch_settings_start_what_their_name_says() -> None:
         path.stem: yaml.safe_load(path.read_text())["num_processes"]
         for path in folder.glob("*.yaml")
     }
-    assert processes == {"cpu-2": 2, "gpu-1": 1, "gpu-8": 8, "nodes-2": 16}
+    assert processes == {"cpu-2": 2, "fsdp": 8, "gpu-1": 1, "gpu-8": 8, "nodes-2": 16}

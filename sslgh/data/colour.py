@@ -1,8 +1,8 @@
-"""Flip, colour jitter, greyscale and blur on a batch, with a draw of its own for every image.
+"""Flip, colour jitter, greyscale, blur and solarisation of a batch, each image with draws of its own.
 
 torchvision's v2 transforms draw once for a whole batch, which is wrong for contrastive learning. Here
 every random number comes in as data, so that nothing in this file is random, and nothing in it makes
-the host wait for the device. Shape letters: N images, S side (pixels).
+the host wait for the device. Shape letters: N images, S side (pixels), L local crops, s their side.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sslgh.data.rand_augment import BOOST_DRAWS, MAGNITUDE, rand_augment
 from sslgh.recipe.data import Augment
 
 # ImageNet's statistics in RGB, the ones torchvision's and timm's weights expect.
@@ -21,7 +22,11 @@ STD = (0.229, 0.224, 0.225)
 FLIP, JITTER, GREY, BLUR, SIGMA = range(5)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(5, 9)
 MOMENTS = slice(9, 13)
-NUM_DRAWS = 13
+SOLARIZE = 13
+BOOST = slice(14, 14 + BOOST_DRAWS)
+NUM_DRAWS = 14 + BOOST_DRAWS
+# Draws of the first recipes: later ones are drawn after them, so that those runs stay as they were.
+FIRST_DRAWS = 13
 
 # Images are taken in portions whose planes stay in a CPU's cache (pixels of one plane).
 PORTION = 2**16
@@ -45,52 +50,154 @@ def normalize(images: Tensor) -> Tensor:
     return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=-3)
 
 
-def render_views(crops: Tensor, draws: Tensor, augment: Augment) -> list[Tensor]:
-    """The two views of a batch, ready for the network.
+def render_views(
+    crops: Tensor,
+    draws: Tensor,
+    augment: Augment,
+    *,
+    strength: Tensor | None = None,
+    ops: int = 1,
+) -> list[Tensor]:
+    """The two full views of a batch, ready for the network.
 
     Flip; with probability ``jitter`` brightness, contrast, saturation and hue in an order of the
-    image's own; greyscale; blur; normalisation. Each operation is torchvision's of that name on float
-    images (no rounding to 8 bits between them).
+    image's own; greyscale; blur; solarisation of what is 1/2 or more (BYOL's order, arXiv:2006.07733
+    appendix B, and lightly's); RandAugment where a strength is given; normalisation. Each operation
+    before RandAugment is torchvision's of that name on float images (no rounding to 8 bits).
 
     Args:
         crops: uint8 (N, 2, 3, S, S).
         draws: Uniform in [0, 1), float32 (N, 2, ``NUM_DRAWS``), on the same device.
         augment: Probabilities and strengths.
+        strength: Of ``rand_augment``, float32 (N,) in [0, 1], on the same device; None: without it.
+        ops: Of ``rand_augment``, 1 or 2.
 
     Returns:
         Two tensors, float32 (N, 3, S, S).
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        ValueError: If the shapes do not fit together or ``ops`` is neither.
     """
     if crops.shape[1:3] != (2, 3) or draws.shape != (len(crops), 2, NUM_DRAWS):
         raise ValueError(
             f"crops must be (N, 2, 3, S, S) and draws (N, 2, {NUM_DRAWS}), got {tuple(crops.shape)} "
             f"and {tuple(draws.shape)}"
         )
+    return _render_all(
+        crops, draws, augment, places=(0, 1), size=crops.shape[-1], strength=strength, ops=ops
+    )
+
+
+def render_local_views(
+    local_crops: Tensor,
+    local_draws: Tensor,
+    augment: Augment,
+    *,
+    size: int,
+    strength: Tensor | None = None,
+    ops: int = 1,
+) -> list[Tensor]:
+    """The local views of a batch, in the way of ``render_views``.
+
+    Args:
+        local_crops: uint8 (N, L, 3, s, s), L being ``augment.local_crops``.
+        local_draws: Uniform in [0, 1), float32 (N, L, ``NUM_DRAWS``), on the same device.
+        augment: Probabilities and strengths.
+        size: S of the full views (pixels): a blur has their sigma in pixels, as in SwAV and DINO.
+        strength: As for ``render_views``.
+        ops: As for ``render_views``.
+
+    Returns:
+        L tensors, float32 (N, 3, s, s); none if L is 0.
+
+    Raises:
+        ValueError: If the shapes do not fit together or ``ops`` is neither 1 nor 2.
+    """
+    count = augment.local_crops
+    if local_crops.shape[1:3] != (count, 3) or local_draws.shape != (
+        len(local_crops),
+        count,
+        NUM_DRAWS,
+    ):
+        raise ValueError(
+            f"local_crops must be (N, {count}, 3, s, s) and local_draws (N, {count}, {NUM_DRAWS}), got "
+            f"{tuple(local_crops.shape)} and {tuple(local_draws.shape)}"
+        )
+    if count == 0:
+        return []
+    return _render_all(
+        local_crops,
+        local_draws,
+        augment,
+        places=(2,) * count,
+        size=size,
+        strength=strength,
+        ops=ops,
+    )
+
+
+def _render_all(
+    crops: Tensor,
+    draws: Tensor,
+    augment: Augment,
+    *,
+    places: tuple[int, ...],
+    size: int,
+    strength: Tensor | None,
+    ops: int,
+) -> list[Tensor]:
+    """The V views of crops (N, V, 3, s, s), each with its place among the shares of the recipe."""
     images = crops.transpose(0, 1).flatten(0, 1)
     uniform = draws.transpose(0, 1).flatten(0, 1)
+    blurred = _chosen(uniform[:, BLUR], augment.blur, places)
+    solarized = _chosen(uniform[:, SOLARIZE], augment.solarize, places)
     portion = (
         max(1, PORTION // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
     )
-    parts = [
-        _render(part, u, augment)
-        for part, u in zip(torch.split(images, portion), torch.split(uniform, portion), strict=True)
-    ]
-    return list(torch.cat(parts).chunk(2))
+    parts = []
+    for start in range(0, len(images), portion):
+        rows = slice(start, start + portion)
+        x = _flip_and_colour(images[rows], uniform[rows], augment)
+        if blurred is not None:
+            x = _blur(x, uniform[rows], blurred[rows], augment, size)
+        if solarized is not None:
+            x = _choose(solarized[rows], torch.minimum(x, 1 - x), x)  # 1 - x from 1/2 on
+        parts.append(x if strength is not None else normalize(x))
+    views = torch.cat(parts)
+    if strength is not None:
+        # All at once: of a portion each operation would get an image or two.
+        strength = strength.repeat(len(places))
+        views = normalize(rand_augment(views, strength, _boost_draws(draws), ops=ops))
+    return list(views.chunk(len(places)))
 
 
-def _render(images: Tensor, u: Tensor, augment: Augment) -> Tensor:
-    """uint8 (N, 3, S, S) and draws (N, D) to normalised images."""
+def _chosen(u: Tensor, share: float | tuple[float, ...], places: tuple[int, ...]) -> Tensor | None:
+    """Which of the images (V * N,) it happens to, view by view; None where it happens to none."""
+    shares = [share[place] if isinstance(share, tuple) else share for place in places]
+    if not any(shares):
+        return None
+    return torch.cat([part < p for part, p in zip(u.chunk(len(places)), shares, strict=True)])
+
+
+def _boost_draws(draws: Tensor) -> Tensor:
+    """Draws for ``rand_augment``, (V * N, B); views of an image share the magnitude's.
+
+    So they do in the official code, which draws it when the image's transform is built.
+    """
+    boost = draws[..., BOOST].clone()
+    boost[..., MAGNITUDE] = boost[:, :1, MAGNITUDE]
+    return boost.transpose(0, 1).flatten(0, 1)
+
+
+def _flip_and_colour(images: Tensor, u: Tensor, augment: Augment) -> Tensor:
+    """uint8 (N, 3, S, S) and draws (N, D) to images in 0..1, flipped, jittered and greyed."""
     x = images.float() / 255
     x = _choose(u[:, FLIP] < augment.flip, x.flip(-1), x)
     if augment.jitter > 0:
         x = _jitter(x, u, augment)
     if augment.grayscale > 0:
         x = _choose(u[:, GREY] < augment.grayscale, _grey(x), x)
-    if augment.blur > 0:
-        x = _blur(x, u, augment)
-    return normalize(x)
+    return x
 
 
 def _column(values: Tensor) -> Tensor:
@@ -177,19 +284,19 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     return torch.stack(planes, dim=1)
 
 
-def _blur(x: Tensor, u: Tensor, augment: Augment) -> Tensor:
+def _blur(x: Tensor, u: Tensor, blurred: Tensor, augment: Augment, size: int) -> Tensor:
     """Gaussian blur with each image's own sigma, separable, mirrored at the border.
 
-    Sigma is given at 224 pixels and shrinks with the image. The kernel reaches three of the largest
-    sigmas; an image that is not blurred gets the kernel 0 1 0.
+    Sigma is given at 224 pixels and shrinks with the full view's size. The kernel reaches three of
+    the largest sigmas; an image that is not blurred gets the kernel 0 1 0.
     """
     side = x.shape[-1]
-    scale = side / 224
+    scale = size / 224
     radius = min(math.ceil(3 * augment.blur_sigma[1] * scale), side - 1)
     sigma = _between(u[:, SIGMA], *augment.blur_sigma) * scale
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
-    kernel = torch.where((u[:, BLUR] < augment.blur)[:, None], kernel, (offsets == 0).float())
+    kernel = torch.where(blurred[:, None], kernel, (offsets == 0).float())
     # Shifted sums instead of a grouped convolution: faster on CPU, and autocast leaves them alone.
     for dim, border in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
         wide = pad(x, border, mode="reflect")

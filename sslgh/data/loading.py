@@ -30,7 +30,10 @@ SHARED_MEMORY = Path("/dev/shm")
 def view_loader(
     images: ImageSet, data: Data, *, size: int, seed: int, order: BatchOrder
 ) -> DataLoader[Any]:
-    """Batches for ``render_views``: crops (N, 2, 3, S, S), draws (N, 2, D) and index (N,) int64.
+    """Batches for ``render_views`` and ``render_local_views``, and the indices of their images.
+
+    A batch is crops (N, 2, 3, S, S) uint8, draws (N, 2, D), local crops (N, L, 3, s, s) uint8, local
+    draws (N, L, D) and index (N,) int64; L is ``data.augment.local_crops``, 0 by default.
 
     One pass goes over the whole rest of the run, with the same workers throughout. What it gives
     depends on the seed and the order, not on the number of workers. It is this process's share
@@ -47,7 +50,8 @@ def view_loader(
         DataError: While iterating, if an image cannot be read, from workers too.
     """
     dataset = TwoViews(images, data.augment, size=size, seed=seed)
-    return _loader(dataset, data, order, views=2)
+    pixels = 2 * size**2 + data.augment.local_crops * dataset.local_size**2
+    return _loader(dataset, data, order, pixels=pixels)
 
 
 def labelled_loader(
@@ -81,16 +85,20 @@ def labelled_loader(
     dataset = LabelledViews(
         images, data.augment, size=size, seed=seed, policy=policy, contrast=contrast
     )
-    return _loader(dataset, data, order, views=3 if contrast else 1)
+    return _loader(dataset, data, order, pixels=(3 if contrast else 1) * size**2)
 
 
 def _loader(
-    dataset: TwoViews | LabelledViews, data: Data, order: BatchOrder, *, views: int
+    dataset: TwoViews | LabelledViews, data: Data, order: BatchOrder, *, pixels: int
 ) -> DataLoader[Any]:
+    """The loader of a dataset whose items hold so many pixels."""
     workers = data.workers
     if workers is None:
         in_memory = dataset.images.in_memory
-        workers = 0 if in_memory else _default_workers(dataset.size, order, views)
+        workers = 0 if in_memory else _default_workers(order, pixels)
+    if order.sequence is not None:
+        # A sequence may be known for this epoch and the next only: fetch less than an epoch ahead.
+        workers = min(workers, order.steps_per_epoch * order.accumulation // PREFETCH)
     if workers:
         atexit.unregister(_end_workers_at_exit)
         atexit.register(_end_workers_at_exit)
@@ -135,7 +143,7 @@ def _end_workers_at_exit() -> None:
             child.kill()
 
 
-def _default_workers(size: int, order: BatchOrder, views: int) -> int:
+def _default_workers(order: BatchOrder, pixels: int) -> int:
     """One a core of this process's share of the machine, as far as shared memory holds their batches."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -143,7 +151,7 @@ def _default_workers(size: int, order: BatchOrder, views: int) -> int:
     workers = min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not SHARED_MEMORY.is_dir():
         return workers
-    batch = order.batch_size / order.world / order.accumulation * views * 3 * size**2
+    batch = order.batch_size / order.world / order.accumulation * 3 * pixels
     # Containers often get 64 MB; a worker that runs out of it dies with a bus error.
     fitting = int(shutil.disk_usage(SHARED_MEMORY).free / 2 // (batch * PREFETCH))
     if fitting < workers:

@@ -1,6 +1,7 @@
 """From the ``data`` section of a recipe to sets of images."""
 
 import http.client
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -37,17 +38,57 @@ def load_images(data: Data, split: Split) -> ImageSet | None:
 
 
 def training_set(data: Data) -> ImageSet:
-    """The images to pretrain on: the training split after the long-tail cut.
+    """The images to pretrain on: the training split after the long-tail cut, or a subset of those.
 
     Labels are kept for evaluation only.
 
     Raises:
-        DataError: If the source cannot be used, or cannot be cut as ``data.long_tail`` asks.
+        DataError: If the source cannot be used, or cannot be cut as ``data.long_tail`` and
+            ``data.subset`` ask.
     """
     images = load_images(data, "train")
     assert images is not None  # every source has a training split
-    if data.long_tail is None:
-        return images
+    if data.long_tail is not None:
+        images = _long_tailed(images, data)
+    if data.subset is not None:
+        images = images.subset(read_positions(data.subset, len(images)))
+    return images
+
+
+def read_positions(file: Path, num_images: int) -> NDArray[np.int64]:
+    """Positions of a subset, from a file with one a line; blank lines are skipped.
+
+    Args:
+        file: The value of ``data.subset``.
+        num_images: Positions lie in 0..num_images - 1.
+
+    Returns:
+        Shape (N,), in the order of the file.
+
+    Raises:
+        DataError: If the file cannot be read, or a line is no position, or one that came before.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"data.subset {file} cannot be read ({error}); give a text file of positions"
+        ) from None
+    wrong = [line for line in lines if line and not (line.isdecimal() and int(line) < num_images)]
+    if wrong:
+        raise DataError(
+            f"data.subset {file} holds {wrong[0]!r}, but each line must be a position in "
+            f"0..{num_images - 1}; it belongs to other data, or to another long tail"
+        )
+    positions = np.array([int(line) for line in lines if line], dtype=np.int64)
+    if len(positions) == 0 or len(np.unique(positions)) < len(positions):
+        fault = "names an image twice" if len(positions) else "is empty"
+        raise DataError(f"data.subset {file} {fault}; give each position once, one a line")
+    return positions
+
+
+def _long_tailed(images: ImageSet, data: Data) -> ImageSet:
+    assert data.long_tail is not None
     if images.labels is None:
         raise DataError(
             f"data.long_tail cuts by label, and source {data.source} at {data.root} has no labels; "

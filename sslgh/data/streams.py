@@ -3,7 +3,7 @@
 import numpy as np
 
 # The first word of every stream's key after the seed: no two purposes share a stream.
-ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED = range(6)
+ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED, LOCAL = range(7)
 
 
 def stream(seed: int, purpose: int, epoch: int, index: int = 0) -> np.random.Generator:

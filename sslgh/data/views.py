@@ -1,4 +1,4 @@
-"""Datasets over a set of images: two random views, the plain image, one weak view."""
+"""Datasets over a set of images: two random views and local crops, the plain image, one weak view."""
 
 import numpy as np
 import torch
@@ -7,22 +7,36 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslgh.data.colour import NUM_DRAWS
+from sslgh.data.colour import FIRST_DRAWS, NUM_DRAWS
 from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
 from sslgh.data.images import ImageSet
-from sslgh.data.streams import VIEWS, WEAK, stream
+from sslgh.data.streams import LOCAL, VIEWS, WEAK, stream
 from sslgh.recipe.data import Augment
 
 
-class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
-    """Two random resized crops of an image and the draws for their colours.
+def local_side(augment: Augment, size: int) -> int:
+    """Side s of a local crop (pixels) beside full views of ``size``.
 
-    Item ``(epoch, index)`` is uint8 (2, 3, S, S), float32 (2, ``NUM_DRAWS``) and the index; it depends on
-    the seed, the epoch and the index alone. ``render_views`` makes the views of a batch of items.
+    Without a ``local_size`` the 96 of 224 pixels of SwAV and DINO, as a multiple of 4 for the patches
+    of a ViT.
+
+    Examples:
+        >>> [local_side(Augment(), size) for size in (224, 32, 8)]
+        [96, 12, 4]
+    """
+    return augment.local_size or max(4, 4 * round(size * 3 / 28))
+
+
+class TwoViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int]]):
+    """Two random resized crops of an image, L small ones, and the draws for their colours.
+
+    Item ``(epoch, index)`` is uint8 (2, 3, S, S), float32 (2, ``NUM_DRAWS``), uint8 (L, 3, s, s), float32
+    (L, ``NUM_DRAWS``) and the index; it depends on the seed, the epoch and the index alone, and the full
+    crops not on L. ``render_views`` and ``render_local_views`` make the views of a batch of items.
 
     Args:
         images: The training set.
-        augment: Area, aspect and interpolation of the crops.
+        augment: Number L, area, aspect and interpolation of the crops.
         size: S (pixels).
         seed: Of the run.
     """
@@ -32,25 +46,54 @@ class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
         self.augment = augment
         self.size = size
         self.seed = seed
+        self.local_size = local_side(augment, size)
+        self._no_crops = (
+            torch.empty(0, 3, self.local_size, self.local_size, dtype=torch.uint8),
+            torch.empty(0, NUM_DRAWS),
+        )
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         _, index = key
-        return *self.crops(self.images.image(index), key), index
+        image = self.images.image(index)
+        return *self.crops(image, key), *self._local_crops(image, key), index
 
     def crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Crops and draws of an image that is read already."""
+        """Full crops and draws of an image that is read already."""
         uniform = stream(self.seed, VIEWS, *key).random(
-            (2, CROP_DRAWS + NUM_DRAWS), dtype=np.float32
+            2 * (CROP_DRAWS + NUM_DRAWS), dtype=np.float32
         )
-        scale, ratio = self.augment.crop_scale, self.augment.crop_ratio
-        crops = np.empty((2, 3, self.size, self.size), dtype=np.uint8)
+        end = 2 * (CROP_DRAWS + FIRST_DRAWS)
+        first, later = uniform[:end].reshape(2, -1), uniform[end:].reshape(2, -1)
+        crops = self._cut(image, first, self.augment.crop_scale, self.size)
+        return crops, torch.from_numpy(np.concatenate((first[:, CROP_DRAWS:], later), axis=1))
+
+    def _local_crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        count = self.augment.local_crops
+        if not count:
+            return self._no_crops
+        # A stream of their own: they need not move aside for what the full views may draw some day.
+        uniform = stream(self.seed, LOCAL, *key).random(
+            (count, CROP_DRAWS + NUM_DRAWS), dtype=np.float32
+        )
+        crops = self._cut(image, uniform, self.augment.local_scale, self.local_size)
+        return crops, torch.from_numpy(uniform[:, CROP_DRAWS:].copy())
+
+    def _cut(
+        self,
+        image: Image.Image,
+        uniform: NDArray[np.float32],
+        scale: tuple[float, float],
+        size: int,
+    ) -> Tensor:
+        """A random resized crop for each row of ``uniform``, of its first ``CROP_DRAWS`` numbers."""
+        crops = np.empty((len(uniform), 3, size, size), dtype=np.uint8)
         for view, draws in enumerate(uniform[:, :CROP_DRAWS].tolist()):
-            box = random_box(*image.size, draws, scale=scale, ratio=ratio)
-            crops[view] = resized_crop(image, box, self.size, self.augment.interpolation)
-        return torch.from_numpy(crops), torch.from_numpy(uniform[:, CROP_DRAWS:].copy())
+            box = random_box(*image.size, draws, scale=scale, ratio=self.augment.crop_ratio)
+            crops[view] = resized_crop(image, box, size, self.augment.interpolation)
+        return torch.from_numpy(crops)
 
 
 class Plain(Dataset[tuple[Tensor, int]]):

@@ -11,6 +11,7 @@ from sslgh.methods import METHODS, Method
 from sslgh.models import (
     CosineClassifier,
     build_backbone,
+    checkpoint_activations,
     contrast_head,
     globalise,
     linear_classifier,
@@ -18,7 +19,7 @@ from sslgh.models import (
 )
 from sslgh.recipe import Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
-from sslgh.recipe.schema import Model
+from sslgh.recipe.schema import Model, fewer_negatives
 
 SHAPE = ("features", "hidden", "out", "layers")
 # Objectives that contrast two views of their own behind a projector.
@@ -38,6 +39,7 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     if name not in METHODS:
         raise RecipeError(f"method.name: {unknown_key(name, METHODS)}")
     kind = METHODS[name]
+    _check_method(recipe, kind)
     arguments = check_arguments(kind, recipe.method.arguments, given=SHAPE, prefix="method")
     shape = settings.projector.model_dump(exclude_none=True)
     torch.manual_seed(recipe.seed)
@@ -48,12 +50,33 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     return method
 
 
+def _check_method(recipe: Recipe, kind: type[Method]) -> None:
+    """Refuse settings that a method cannot honour."""
+    assert recipe.method is not None
+    name, train = recipe.method.name, recipe.train
+    if kind.contrasts_batch and train.accumulation > 1 and not train.allow_fewer_negatives:
+        raise RecipeError(fewer_negatives(train))
+    if recipe.data.augment.local_crops and not kind.multi_crop:
+        takers = " and ".join(key for key, value in METHODS.items() if value.multi_crop)
+        raise RecipeError(
+            f"data.augment.local_crops is {recipe.data.augment.local_crops}, but {name} takes two views; "
+            f"local crops are for {takers}"
+        )
+    if recipe.boost is not None and not kind.has_sample_losses:
+        raise RecipeError(f"boost: goes by the loss of a sample, which {name} does not have")
+
+
 def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
     """The backbone with the weights of ``model.init``, or such as torch's generator draws now.
 
     Raises:
         ValueError: If it cannot be built, or there are no such weights.
     """
+    backbone = _initial_backbone(recipe, image_size)
+    return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
+
+
+def _initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
     model = recipe.model
     if model.init is None or model.init == "pretrained":
         return _named_backbone(model, image_size)
@@ -61,12 +84,12 @@ def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
         raise RecipeError(
             f"model.init: {model.init} is no run directory, nor the word `pretrained`"
         )
-    backbone, card = load_backbone(Path(model.init).expanduser())
-    for key in ("backbone", "stem", "width"):
-        asked = getattr(model, key)
-        if key in model.model_fields_set and asked != card[key]:
+    backbone, card = load_backbone(Path(model.init).expanduser(), image_size=image_size)
+    for key in ("backbone", "stem", "width", "patch"):
+        asked, held = getattr(model, key), card.get(key)
+        if key in model.model_fields_set and asked not in (None, held):
             raise RecipeError(
-                f"model.{key} is {asked}, but {model.init} holds {card[key]}; leave model.{key} out"
+                f"model.{key} is {asked}, but {model.init} holds {held}; leave model.{key} out"
             )
     return backbone
 
@@ -77,6 +100,7 @@ def _named_backbone(model: Model, image_size: int) -> nn.Module:
             model.backbone,
             stem=model.stem,
             width=model.width,
+            patch=model.patch,
             image_size=image_size,
             pretrained=model.init is not None,
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from sslgh import __version__
 from sslgh.data import MEAN, STD
+from sslgh.models.backbones import resolve_patch
 from sslgh.models.files import read_card
 from sslgh.recipe import Recipe
 
@@ -23,11 +24,13 @@ def backbone_card(recipe: Recipe, *, image_size: int, method: str) -> dict[str, 
     model, shape = recipe.model, ("backbone", "stem", "width")
     if model.init is None or model.init == "pretrained":
         source = {key: getattr(model, key) for key in shape}
+        source["patch"] = resolve_patch(model.backbone, patch=model.patch, image_size=image_size)
     else:
         source = read_card(Path(model.init).expanduser())
     return {
         "format": 1,
         **{key: source[key] for key in shape},
+        "patch": source.get("patch"),
         "image_size": image_size,
         "mean": MEAN,
         "std": STD,

@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-FORMAT = 1
+from sslgh.engine.sharding import cut_like, cut_optimiser_state, whole
+
+FORMAT = 2
 MODULE, MEMORY, OPTIMISER, PROGRESS = (
     "module.safetensors",
     "memory.safetensors",
@@ -47,20 +49,26 @@ def save_checkpoint(
     memory: nn.Module | None,
     optimiser: torch.optim.Optimizer,
     keep: int,
+    writes: bool = True,
 ) -> Path:
-    """Write ``directory/step-N`` and drop all but the latest ``keep``; process 0 only.
+    """Write ``directory/step-N`` and drop all but the latest ``keep``.
+
+    One process ``writes``; the others need to call it only where FSDP has cut the weights.
 
     No random state is in it: order, augmentation and the generator of a step are functions of
     the seed and the step.
     """
     target = directory / f"step-{progress.total:09d}"
+    weights, state = _tensors(module), whole(optimiser.state_dict())
+    if not writes:
+        return target
     temporary = directory / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_tensors(module), temporary / MODULE)
+    save_file(weights, temporary / MODULE)
     if memory is not None:
         save_file(_tensors(memory), temporary / MEMORY)
-    torch.save(optimiser.state_dict(), temporary / OPTIMISER)
+    torch.save(state, temporary / OPTIMISER)
     (temporary / PROGRESS).write_text(json.dumps({"format": FORMAT, **progress._asdict()}))
     for file in temporary.iterdir():
         _flush(file)
@@ -76,7 +84,10 @@ def save_checkpoint(
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    return {
+        name: whole(value.detach()).cpu().contiguous()
+        for name, value in module.state_dict().items()
+    }
 
 
 def _flush(path: Path) -> None:
@@ -105,14 +116,16 @@ def load_checkpoint(
     """
     try:
         progress = json.loads((path / PROGRESS).read_text())
-        if progress.pop("format") != FORMAT:
+        written = progress.pop("format")
+        if written != FORMAT:
             raise CheckpointError(
-                f"{path} was written by another version of sslgh; start a new run"
+                f"{path} has checkpoint format {written}, this sslgh goes on from {FORMAT}; choose another "
+                "run_dir, or the sslgh that wrote it"
             )
         _load(module, load_file(path / MODULE), path / MODULE)
         if memory is not None:
             _load(memory, load_file(path / MEMORY), path / MEMORY)
-        optimiser.load_state_dict(_read_optimiser(path / OPTIMISER))
+        optimiser.load_state_dict(cut_optimiser_state(_read_optimiser(path / OPTIMISER), optimiser))
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -130,8 +143,13 @@ def _read_optimiser(path: Path) -> dict[str, Any]:
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    examples = module.state_dict()
+    cut = {
+        name: cut_like(value, examples[name]) if name in examples else value
+        for name, value in tensors.items()
+    }
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(cut)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise CheckpointError(

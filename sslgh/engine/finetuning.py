@@ -6,7 +6,6 @@ Shapes: N images, C classes, F features.
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.loop import (
     Batch,
+    Moment,
     Run,
     Task,
     Values,
@@ -157,10 +157,14 @@ def _task(run: Run, network: Network, average: AveragedModel | None) -> Task:
     priors = torch.from_numpy(np.stack(shares)).float().to(device)
     taus = [_strength(settings, float(share[share > 0].min())) for share in shares]
 
-    def part(batch: Batch, epoch: int) -> Values:
+    def part(batch: Batch, moment: Moment) -> Values:
+        epoch = moment.epoch
         return _part(run, settings, priors[epoch], taus[epoch], batch, epoch)
 
-    after = None if average is None else partial(average.update_parameters, network)
+    def after(moment: Moment) -> None:
+        if average is not None:
+            average.update_parameters(network)
+
     return Task(part=part, after_step=after)
 
 

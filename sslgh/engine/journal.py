@@ -112,8 +112,8 @@ def _drop_after(path: Path, start: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             content = json.loads(line)
-            # A refresh is written before the step it is numbered by.
-            last = start if content["kind"] == "train" else start - 1
+            # A refresh is written before the step that follows it, and again by a resumed run.
+            last = start - 1 if content["kind"] == "refresh" else start
         except (json.JSONDecodeError, KeyError):
             continue
         if content["step"] <= last:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from sslgh.engine.journal import Journal
 from sslgh.engine.optimiser import set_learning_rate
 from sslgh.engine.run_directory import check_directory, open_directory, read_status, write_status
 from sslgh.engine.schedule import learning_rate
+from sslgh.engine.sharding import make_shardable, make_whole, own_part, whole
 from sslgh.engine.signals import Stopped, StopRequest
 from sslgh.engine.world import check_world, describe_world, world_environment
 from sslgh.recipe import Recipe, RecipeError
@@ -59,19 +61,40 @@ class Run:
         return self.recipe.directory / "checkpoints"
 
 
+class Moment(NamedTuple):
+    """A step of the run, as a task sees it.
+
+    Attributes:
+        epoch: From 0.
+        total: Optimiser steps of the run, this one included.
+        done: Share of the run's steps, this one included, in (0, 1].
+        logged: Whether the numbers of this step are written down.
+    """
+
+    epoch: int
+    total: int
+    done: float
+    logged: bool
+
+
 @dataclass(frozen=True)
 class Task:
     """What a kind of training does at each turn of the loop.
 
     Attributes:
-        part: Forward and backward of one part of a batch of an epoch; its numbers, ``loss`` among them.
-        begin_epoch: Called with epoch, step and journal before the first step of an epoch.
+        part: Forward of one part of a batch; its numbers, ``loss`` among them.
+        begin_epoch: Called with epoch, step and journal before the first step of an epoch, and
+            again when a run is resumed within it.
         after_step: Called after the optimiser's step.
+        end_epoch: Called with epoch, step and journal before the checkpoint of an epoch.
+        watch: Looks at the numbers that are written down; a sentence to say, or None.
     """
 
-    part: Callable[[Batch, int], Values]
+    part: Callable[[Batch, Moment], Values]
     begin_epoch: Callable[[int, int, Journal], None] | None = None
-    after_step: Callable[[], None] | None = None
+    after_step: Callable[[Moment], None] | None = None
+    end_epoch: Callable[[int, int, Journal], None] | None = None
+    watch: Callable[[dict[str, float]], str | None] | None = None
 
 
 def make_run(
@@ -82,7 +105,13 @@ def make_run(
     optimiser: torch.optim.Optimizer,
     memory: nn.Module | None,
 ) -> Run:
-    """Prepare the objects for the accelerator's device and processes."""
+    """Prepare the objects for the accelerator's device and processes.
+
+    Raises:
+        ShardingError: If FSDP is asked for and cannot train the module.
+    """
+    if accelerator.is_fsdp2:
+        make_shardable(module, memory)
     # The schedule is not prepared: Accelerate would step it once a process.
     model, optimiser = accelerator.prepare(module, optimiser)
     if memory is not None:
@@ -174,7 +203,7 @@ def batch_order(
 def train(
     run: Run, task: Task, batches: Iterator[Batch], progress: Progress, steps_per_epoch: int
 ) -> None:
-    """All epochs from ``progress`` on.
+    """All epochs from ``progress`` on; the module ends with whole weights on every process.
 
     Raises:
         NotFiniteError: If the loss is nan or infinite.
@@ -197,17 +226,39 @@ def train(
             run.model.train()
             for step in range(progress.step, steps_per_epoch):
                 rate = _learning_rate(run, progress.total, steps_per_epoch)
-                values = _step(run, task, batches, Progress(epoch, step, progress.total), rate)
-                progress = Progress(epoch, step + 1, progress.total + 1)
+                moment = _moment(recipe, epoch, progress.total, steps_per_epoch)
+                values = _step(run, task, batches, moment, rate)
+                progress = Progress(epoch, step + 1, moment.total)
                 journal.advance()
-                last = step + 1 == steps_per_epoch and epoch + 1 == recipe.train.epochs
-                if progress.total % recipe.train.log_every == 0 or last:
-                    _check_finite(run, progress)
-                    journal.metrics(progress.total, epoch, _numbers(run, values, rate))
+                if moment.logged:
+                    _log(run, task, journal, progress, values, rate)
                 _stop_if_asked(run, progress, stop)
-            progress = Progress(epoch + 1, 0, progress.total)
             if _checkpoint_due(recipe, epoch):
-                _save(run, progress)
+                if task.end_epoch is not None:
+                    task.end_epoch(epoch, progress.total, journal)
+                _save(run, Progress(epoch + 1, 0, progress.total))
+            progress = Progress(epoch + 1, 0, progress.total)
+    make_whole(run.module)
+
+
+def _moment(recipe: Recipe, epoch: int, taken: int, steps_per_epoch: int) -> Moment:
+    steps = recipe.train.epochs * steps_per_epoch
+    total = taken + 1
+    return Moment(
+        epoch, total, total / steps, total % recipe.train.log_every == 0 or total == steps
+    )
+
+
+def _log(
+    run: Run, task: Task, journal: Journal, progress: Progress, values: Values, rate: float
+) -> None:
+    _check_finite(run, progress)
+    numbers = _numbers(run, values, rate)
+    journal.metrics(progress.total, progress.epoch, numbers)
+    sentence = task.watch(numbers) if task.watch is not None else None
+    if sentence is not None:
+        journal.say(sentence)
+        journal.event("alarm", progress.total, progress.epoch, {"text": sentence})
 
 
 @contextmanager
@@ -229,7 +280,8 @@ def try_step(run: Run, task: Task, batches: Iterator[Batch], steps_per_epoch: in
     started = time.perf_counter()
     run.model.train()
     with _ended(batches):
-        values = _step(run, task, batches, Progress(), _learning_rate(run, 0, steps_per_epoch))
+        moment = _moment(recipe, 0, 0, steps_per_epoch)
+        values = _step(run, task, batches, moment, _learning_rate(run, 0, steps_per_epoch))
     _check_finite(run, Progress(total=1))
     seconds = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in run.module.parameters())
@@ -251,35 +303,32 @@ def _learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
     )
 
 
-def _step(
-    run: Run, task: Task, batches: Iterator[Batch], progress: Progress, rate: float
-) -> Values:
+def _step(run: Run, task: Task, batches: Iterator[Batch], moment: Moment, rate: float) -> Values:
     """One optimiser step over all parts of a global batch; the numbers of its last part."""
     recipe, accelerator = run.recipe, run.accelerator
     # Dropout and stochastic depth draw from (seed, step, process): no random state to save.
-    torch.manual_seed(
-        recipe.seed + 1_000_003 * (1 + progress.total) + 7_919 * accelerator.process_index
-    )
+    torch.manual_seed(recipe.seed + 1_000_003 * moment.total + 7_919 * accelerator.process_index)
     set_learning_rate(run.optimiser, rate)
     run.optimiser.zero_grad()
     values: Values = {}
     for part in range(recipe.train.accumulation):
         if part < recipe.train.accumulation - 1:
             with accelerator.no_sync(run.model):
-                values = _part(run, task, next(batches), progress.epoch)
+                values = _part(run, task, next(batches), moment)
         else:
-            values = _part(run, task, next(batches), progress.epoch)
+            values = _part(run, task, next(batches), moment)
     if recipe.optim.clip is not None:
-        values["grad_norm"] = nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip)
+        norm = nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip)
+        values["grad_norm"] = whole(norm)
     run.optimiser.step()
     if task.after_step is not None:
-        task.after_step()
+        task.after_step(moment)
     return values
 
 
-def _part(run: Run, task: Task, batch: Batch, epoch: int) -> Values:
+def _part(run: Run, task: Task, batch: Batch, moment: Moment) -> Values:
     device = run.accelerator.device
-    values = task.part(tuple(tensor.to(device, non_blocking=True) for tensor in batch), epoch)
+    values = task.part(tuple(tensor.to(device, non_blocking=True) for tensor in batch), moment)
     run.accelerator.backward(values["loss"] / run.recipe.train.accumulation)
     values = {name: value.detach() for name, value in values.items()}
     run.finite &= values["loss"].isfinite()
@@ -322,9 +371,10 @@ def _save(run: Run, progress: Progress) -> None:
     for (
         tensor
     ) in run.module.state_dict().values():  # a gradient may be infinite where the loss is not
-        run.finite &= tensor.isfinite().all()
+        run.finite &= own_part(tensor).isfinite().all()
     _check_finite(run, progress)
-    if run.accelerator.is_main_process:
+    main = run.accelerator.is_main_process
+    if main or run.accelerator.is_fsdp2:
         save_checkpoint(
             run.checkpoints,
             progress,
@@ -332,5 +382,6 @@ def _save(run: Run, progress: Progress) -> None:
             memory=run.memory,
             optimiser=run.optimiser,
             keep=run.recipe.train.keep_checkpoints,
+            writes=main,
         )
     run.accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Optimisers by name, with the parameters that a paper leaves out of weight decay."""
+"""Optimisers by name, with the parameters that a paper leaves out of weight decay or slows down."""
 
 from typing import Any
 
@@ -6,33 +6,72 @@ import torch
 from lightly.utils.lars import LARS
 from torch import nn
 
+from sslgh.models.depth import layer_of_parameters
 from sslgh.recipe import Optim
 
 
 def build_optimiser(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """SGD, AdamW or LARS over two groups: decayed, and not.
+    """SGD, AdamW or LARS over groups of parameters: decayed or not, and with a rate of their own.
 
-    Biases and norm parameters (one axis) are decayed with SGD and AdamW where ``decay_all``
-    is set, as the GH code does. LARS neither decays nor rescales them (SimCLR, BYOL).
+    Biases and norm parameters (one axis), and what a transformer names beside them (class token,
+    positions), are decayed with SGD and AdamW where ``decay_all`` is set, as the GH code does. LARS
+    neither decays nor rescales them (SimCLR, BYOL).
+
+    With ``layer_decay`` a layer of the backbone has the rate times ``layer_decay`` to the number of layers
+    up to the heads, which have the whole (BEiT, arXiv:2106.08254, for ViT; `layer_of_parameters`).
+
+    Args:
+        model: With a ``backbone``, where there is a ``layer_decay``; frozen parameters stay out.
+        optim: The settings.
+
+    Raises:
+        ValueError: If the layers of the backbone are not known.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     exempt = optim.name == "lars" or not optim.decay_all
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if not exempt or p.ndim > 1]},
-        {"params": [p for p in parameters if exempt and p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    spared, scales = _spared(model), _scales(model, optim.layer_decay)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for name, parameter in named:
+        free = exempt and (parameter.ndim <= 1 or name in spared)
+        key = (scales.get(name, 1.0), free)
+        groups.setdefault(key, {"params": []})["params"].append(parameter)
+    ordered = [groups[key] | _group_settings(optim, *key) for key in sorted(groups)]
     if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(ordered, lr=optim.lr)
     kind = LARS if optim.name == "lars" else torch.optim.SGD
     options = {"nesterov": True} if optim.nesterov and optim.name == "sgd" else {}
     optimiser: torch.optim.Optimizer = kind(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, **options
+        ordered, lr=optim.lr, momentum=optim.momentum, **options
     )
     return optimiser
 
 
+def _group_settings(optim: Optim, scale: float, free: bool) -> dict[str, float]:
+    decay = 0.0 if free else optim.weight_decay
+    if optim.name == "lars" and not free:
+        # lightly's LARS takes a decay of 0 for "do not rescale"; this one is lost in rounding.
+        decay = decay or torch.finfo(torch.float32).tiny
+    scaled = {} if optim.layer_decay is None else {"lr_scale": scale}
+    return {"weight_decay": decay} | scaled
+
+
+def _spared(model: nn.Module) -> set[str]:
+    """Parameters of several axes that the backbone wants to keep from weight decay, by their whole names."""
+    backbone = getattr(model, "backbone", None)
+    named = getattr(backbone, "no_weight_decay", None)
+    return set() if named is None else {f"backbone.{name}" for name in named()}
+
+
+def _scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    """Factors of the rate by whole names; what is not there has the whole rate."""
+    if layer_decay is None:
+        return {}
+    backbone = model.get_submodule("backbone")
+    layers, heads = layer_of_parameters(backbone)
+    return {f"backbone.{name}": layer_decay ** (heads - layer) for name, layer in layers.items()}
+
+
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group, times its own factor where it has one."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)

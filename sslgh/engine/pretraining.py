@@ -6,17 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslgh.data import BatchOrder, input_size, render_views, training_set, view_loader
-from sslgh.engine.build import build_harmonizer, build_method
+from sslgh.data import (
+    BatchOrder,
+    input_size,
+    render_local_views,
+    render_views,
+    training_set,
+    view_loader,
+)
+from sslgh.engine.build import build_method
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.collapse import CollapseAlarm
+from sslgh.engine.companions import Companions, build_companions
+from sslgh.engine.health import batch_health, gh_share
 from sslgh.engine.journal import Journal
 from sslgh.engine.loop import (
     Batch,
+    Moment,
     Run,
     Task,
     Values,
@@ -30,7 +40,7 @@ from sslgh.engine.loop import (
 from sslgh.engine.optimiser import build_optimiser
 from sslgh.engine.population_report import describe_refresh
 from sslgh.engine.run_directory import write_status
-from sslgh.harmonize import GeometricHarmonizer, faiss_device
+from sslgh.harmonize import faiss_device
 from sslgh.methods import Method
 from sslgh.models import save_backbone
 from sslgh.recipe import Recipe
@@ -56,45 +66,48 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     """
     if is_done(recipe, accelerator):
         return recipe.directory
-    run, method, harmonizer = _build(recipe, accelerator)
+    run, method, beside = _build(recipe, accelerator)
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
     size = input_size(recipe.data, run.images)
     card = backbone_card(recipe, image_size=size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
     progress = open_run(run, note=f", FAISS on {faiss_device()}" if faiss else "")
-    order, batches = _batches(run, progress)
+    order, batches = _batches(run, beside, progress)
     started = time.perf_counter()
-    train(run, _task(run, harmonizer), batches, progress, order.steps_per_epoch)
+    train(run, _task(run, method, beside), batches, progress, order.steps_per_epoch)
     _finish(run, method, card, started)
     return recipe.directory
 
 
 def try_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `pretrain`."""
-    run, _, harmonizer = _build(recipe, accelerator)
-    order, batches = _batches(run, Progress())
-    try_step(run, _task(run, harmonizer), batches, order.steps_per_epoch)
+    run, method, beside = _build(recipe, accelerator)
+    order, batches = _batches(run, beside, Progress())
+    try_step(run, _task(run, method, beside), batches, order.steps_per_epoch)
 
 
-def _task(run: Run, harmonizer: GeometricHarmonizer | None) -> Task:
+def _task(run: Run, method: Method, beside: Companions) -> Task:
     return Task(
-        part=lambda batch, _: _part(run, batch, harmonizer),
-        begin_epoch=lambda *when: _begin_epoch(run, harmonizer, *when),
+        part=lambda batch, moment: _part(run, batch, moment, beside),
+        begin_epoch=lambda *when: _begin_epoch(run, method, beside, *when),
+        after_step=lambda moment: method.after_step(moment.done),
+        end_epoch=lambda *when: _end_epoch(beside, *when),
+        watch=CollapseAlarm(method.embedding_dim),
     )
 
 
-def _batches(run: Run, progress: Progress) -> tuple[BatchOrder, Iterator[Batch]]:
+def _batches(
+    run: Run, beside: Companions, progress: Progress
+) -> tuple[BatchOrder, Iterator[Batch]]:
     recipe = run.recipe
-    order = batch_order(run, progress)
+    order = batch_order(run, progress, beside.sequence)
     size = input_size(recipe.data, run.images)
     loader = view_loader(run.images, recipe.data, size=size, seed=recipe.seed, order=order)
     return order, iter(loader)
 
 
-def _build(
-    recipe: Recipe, accelerator: Accelerator
-) -> tuple[Run, Method, GeometricHarmonizer | None]:
+def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Run, Method, Companions]:
     """All objects; what the settings make impossible is the recipe's fault.
 
     Raises:
@@ -104,54 +117,69 @@ def _build(
     method = build_method(recipe, input_size(recipe.data, images))
     if recipe.train.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    harmonizer = build_harmonizer(recipe, len(images), method.embedding_dim)
+    beside = build_companions(recipe, images, method)
     optimiser = build_optimiser(method, recipe.optim)
-    run = make_run(recipe, accelerator, images, method, optimiser, harmonizer)
-    return run, method, harmonizer
+    run = make_run(recipe, accelerator, images, method, optimiser, beside)
+    return run, method, beside
 
 
 def _begin_epoch(
-    run: Run, harmonizer: GeometricHarmonizer | None, epoch: int, total: int, journal: Journal
+    run: Run, method: Method, beside: Companions, epoch: int, total: int, journal: Journal
 ) -> None:
+    method.begin_epoch(epoch, run.recipe.train.epochs)
+    if beside.boost is not None:
+        beside.boost.begin_epoch(epoch)
+    harmonizer = beside.harmonizer
     if harmonizer is None:
         return
+    before = harmonizer.labels.clone()
     harmonizer.begin_epoch(epoch)
     refresh = harmonizer.last_refresh
     if refresh is not None and refresh.epoch == epoch:
-        values, text = describe_refresh(harmonizer, run.images)
+        values, text = describe_refresh(harmonizer, run.images, before)
         journal.event("refresh", total, epoch, values)
         journal.say(text)
 
 
-def _part(run: Run, batch: Batch, harmonizer: GeometricHarmonizer | None) -> Values:
+def _end_epoch(beside: Companions, epoch: int, total: int, journal: Journal) -> None:
+    if journal.active and beside.labelled is not None:
+        journal.event("health", total, epoch, beside.report())
+
+
+def _part(run: Run, batch: Batch, moment: Moment, beside: Companions) -> Values:
     """Forward and observation of one part of a batch."""
     recipe = run.recipe
-    crops, draws, index = batch
-    views = render_views(crops, draws, recipe.data.augment)
-    if recipe.train.channels_last:
-        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    index = batch[-1]
+    views = _views(recipe, batch, beside)
+    harmonizer = beside.harmonizer
     weights = harmonizer.weights(index) if harmonizer is not None else None
-    with torch.autocast(
-        crops.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"
-    ):
+    precision = recipe.train.precision
+    with torch.autocast(index.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = run.model(views, weights)
     values: Values = {"loss": output.loss, "ssl": output.loss}
-    z = output.embeddings[0].detach()
     if harmonizer is not None:
         values["gh"] = harmonizer(*output.embeddings)
         values["loss"] = output.loss + values["gh"]
-        harmonizer.observe(z, index)
-    values["embedding_std"] = _spread(z)
-    return values
+    if moment.logged:
+        values |= batch_health(*output.embeddings)
+        if harmonizer is not None:
+            values["gh_share"] = gh_share(output.loss, values["gh"], *output.embeddings)
+    return values | beside.observe(output, index, logged=moment.logged)
 
 
-def _spread(z: Tensor) -> Tensor:
-    """Mean over the axes of the standard deviation of normalised embeddings, times sqrt(D).
-
-    Near 1 for embeddings that fill the sphere, 0 for collapsed ones (SimSiam, fig. 2).
-    """
-    spread: Tensor = F.normalize(z.float()).std(0, correction=0).mean() * z.shape[1] ** 0.5
-    return spread
+def _views(recipe: Recipe, batch: Batch, beside: Companions) -> list[Tensor]:
+    """Two full views and the local crops."""
+    crops, draws, local_crops, local_draws, index = batch
+    augment, boost = recipe.data.augment, beside.boost
+    strength = boost.strength(index) if boost is not None else None
+    ops = recipe.boost.ops if recipe.boost is not None else 1
+    views = render_views(crops, draws, augment, strength=strength, ops=ops)
+    views += render_local_views(
+        local_crops, local_draws, augment, size=crops.shape[-1], strength=strength, ops=ops
+    )
+    if recipe.train.channels_last:
+        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    return views
 
 
 def _finish(run: Run, method: Method, card: dict[str, Any], started: float) -> None:

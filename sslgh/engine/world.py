@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from sslgh.engine.sharding import shard_on_cpu, sharding_asked
+
 # Process 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
 TIMEOUT = timedelta(hours=2)
 
@@ -28,6 +30,7 @@ def start_world(processes: int | None = None) -> Accelerator:
 
     Raises:
         WorldError: If the launcher silently started fewer processes than it was asked for.
+        ShardingError: If it asks for FSDP1.
     """
     asked_quietly = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
     if asked_quietly:
@@ -35,15 +38,19 @@ def start_world(processes: int | None = None) -> Accelerator:
             "the launcher was asked for several processes but started one (MASTER_PORT is set, "
             "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
         )
+    sharded = sharding_asked()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # Queues, centres and global batch statistics are alike on all processes already.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
     )
     check_world(accelerator, processes)
+    if sharded:
+        shard_on_cpu(accelerator)
     return accelerator
 
 
@@ -73,6 +80,8 @@ def describe_world(accelerator: Accelerator) -> str:
     if device == "cuda":
         device = torch.cuda.get_device_name(accelerator.device)
     processes = "1 process" if size == 1 else f"{size} processes on {machines} machine(s)"
+    if accelerator.is_fsdp2:
+        processes += " (FSDP)"
     return f"{processes}, {device}, {torch.get_num_threads()} CPU threads each"
 
 

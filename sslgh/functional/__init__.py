@@ -1,13 +1,22 @@
 """Pure tensor mathematics: losses, transport, frames and metrics without state or files."""
 
+from sslgh.functional.agreement import normalised_mutual_information, purity
+from sslgh.functional.alignment_uniformity import alignment, uniformity
+from sslgh.functional.barlow_twins import barlow_twins
+from sslgh.functional.class_uniformity import inter_class_uniformity, neighbourhood_uniformity
 from sslgh.functional.contrastive import Gather, nt_xent
 from sslgh.functional.cosine import negative_cosine
+from sslgh.functional.decoupled import decoupled_nt_xent
+from sslgh.functional.effective_rank import effective_rank
 from sslgh.functional.embedding_hinge import embedding_hinge
 from sslgh.functional.embedding_margin import embedding_margin, has_mate
 from sslgh.functional.embedding_pull import embedding_pull
 from sslgh.functional.focal import focal_cross_entropy
+from sslgh.functional.focal_contrastive import focal_nt_xent
 from sslgh.functional.frames import simplex_etf, uniform_frame
 from sslgh.functional.harmonization import harmonization_loss
+from sslgh.functional.histogram import entropy, gini
+from sslgh.functional.info_nce import info_nce, queued_info_nce
 from sslgh.functional.margin_rules import (
     Margins,
     Rule,
@@ -24,13 +33,16 @@ from sslgh.functional.margins import (
     logit_adjusted_cross_entropy,
     margin_cross_entropy,
 )
+from sslgh.functional.self_distillation import self_distillation
 from sslgh.functional.sinkhorn import sinkhorn
 from sslgh.functional.supervised_contrastive import (
     balanced_contrastive,
     rebalanced_contrastive,
     supervised_contrastive,
 )
+from sslgh.functional.swapped_assignment import swapped_assignment
 from sslgh.functional.vertices import vertex_scores
+from sslgh.functional.vicreg import vicreg
 
 __all__ = [
     "Gather",
@@ -39,26 +51,43 @@ __all__ = [
     "adaptive_margins",
     "adjust_logits",
     "adjusted_margins",
+    "alignment",
     "balanced_contrastive",
     "balanced_margins",
+    "barlow_twins",
+    "decoupled_nt_xent",
     "effective_number_margins",
+    "effective_rank",
     "embedding_hinge",
     "embedding_margin",
     "embedding_pull",
+    "entropy",
     "equalised_margins",
     "focal_cross_entropy",
+    "focal_nt_xent",
+    "gini",
     "harmonization_loss",
     "has_mate",
+    "info_nce",
+    "inter_class_uniformity",
     "logit_adjusted_cross_entropy",
     "margin_cross_entropy",
     "negative_cosine",
+    "neighbourhood_uniformity",
+    "normalised_mutual_information",
     "nt_xent",
     "plain_margins",
+    "purity",
+    "queued_info_nce",
     "rebalanced_contrastive",
+    "self_distillation",
     "simplex_etf",
     "sinkhorn",
     "supervised_contrastive",
+    "swapped_assignment",
     "uniform_frame",
+    "uniformity",
     "vertex_scores",
+    "vicreg",
     "weighted_adjusted_margins",
 ]

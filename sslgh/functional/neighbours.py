@@ -23,6 +23,7 @@ def nearest_neighbour_votes(
     num_classes: int,
     neighbours: int,
     temperature: float | None = None,
+    leave_one_out: bool = False,
 ) -> Tensor:
     """Share of the votes that every class gets from the nearest neighbours of a query.
 
@@ -34,8 +35,9 @@ def nearest_neighbour_votes(
         bank: Shape (N, F), the labelled rows that vote.
         labels: Shape (N,), integers in [0, C).
         num_classes: C.
-        neighbours: How many rows vote; at most N.
+        neighbours: How many rows vote; at most N, less one with ``leave_one_out``.
         temperature: Divides the cosine; positive, or None for equal votes.
+        leave_one_out: Queries are the bank, row by row, and none votes for itself.
 
     Returns:
         Shape (Q, C), float32; rows sum to 1.
@@ -52,13 +54,20 @@ def nearest_neighbour_votes(
         tensor([[0.3333, 0.6667]])
     """
     _check(queries, bank, labels, neighbours, temperature)
+    if leave_one_out and (len(queries) != len(bank) or neighbours == len(bank)):
+        raise ValueError(
+            f"leave_one_out needs the bank as queries and a neighbour less than its {len(bank)} rows, "
+            f"got {len(queries)} queries and {neighbours} neighbours"
+        )
     bank = normalize(bank, dim=1)
     queries = normalize(queries, dim=1)
     rows = max(1, CHUNK // len(bank))
-    votes = [
-        _votes(part @ bank.T, labels, num_classes, neighbours, temperature)
-        for part in torch.split(queries, rows)
-    ]
+    votes = []
+    for start in range(0, len(queries), rows):
+        similarity = queries[start : start + rows] @ bank.T
+        if leave_one_out:
+            similarity.diagonal(start).fill_(-torch.inf)
+        votes.append(_votes(similarity, labels, num_classes, neighbours, temperature))
     return torch.cat(votes) if votes else queries.new_zeros(0, num_classes)
 
 

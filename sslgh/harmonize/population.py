@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslgh.functional import vertex_scores
 from sslgh.harmonize.alignment import align_vertices, match_groups
 from sslgh.harmonize.groups import find_groups, most_micro
+from sslgh.harmonize.hierarchy import hierarchical_clusters, level_counts
 from sslgh.harmonize.kmeans import spherical_kmeans
 from sslgh.harmonize.memory import Memory
 
@@ -102,6 +103,19 @@ class BankPopulation(nn.Module):
         labels[seen] = found
         prior = torch.bincount(found, minlength=self.num_vertices).float()
         return Estimate(labels, prior / prior.sum(), vertices)
+
+    def hierarchy(self) -> Tensor:
+        """Nested clusters of the bank for balanced sampling; process 0 only.
+
+        Returns:
+            Shape (L, N), int64, L as `level_counts` says; -1 for a sample never seen.
+        """
+        seen = self.memory.seen
+        counts = level_counts(len(seen))
+        clusters = torch.full((len(counts), len(seen)), -1, device=seen.device)
+        rows = self.memory.rows[seen]
+        clusters[:, seen] = hierarchical_clusters(rows, counts=counts, seed=self.seed)
+        return clusters
 
     def _cluster(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Group of every row, and the groups' mean directions (K', D)."""

@@ -1,6 +1,6 @@
 """What a self-supervised method is to the engine: weights go in, embeddings come out."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,15 +13,41 @@ class MethodOutput(NamedTuple):
         per_sample: Loss of each own sample, shape (N,); None where the loss is no sum.
         embeddings: Online projector outputs of the two full views, each (N, D), with gradient,
             not normalised: what GH sees.
+        features: Backbone outputs of the first view, shape (N, F), without gradient.
     """
 
     loss: Tensor
     per_sample: Tensor | None
     embeddings: tuple[Tensor, Tensor]
+    features: Tensor
 
 
 class Method(nn.Module):
-    """A backbone with a self-supervised task on top. No behaviour to inherit."""
+    """A backbone with a self-supervised task on top; the two hooks do nothing unless overridden.
+
+    Attributes:
+        contrasts_batch: Whether the loss of a sample looks at the other samples of its batch.
+        has_sample_losses: Whether its loss is a weighted mean of one loss a sample.
+        multi_crop: Whether it takes local crops after the two full views.
+    """
 
     backbone: nn.Module
     embedding_dim: int
+    contrasts_batch: ClassVar[bool] = False
+    has_sample_losses: ClassVar[bool] = True
+    multi_crop: ClassVar[bool] = False
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before an epoch's first step, and again when a run is resumed within it.
+
+        Args:
+            epoch: From 0.
+            epochs: Of the run.
+        """
+
+    def after_step(self, done: float) -> None:
+        """Called after every optimiser step.
+
+        Args:
+            done: Share of the run's steps that were taken, in (0, 1].
+        """

@@ -24,6 +24,8 @@ class SimCLR(Method):
         ValueError: If ``temperature`` is not positive.
     """
 
+    contrasts_batch = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -44,6 +46,8 @@ class SimCLR(Method):
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
         """Embed both views in one pass, so that batch statistics cannot tell them apart."""
-        z1, z2 = self.projector(self.backbone(torch.cat(views))).chunk(2)
+        h = self.backbone(torch.cat(views))
+        z1, z2 = self.projector(h).chunk(2)
         per_sample = nt_xent(z1, z2, temperature=self.temperature, gather=gather)
-        return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2))
+        features = h[: len(z1)].detach()
+        return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2), features)

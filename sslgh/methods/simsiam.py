@@ -39,8 +39,10 @@ class SimSiam(Method):
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
         """Embed and predict both views in one pass (SimSiam, eq. 4)."""
-        z = self.projector(self.backbone(torch.cat(views)))
+        h = self.backbone(torch.cat(views))
+        z = self.projector(h)
         p1, p2 = self.predictor(z).chunk(2)
         z1, z2 = z.chunk(2)
         per_sample = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
-        return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2))
+        features = h[: len(z1)].detach()
+        return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2), features)

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sslgh.models.backbones import build_backbone
+from sslgh.models.backbones import build_backbone, resize_backbone
 from sslgh.models.classifier import CosineClassifier
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
@@ -20,7 +20,7 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
     Args:
         backbone: The module.
         directory: The run directory.
-        card: ``backbone``, ``stem``, ``width``, ``image_size`` and whatever else a reader of
+        card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and whatever else a reader of
             the file should know (mean, std, versions).
     """
     weights = {
@@ -34,21 +34,31 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
     temporary.replace(directory / CARD)
 
 
-def load_backbone(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(
+    directory: Path, *, image_size: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The backbone of a run, and its card.
+
+    Args:
+        directory: Of the run.
+        image_size: Side (pixels) that a transformer is to be made for; None: that of its training.
 
     Raises:
         ValueError: If the directory holds no backbone, or one that does not fit its card.
     """
     card = read_card(directory)
+    name, size = card["backbone"], card["image_size"]
+    patch = card.get("patch")  # cards of runs before there was one have none
     backbone = build_backbone(
-        card["backbone"], stem=card["stem"], width=card["width"], image_size=card["image_size"]
+        name, stem=card["stem"], width=card["width"], patch=patch, image_size=size
     )
     try:
         backbone.load_state_dict(load_file(directory / WEIGHTS))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{directory / WEIGHTS} is not a {card['backbone']}: {reason}") from None
+        raise ValueError(f"{directory / WEIGHTS} is not a {name}: {reason}") from None
+    if image_size not in (None, size):
+        resize_backbone(backbone, name, patch=patch, image_size=image_size)
     return backbone, card
 
 

@@ -1,10 +1,14 @@
 """Projection and prediction heads: lightly's, shaped by the recipe."""
 
+from itertools import pairwise
+
 from lightly.models.modules.heads import (
+    MoCoProjectionHead,
     ProjectionHead,
     SimCLRProjectionHead,
     SimSiamPredictionHead,
     SimSiamProjectionHead,
+    VICRegProjectionHead,
 )
 from torch import nn
 
@@ -51,4 +55,52 @@ def contrast_head(features: int, *, hidden: int, out: int) -> nn.Module:
     """
     first = (features, hidden, nn.BatchNorm1d(hidden), nn.ReLU())
     head: nn.Module = ProjectionHead([first, (hidden, out, None, None)])
+    return head
+
+
+def mlp_projector(features: int, *, hidden: int, out: int, layers: int) -> nn.Module:
+    """(Linear-BN-ReLU-)...Linear: two layers are BYOL's and SwAV's, three Barlow Twins' and VICReg's; (N, F) -> (N, D)."""
+    head: nn.Module = VICRegProjectionHead(features, hidden, out, num_layers=layers)
+    return head
+
+
+def dino_projector(
+    features: int, *, hidden: int, out: int, layers: int, batch_norm: bool
+) -> nn.Module:
+    """(Linear(-BN)-GELU-)...Linear up to DINO's bottleneck, weights N(0, 0.02^2); (N, F) -> (N, D).
+
+    The layers of lightly's ``DINOProjectionHead`` before its last. That last one uses a weight norm which
+    torch has deprecated and ``deepcopy`` refuses, so that no teacher could be made of it.
+    """
+    widths = [features] + [hidden] * (layers - 1)
+    blocks = [
+        (one, two, nn.BatchNorm1d(two) if batch_norm else None, nn.GELU())
+        for one, two in pairwise(widths)
+    ]
+    head: nn.Module = ProjectionHead([*blocks, (hidden, out, None, None)])
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return head
+
+
+def moco_projector(features: int, *, hidden: int | None, out: int, layers: int) -> nn.Module:
+    """(Linear-ReLU-)...Linear, without batch norm; (N, F) -> (N, D)."""
+    head: nn.Module = MoCoProjectionHead(features, hidden or features, out, num_layers=layers)
+    return head
+
+
+def moco_v3_head(features: int, *, hidden: int, out: int, layers: int) -> nn.Module:
+    """(Linear-BN-ReLU-)...Linear-BN, the last BN without scale and shift; (N, F) -> (N, D).
+
+    As the official code has it, for projector and predictor. lightly's ``MoCoProjectionHead`` would give the
+    last norm a scale and a shift.
+    """
+    widths = [features] + [hidden] * (layers - 1)
+    blocks = [(one, two, nn.BatchNorm1d(two), nn.ReLU()) for one, two in pairwise(widths)]
+    head: nn.Module = ProjectionHead(
+        [*blocks, (hidden, out, nn.BatchNorm1d(out, affine=False), None)]
+    )
     return head

@@ -1,9 +1,9 @@
 """The recipe's images: where they come from, their long tail, their augmentation."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
 
@@ -41,11 +41,43 @@ class LongTail(Section):
     )
 
 
+def _share_of_each_view(given: Any) -> Any:
+    """One probability, or a tuple of two or three; a union's own errors would name none of them."""
+    several = isinstance(given, (list, tuple))
+    try:
+        shares = tuple(float(share) for share in (given if several else [given]))
+    except (TypeError, ValueError):
+        shares = ()
+    if not all(0 <= share <= 1 for share in shares) or len(shares) not in (
+        (2, 3) if several else (1,)
+    ):
+        raise ValueError(
+            "expected a probability in 0..1, or one for each view: [view 1, view 2] or "
+            f"[view 1, view 2, local crops], got {given!r}"
+        )
+    return shares if several else shares[0]
+
+
+ShareOfViews = Annotated[
+    Share | tuple[Share, Share] | tuple[Share, Share, Share], BeforeValidator(_share_of_each_view)
+]
+
+
 class Augment(Section):
     """SimCLR augmentation; the defaults are those of the GH code for CIFAR."""
 
     crop_scale: tuple[Share, Share] = Field(
         (0.1, 1.0), description="area of a crop (share of the image)"
+    )
+    local_crops: Annotated[int, Field(ge=0)] = Field(
+        0, description="multi-crop (SwAV, DINO): small views of an image besides the two full ones"
+    )
+    local_size: Annotated[int, Field(ge=4)] | None = Field(
+        None,
+        description="side of a local crop (pixels); null: 3/7 of the size, in fours: 96 of 224",
+    )
+    local_scale: tuple[Share, Share] = Field(
+        (0.05, 0.4), description="area of a local crop (share of the image; DINO's)"
     )
     crop_ratio: tuple[Positive, Positive] = Field(
         (3 / 4, 4 / 3), description="width over height of a crop"
@@ -62,17 +94,38 @@ class Augment(Section):
     )
     jitter: Share = Field(0.8, description="probability of the colour jitter")
     grayscale: Share = Field(0.2, description="probability of dropping the colour")
-    blur: Share = Field(0.0, description="probability of a Gaussian blur (0.5 for ImageNet)")
+    blur: ShareOfViews = Field(
+        0.0,
+        description="probability of a Gaussian blur (0.5 for ImageNet): of every view, or [view 1, view "
+        "2], or [view 1, view 2, local crops]",
+    )
     blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="blur (pixels at 224)")
+    solarize: ShareOfViews = Field(
+        0.0,
+        description="probability of inverting what is brighter than half, after the blur: as blur "
+        "([0.0, 0.2] for BYOL, [0.0, 0.2, 0.0] for DINO)",
+    )
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+        for name in ("crop_scale", "local_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must ascend, got [{low}, {high}]")
-        if self.crop_scale[1] == 0:
-            raise ValueError("crop_scale must reach above 0")
+            if high == 0:
+                raise ValueError(f"{name} must reach above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _local_crops_have_a_share_of_their_own(self) -> Self:
+        for name in ("blur", "solarize"):
+            shares = getattr(self, name)
+            # No guess: SwAV blurs local crops as the full ones, DINO as neither of them.
+            if self.local_crops and isinstance(shares, tuple) and len(shares) == 2:
+                raise ValueError(
+                    f"{name} says {list(shares)} for the two full views; local_crops is "
+                    f"{self.local_crops}, so add a third for the local crops"
+                )
         return self
 
 
@@ -107,6 +160,11 @@ class Data(Section):
         0, description="digits: seed of the train/test split"
     )
     long_tail: LongTail | None = Field(None, description="null: as the source has it")
+    subset: UserPath | None = Field(
+        None,
+        description="file of positions, one a line, counted from 0 after the long-tail cut: train on those "
+        "images only; null: on all",
+    )
     augment: Augment = Augment()
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None, description="loader processes; null: 0 for images in memory, else up to 8, one a core"

@@ -23,9 +23,6 @@ from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
 Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
 ProtocolName = Literal["gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"]
 
-# Methods and objectives whose loss contrasts a sample with the rest of its batch.
-IN_BATCH_NEGATIVES = frozenset({"simclr", *TERMS})
-
 
 class Projector(Section):
     """Shape of the projection head; null takes the method's paper's."""
@@ -42,14 +39,25 @@ class Model(Section):
 
     backbone: str = Field(
         "resnet18",
-        description="resnet18, resnet34, resnet50; resnet20, resnet32, resnet56 of CIFAR; timm:NAME, "
-        "torchvision:NAME",
+        description="resnet18, resnet34, resnet50; resnet20, resnet32, resnet56 of CIFAR; vit_tiny, "
+        "vit_small, vit_base, vit_large, swin_tiny, convnext_tiny; timm:NAME, torchvision:NAME",
     )
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar",
         description="cifar: 3x3 stride 1 without pooling; imagenet: 7x7 stride 2 with pooling",
     )
     width: Positive = Field(1.0, description="multiplier of the channels of a ResNet")
+    patch: Count | None = Field(
+        None,
+        description="side of a patch (pixels) of vit_, swin_ and convnext_, which must divide the image's; "
+        "null: the largest up to 16 that leaves 8 tokens a side (16 at 224 pixels, 4 at 32), for swin_ and "
+        "convnext_ up to 4 that leaves 16 (4 at 224, 2 at 32)",
+    )
+    checkpointing: bool = Field(
+        False,
+        description="keep fewer activations and compute them again in the backward: less memory, about a "
+        "third more work, the same numbers",
+    )
     init: str | None = Field(
         None,
         description="weights to start from: a run directory (whose backbone it is), or `pretrained` for "
@@ -79,6 +87,10 @@ class Harmonize(Section):
     vertices: Annotated[int, Field(ge=2)] = Field(
         100, description="K, vertices of the geometric uniform structure"
     )
+    structure: Literal["frame", "etf"] = Field(
+        "frame",
+        description="frame: a simplex for K up to D + 1, else the best frame found; etf: a simplex or nothing",
+    )
     population: Literal["faiss", "prototypes"] = Field(
         "faiss",
         description="faiss: clusters of a bank of embeddings; prototypes: the paper's vertex scores",
@@ -106,11 +118,23 @@ class Harmonize(Section):
     tolerance: Positive | None = Field(
         None, description="stop Sinkhorn at this L1 error of the marginal / N"
     )
+    uniform_prior: bool = Field(
+        False,
+        description="ablation: the GH term expects equal shares, as SwAV's equal partition does",
+    )
     weight_power: Share = Field(
-        0.5, description="instance weight = prior^-power; 0: no reweighting (the paper)"
+        0.5,
+        description="instance weight = prior^-power; 0: no reweighting (the paper, and resample)",
     )
     max_weight: Annotated[float, Field(gt=1)] = Field(
-        10.0, description="largest instance weight (the mean is 1)"
+        10.0,
+        description="largest instance weight (the mean is 1); resample: most times that an epoch shows an "
+        "image (rounded down)",
+    )
+    resample: Literal["hierarchical"] | None = Field(
+        None,
+        description="faiss: instead of weights, epochs balanced over hierarchical k-means of the bank "
+        "(arXiv:2405.15613), as many steps as before; null: each image once an epoch",
     )
     bank_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.5, description="faiss: EMA of a bank row"
@@ -140,6 +164,42 @@ class Harmonize(Section):
             return values | {"align": False}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resampling_replaces_weights(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("resample") is None:
+            return values
+        if values.get("population", "faiss") != "faiss":
+            raise ValueError("resample clusters a bank of embeddings; use population: faiss")
+        if values.get("weight_power"):
+            raise ValueError(
+                f"resample replaces instance weights, but weight_power is {values['weight_power']}; leave "
+                "one of the two out"
+            )
+        return values | {"weight_power": 0.0}
+
+    @model_validator(mode="after")
+    def _resampling_has_room(self) -> Self:
+        if self.resample is not None and self.max_weight < 2:
+            raise ValueError(
+                f"resample would show no image twice, since max_weight is {self.max_weight:g}; set it to 2 "
+                "or more"
+            )
+        return self
+
+
+class Boost(Section):
+    """Boosted Contrastive Learning (ICML 2022): samples of high loss are augmented more."""
+
+    ops: Annotated[int, Field(ge=1, le=2)] = Field(
+        1,
+        description="RandAugment operations after the augmentation, each with the sample's strength as its "
+        "probability: 1 on SimCLR, 2 on SDCLR in the paper",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.97, description="of the moving average of a sample's loss"
+    )
+
 
 class Optim(Section):
     """Optimiser and learning-rate schedule, a pure function of the step."""
@@ -151,7 +211,9 @@ class Optim(Section):
         5e-4, description="decoupled for adamw, L2 otherwise"
     )
     decay_all: bool = Field(
-        True, description="decay biases and norms too, as the GH code does; lars never does"
+        True,
+        description="decay everything, as the GH code does; false: not biases, norms, class token and "
+        "positions (ViT, Swin: set it); lars never decays those",
     )
     nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
     schedule: Literal["cosine", "gh-two-stage", "step"] = Field(
@@ -167,6 +229,11 @@ class Optim(Section):
     lr_mid: Positive = Field(0.3, description="gh-two-stage: learning rate when GH begins")
     lr_end: Annotated[float, Field(ge=0)] = Field(
         1e-6, description="learning rate after the last step"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="each layer of the backbone learns at this share of the rate of the one after it, the "
+        "heads at the whole; null: all alike",
     )
     clip: Positive | None = Field(None, description="largest gradient norm; null: not clipped")
 
@@ -195,6 +262,15 @@ class Train(Section):
     checkpoint_every: Count = Field(10, description="epochs between two checkpoints")
     keep_checkpoints: Count = Field(2, description="how many of the latest checkpoints stay")
     log_every: Count = Field(10, description="steps between two lines of metrics.jsonl")
+
+
+def fewer_negatives(train: Train) -> str:
+    """Why accumulation is refused where a sample is contrasted with its batch."""
+    return (
+        f"train.accumulation {train.accumulation} would contrast within "
+        f"{train.batch_size // train.accumulation} images instead of {train.batch_size}; set "
+        "train.allow_fewer_negatives: true to accept that"
+    )
 
 
 class Probe(Section):
@@ -246,6 +322,9 @@ class Recipe(Section):
     method: Method | None = Field(None, description="pretraining: without labels")
     finetune: Finetune | None = Field(None, description="supervised training instead of `method`")
     harmonize: Harmonize | None = Field(None, description="null: the plain method")
+    boost: Boost | None = Field(
+        None, description="null: no boosted augmentation; for methods with a loss a sample"
+    )
     optim: Optim = Optim()
     train: Train = Train()
     probe: tuple[Probe, ...] = Field((), description="evaluations of the frozen backbone")
@@ -268,8 +347,9 @@ class Recipe(Section):
         if (self.method is None) == (self.finetune is None):
             found = "both" if self.method else "neither"
             raise ValueError(f"one of method: and finetune: says what is trained, got {found}")
-        if self.harmonize is not None and self.method is None:
-            raise ValueError("harmonize: belongs to pretraining with method:, not to finetune:")
+        for name in ("harmonize", "boost"):
+            if getattr(self, name) is not None and self.method is None:
+                raise ValueError(f"{name}: belongs to pretraining with method:, not to finetune:")
         if self.finetune is None:
             return self
         if self.finetune.freeze and self.model.init is None:
@@ -318,10 +398,6 @@ class Recipe(Section):
 
     def _negatives_are_not_lost(self) -> None:
         few = self.train.accumulation > 1 and not self.train.allow_fewer_negatives
-        trained = self.method.name if self.method else self.finetune and self.finetune.objective
-        if few and (trained in IN_BATCH_NEGATIVES or self.harmonize):
-            raise ValueError(
-                f"train.accumulation {self.train.accumulation} would contrast within "
-                f"{self.train.batch_size // self.train.accumulation} images instead of {self.train.batch_size}; set "
-                "train.allow_fewer_negatives: true to accept that"
-            )
+        contrasts = self.harmonize or (self.finetune and self.finetune.objective in TERMS)
+        if few and contrasts:
+            raise ValueError(fewer_negatives(self.train))

@@ -3,24 +3,30 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data import MEAN, STD, colour, normalize, render_views
+from sslgh.data import MEAN, STD, colour, normalize, render_local_views, render_views
+from sslgh.data.rand_augment import rand_augment
+from sslgh.recipe import RecipeError, make_recipe, recipe_text
 from sslgh.recipe.data import Augment
 
 FULL = Augment(blur=0.5)
 
 
-def batch(n, size=16, seed=0, draws_of_own=True):
+def batch(n, size=16, seed=0, views=2):
     generator = torch.Generator().manual_seed(seed)
-    crops = torch.randint(0, 256, (n, 2, 3, size, size), dtype=torch.uint8, generator=generator)
-    draws = torch.rand(n, 2, colour.NUM_DRAWS, generator=generator)
-    return crops, draws if draws_of_own else draws[:1, :1].expand(n, 2, -1)
+    crops = torch.randint(0, 256, (n, views, 3, size, size), dtype=torch.uint8, generator=generator)
+    return crops, torch.rand(n, views, colour.NUM_DRAWS, generator=generator)
 
 
-def by_torchvision(crop, u, augment):
+def by_torchvision(crop, u, augment, place=0, size=None):
     """One image through torchvision's functions with the factors that its draws stand for."""
+    blur, solarize = (
+        share[place] if isinstance(share, tuple) else share
+        for share in (augment.blur, augment.solarize)
+    )
     u = u.tolist()
     x = crop.double() / 255
     if u[colour.FLIP] < augment.flip:
@@ -37,12 +43,15 @@ def by_torchvision(crop, u, augment):
             x = adjust(x, factor)
     if u[colour.GREY] < augment.grayscale:
         x = F.rgb_to_grayscale(x, num_output_channels=3)
-    if u[colour.BLUR] < augment.blur:
-        side = crop.shape[-1]
+    if u[colour.BLUR] < blur:
+        side = size or crop.shape[-1]
         low, high = augment.blur_sigma
         sigma = (low + (high - low) * u[colour.SIGMA]) * side / 224
         radius = math.ceil(3 * high * side / 224)
         x = F.gaussian_blur(x, [2 * radius + 1] * 2, [sigma] * 2)
+    if u[colour.SOLARIZE] < solarize:
+        # A blur's last digit may decide between 0.5 and what is below, which are the same.
+        x = F.solarize(x, 0.5)
     return F.normalize(x, list(MEAN), list(STD))
 
 
@@ -61,6 +70,10 @@ def by_torchvision(crop, u, augment):
         ),
         (Augment(jitter=1.0, hue=0.0, grayscale=0.0), 16),
         (Augment(jitter=0.0), 16),
+        (Augment(blur=0.5, solarize=0.5), 16),
+        (Augment(blur=(1.0, 0.1), solarize=(0.0, 0.2), blur_sigma=(0.5, 9.0)), 32),
+        (Augment(blur=(0.0, 1.0), solarize=(1.0, 0.0)), 16),
+        (Augment(blur=(0.9, 0.1, 0.5), solarize=(0.1, 0.9, 0.5), local_crops=6), 16),
     ],
 )
 def test_every_image_is_what_torchvision_makes_of_it_alone(augment, size):
@@ -69,9 +82,141 @@ def test_every_image_is_what_torchvision_makes_of_it_alone(augment, size):
     for view in range(2):
         assert views[view].dtype == torch.float32
         for i in range(60):
-            expected = by_torchvision(crops[i, view], draws[i, view], augment)
+            expected = by_torchvision(crops[i, view], draws[i, view], augment, view)
             # 1e-5 in 0..1 is 4.5e-5 after division by the standard deviation.
             assert torch.allclose(views[view][i].double(), expected, atol=4.5e-5), (view, i)
+
+
+def test_every_local_view_is_too_with_the_full_views_blur():
+    augment = Augment(blur=(0.0, 1.0, 0.7), solarize=(1.0, 0.0, 0.3), local_crops=3)
+    augment = augment.model_copy(update={"blur_sigma": (2.0, 9.0)})
+    crops, draws = batch(40, 24, views=3)
+    views = render_local_views(crops, draws, augment, size=56)
+    assert len(views) == 3
+    for view in range(3):
+        assert views[view].shape == (40, 3, 24, 24)
+        for i in range(40):
+            expected = by_torchvision(crops[i, view], draws[i, view], augment, 2, 56)
+            assert torch.allclose(views[view][i].double(), expected, atol=4.5e-5), (view, i)
+
+
+def test_no_local_crops_make_no_local_views():
+    crops, draws = batch(5, 4, views=0)
+    assert render_local_views(crops, draws, Augment(), size=16) == []
+
+
+def test_one_probability_is_that_of_every_view():
+    crops, draws = batch(30)
+    one = render_views(crops, draws, Augment(blur=0.4, solarize=0.3))
+    for shares in (2, 3):
+        several = Augment(blur=(0.4,) * shares, solarize=(0.3,) * shares)
+        views = render_views(crops, draws, several)
+        assert all(torch.equal(a, b) for a, b in zip(one, views, strict=True))
+
+
+def test_draws_of_what_came_later_do_not_touch_the_views_of_the_first_recipes():
+    crops, draws = batch(30)
+    other = draws.clone()
+    other[..., 13:] = 0
+    for augment in (Augment(), FULL):
+        pair = render_views(crops, draws, augment), render_views(crops, other, augment)
+        assert all(torch.equal(a, b) for a, b in zip(*pair, strict=True))
+
+
+def undone(view):
+    return view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("ops", [1, 2])
+def test_a_strength_adds_rand_augment_before_the_normalisation(ops):
+    crops, draws = batch(30)
+    strength = torch.linspace(0, 1, 30)
+    plain = render_views(crops, draws, FULL)
+    boosted = render_views(crops, draws, FULL, strength=strength, ops=ops)
+    for view in range(2):
+        boost = draws[:, view, colour.BOOST].clone()
+        boost[:, 0] = draws[:, 0, colour.BOOST][:, 0]  # both views have the first one's magnitude
+        images = undone(plain[view]).clamp(0, 1)
+        expected = normalize(rand_augment(images, strength, boost, ops=ops))
+        # A level of 256 is another where the last digit decides on it.
+        apart = (boosted[view] - expected).abs().amax(dim=(1, 2, 3))
+        assert (apart < 1e-4).sum() >= 26
+        assert (boosted[view] - plain[view]).abs().amax(dim=(1, 2, 3)).gt(0.01).sum() > 8
+
+
+def test_a_strength_of_zero_leaves_the_views_bit_by_bit():
+    crops, draws = batch(200, 16)
+    plain = render_views(crops, draws, FULL)
+    boosted = render_views(crops, draws, FULL, strength=torch.zeros(200), ops=2)
+    assert all(torch.equal(a, b) for a, b in zip(plain, boosted, strict=True))
+
+
+def test_local_views_are_boosted_by_the_strength_of_their_image():
+    augment = Augment(local_crops=3)
+    crops, draws = batch(40, 12, views=3)
+    strength = torch.arange(40) % 2 * 1.0
+    plain = render_local_views(crops, draws, augment, size=28)
+    boosted = render_local_views(crops, draws, augment, size=28, strength=strength, ops=2)
+    for a, b in zip(plain, boosted, strict=True):
+        assert torch.equal(a[::2], b[::2])
+        assert not torch.equal(a[1::2], b[1::2])
+
+
+def test_nothing_asks_for_a_value_of_the_batch():
+    # On "meta" there are no values: what a GPU's host would have to wait for is an error there.
+    crops, draws = (tensor.to("meta") for tensor in batch(4))
+    augment = Augment(blur=(1.0, 0.1, 0.5), solarize=(0.0, 0.2, 0.0), local_crops=2)
+    strength = torch.empty(4, device="meta")
+    views = render_views(crops, draws, augment, strength=strength, ops=2)
+    views += render_local_views(crops, draws, augment, size=32, strength=strength, ops=2)
+    assert [view.shape for view in views] == [(4, 3, 16, 16)] * 4
+
+
+def recipe(**augment):
+    data = {"source": "digits", "augment": augment}
+    return make_recipe({"name": "x", "data": data, "method": {"name": "simclr"}}, source="x.yaml")
+
+
+def test_a_recipe_takes_one_probability_or_one_for_each_view_and_prints_it():
+    for blur in (0.5, 0, 1, (1.0, 0.1), [1, 0.1, "0.5"]):
+        read = recipe(blur=blur)
+        assert make_recipe(yaml.safe_load(recipe_text(read))) == read
+    assert recipe(blur=[1, 0.1, "0.5"]).data.augment.blur == (1.0, 0.1, 0.5)
+    assert recipe().data.augment.solarize == 0
+    assert recipe(blur=(0.5, 0.1, 0.3), local_crops=2).data.augment.local_crops == 2
+    assert recipe(blur=0.5, local_crops=2).data.augment.blur == 0.5
+
+
+@pytest.mark.parametrize(
+    "given", [1.5, -0.1, [0.5], [0.5] * 4, [0.5, 2], "often", None, [[1, 1]] * 2]
+)
+def test_other_probabilities_are_refused_in_one_sentence(given):
+    with pytest.raises(RecipeError) as error:
+        recipe(solarize=given)
+    assert str(error.value) == (
+        "x.yaml: data.augment.solarize: expected a probability in 0..1, or one for each view: [view 1, "
+        f"view 2] or [view 1, view 2, local crops], got {given!r}"
+    )
+
+
+def test_two_probabilities_leave_local_crops_open_and_are_refused():
+    with pytest.raises(RecipeError) as error:
+        recipe(blur=[1.0, 0.1], local_crops=6)
+    assert str(error.value) == (
+        "x.yaml: data.augment: blur says [1.0, 0.1] for the two full views; local_crops is 6, so add "
+        "a third for the local crops"
+    )
+
+
+def test_local_crops_are_refused_where_nothing_can_be_cut():
+    for wrong, sentence in (
+        ({"local_scale": [0.4, 0.05]}, "local_scale must ascend"),
+        ({"local_scale": [0, 0]}, "local_scale must reach above 0"),
+        ({"local_crops": -1}, "greater than or equal to 0"),
+        ({"local_size": 2}, "greater than or equal to 4"),
+    ):
+        with pytest.raises(RecipeError, match=sentence):
+            recipe(**wrong)
 
 
 def test_grey_black_and_saturated_pixels_have_no_special_way_out():
@@ -123,9 +268,8 @@ def test_without_augmentation_a_view_is_the_normalised_crop():
 
 def test_probabilities_are_those_of_the_recipe():
     crops, draws = batch(4000, 4)
-    grey = render_views(crops, draws, Augment(flip=0, jitter=0, grayscale=0.2))[0]
-    undone = grey * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    share = ((undone[:, 0] - undone[:, 1]).abs().amax(dim=(1, 2)) < 1e-5).float().mean()
+    grey = undone(render_views(crops, draws, Augment(flip=0, jitter=0, grayscale=0.2))[0])
+    share = ((grey[:, 0] - grey[:, 1]).abs().amax(dim=(1, 2)) < 1e-5).float().mean()
     assert abs(share - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 4000)
     flipped = render_views(crops, draws, Augment(flip=0.3, jitter=0, grayscale=0))[1]
     mirrored = normalize(crops[:, 1].flip(-1))
@@ -192,8 +336,14 @@ def test_the_crops_are_not_written_to():
 
 def test_shapes_that_do_not_fit_are_named():
     crops, draws = batch(4)
-    with pytest.raises(ValueError, match=r"got \(4, 2, 3, 16, 16\) and \(3, 2, 13\)"):
+    with pytest.raises(ValueError, match=r"got \(4, 2, 3, 16, 16\) and \(3, 2, 25\)"):
         render_views(crops, draws[:3], FULL)
+    with pytest.raises(ValueError, match=r"be \(N, 3, 3, s, s\) and .*got \(4, 2, 3, 16, 16\)"):
+        render_local_views(crops, draws, Augment(local_crops=3), size=16)
+    with pytest.raises(ValueError, match="ops must be 1 or 2, got 0"):
+        render_views(crops, draws, FULL, strength=torch.ones(4), ops=0)
+    with pytest.raises(ValueError, match=r"strength \(N,\)"):
+        render_views(crops, draws, FULL, strength=torch.ones(3))
     with pytest.raises(ValueError, match=r"crops must be \(N, 2, 3, S, S\)"):
         render_views(crops[:, :1], draws, FULL)
 
@@ -210,9 +360,16 @@ def test_normalize_takes_bytes_and_floats_to_the_same_values():
 @pytest.mark.gpu
 def test_rendering_never_waits_for_the_device():
     crops, draws = (tensor.cuda() for tensor in batch(64, 32))
-    expected = render_views(crops.cpu(), draws.cpu(), FULL)
+    augment = Augment(blur=(1.0, 0.1), solarize=(0.0, 0.2))
+    expected = render_views(crops.cpu(), draws.cpu(), augment)
+    strength = torch.linspace(0, 1, 64, device="cuda")
+    boosted = render_views(crops.cpu(), draws.cpu(), augment, strength=strength.cpu(), ops=2)
     torch.cuda.set_sync_debug_mode("error")
-    views = render_views(crops, draws, FULL)
+    views = render_views(crops, draws, augment)
+    views += render_views(crops, draws, augment, strength=strength, ops=2)
     torch.cuda.set_sync_debug_mode("default")
-    for a, b in zip(expected, views, strict=True):
+    for a, b in zip(expected, views[:2], strict=True):
         assert torch.allclose(a, b.cpu(), atol=1e-4)
+    for a, b in zip(boosted, views[2:], strict=True):
+        # Steps (equalize, the nearest pixel) may fall to the other side.
+        assert ((a - b.cpu()).abs() > 1e-4).float().mean() < 0.01

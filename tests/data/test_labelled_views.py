@@ -47,7 +47,7 @@ def test_without_contrast_there_are_no_crops_and_the_view_is_the_same():
 
 
 def test_the_crops_are_those_of_self_supervised_training():
-    crops, draws, _ = TwoViews(IMAGES, AUGMENT, size=20, seed=4)[2, 5]
+    crops, draws, *_ = TwoViews(IMAGES, AUGMENT, size=20, seed=4)[2, 5]
     assert same((crops, draws), views(seed=4, contrast=True)[2, 5][1:3])
 
 

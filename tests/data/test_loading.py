@@ -18,9 +18,11 @@ from sslgh.data import (
     labelled_loader,
     loading,
     normalize,
+    render_local_views,
     render_views,
     view_loader,
 )
+from sslgh.data.colour import NUM_DRAWS
 from sslgh.data.views import TwoViews
 from sslgh.recipe.data import Data
 
@@ -36,31 +38,34 @@ def files(tmp_path):
     return ImageSet(paths, None, (), tuple(path.name for path in paths))
 
 
-def data(workers=None):
-    return Data(source="arrays", workers=workers)
+def data(workers=None, local_crops=0):
+    return Data(source="arrays", workers=workers, augment={"local_crops": local_crops})
 
 
-def batches(images, workers, **order):
+def batches(images, workers, local_crops=0, **order):
     order = BatchOrder(20, 6, seed=3, epochs=2, **order)
-    return list(view_loader(images, data(workers), size=8, seed=3, order=order))
+    return list(view_loader(images, data(workers, local_crops), size=8, seed=3, order=order))
 
 
-def test_batches_hold_crops_draws_and_indices_in_the_given_order():
+@pytest.mark.parametrize("local_crops", [0, 2])
+def test_batches_hold_crops_draws_and_indices_in_the_given_order(local_crops):
     order = BatchOrder(20, 6, seed=3, epochs=2)
-    views = TwoViews(IMAGES, data().augment, size=8, seed=3)
-    given = batches(IMAGES, 0)
+    views = TwoViews(IMAGES, data(local_crops=local_crops).augment, size=8, seed=3)
+    given = batches(IMAGES, 0, local_crops)
     assert len(given) == len(order) == 8
-    for (crops, draws, index), keys in zip(given, order, strict=True):
+    for (*parts, index), keys in zip(given, order, strict=True):
         assert index.tolist() == [i for _, i in keys]
-        assert torch.equal(crops, torch.stack([views[key][0] for key in keys]))
-        assert torch.equal(draws, torch.stack([views[key][1] for key in keys]))
+        assert len(parts) == 4
+        for number, part in enumerate(parts):
+            assert torch.equal(part, torch.stack([views[key][number] for key in keys]))
 
 
-def test_workers_processes_and_resuming_do_not_change_a_view(files):
-    alone = batches(IMAGES, 0)
-    with_workers = batches(files, 2)
-    resumed = batches(files, 1, start=(1, 1))
-    shares = [batches(IMAGES, 0, rank=rank, world=2) for rank in range(2)]
+@pytest.mark.parametrize("local_crops", [0, 2])
+def test_workers_processes_and_resuming_do_not_change_a_view(files, local_crops):
+    alone = batches(IMAGES, 0, local_crops)
+    with_workers = batches(files, 2, local_crops)
+    resumed = batches(files, 1, local_crops, start=(1, 1))
+    shares = [batches(IMAGES, 0, local_crops, rank=rank, world=2) for rank in range(2)]
     gathered = [
         [torch.cat(pair) for pair in zip(a, b, strict=True)] for a, b in zip(*shares, strict=True)
     ]
@@ -79,9 +84,14 @@ def test_loading_leaves_the_global_generator_alone(files):
 
 
 def test_batches_render(files):
-    crops, draws, _ = batches(files, 0)[0]
-    views = render_views(crops, draws, data().augment)
-    assert [tuple(view.shape) for view in views] == [(6, 3, 8, 8)] * 2
+    for local_crops in (0, 3):
+        augment = data(local_crops=local_crops).augment
+        crops, draws, small, small_draws, _ = batches(files, 0, local_crops)[0]
+        assert small.shape == (6, local_crops, 3, 4, 4)
+        views = render_views(crops, draws, augment)
+        assert [tuple(view.shape) for view in views] == [(6, 3, 8, 8)] * 2
+        local = render_local_views(small, small_draws, augment, size=8)
+        assert [tuple(view.shape) for view in local] == [(6, 3, 4, 4)] * local_crops
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -160,7 +170,7 @@ def test_workers_processes_and_resuming_do_not_change_a_labelled_batch(files):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_labelled_batches_without_contrast_hold_empty_crops(files, workers):
     view, crops, draws, label, _ = labelled(files, workers, contrast=False)[0][0]
-    assert (crops.shape, draws.shape) == ((6, 0, 3, 8, 8), (6, 0, 13))
+    assert (crops.shape, draws.shape) == ((6, 0, 3, 8, 8), (6, 0, NUM_DRAWS))
     assert normalize(view).shape == (6, 3, 8, 8)
     assert label.dtype == torch.int64
 
@@ -192,9 +202,10 @@ def test_a_program_ends_though_an_iterator_outlives_its_loop(files, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def workers_of(images, order=None, size=8):
+def workers_of(images, order=None, size=8, local_crops=0):
     order = order or BatchOrder(20, 6, seed=0, epochs=1)
-    return view_loader(images, data(), size=size, seed=0, order=order).num_workers
+    settings = data(local_crops=local_crops)
+    return view_loader(images, settings, size=size, seed=0, order=order).num_workers
 
 
 def test_images_in_memory_need_no_workers(files, monkeypatch):
@@ -222,6 +233,8 @@ def test_workers_are_as_many_as_shared_memory_holds(files, monkeypatch, tmp_path
     with caplog.at_level(logging.WARNING):
         assert workers_of(files, order, size=224) == 0
         assert workers_of(files, order, size=112) == 3
+        # 8 of 48 x 48 to the 2 of 112 x 112: 16.6 MB instead of 9.6
+        assert workers_of(files, order, size=112, local_crops=8) == 2
     assert "room for the batches of 3 loader workers instead of 6" in caplog.text
 
 

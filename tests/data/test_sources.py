@@ -49,6 +49,38 @@ def test_digits_take_the_long_tail():
     assert training_set(settings).class_counts.tolist() == [100, 77, 59, 46, 35, 27, 21, 16, 12, 10]
 
 
+def test_a_subset_is_chosen_after_the_long_tail_in_the_order_of_its_file(tmp_path):
+    (tmp_path / "subset").write_text("5\n\n0\n402\n")
+    cut = {"source": "digits", "long_tail": {"imbalance": 10, "max_per_class": 100}}
+    whole, chosen = training_set(Data(**cut)), training_set(Data(**cut, subset=tmp_path / "subset"))
+    assert chosen.names == tuple(whole.names[i] for i in (5, 0, 402))
+    assert chosen.labels.tolist() == [0, 0, 9]
+    assert chosen.class_names == whole.class_names
+    assert load_images(Data(**cut, subset=tmp_path / "subset"), "test").names == (
+        load_images(Data(**cut), "test").names
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0\n403\n", r"holds '403', but each line must be a position in 0\.\.402"),
+        ("0\n-1\n", r"holds '-1', but"),
+        ("a.png\n", r"holds 'a\.png', but"),
+        ("\n", "is empty"),
+        ("3\n4\n3\n", "names an image twice"),
+        (None, r"cannot be read \(.*No such file"),
+    ],
+)
+def test_a_subset_that_is_no_list_of_positions_is_a_data_error(tmp_path, text, sentence):
+    file = tmp_path / "subset"
+    if text is not None:
+        file.write_text(text)
+    cut = {"imbalance": 10, "max_per_class": 100}
+    with pytest.raises(DataError, match=rf"data\.subset .*{sentence}"):
+        training_set(Data(source="digits", long_tail=cut, subset=file))
+
+
 @pytest.fixture(params=["cifar10", "cifar100"])
 def cifar(request, tmp_path, monkeypatch):
     """A small CIFAR on disk in the format of the published archives."""

@@ -4,9 +4,10 @@ import torch
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data import ImageSet, Plain, TwoViews, Weak
+from sslgh.data import ImageSet, Plain, TwoViews, Weak, local_side
 from sslgh.data.colour import NUM_DRAWS
-from sslgh.data.streams import ORDER, VIEWS, WEAK, stream
+from sslgh.data.crop import random_box, resized_crop
+from sslgh.data.streams import LOCAL, ORDER, VIEWS, WEAK, stream
 from sslgh.recipe.data import Augment
 
 N = 12
@@ -25,15 +26,76 @@ def same(a, b):
 
 
 def test_an_item_has_two_crops_their_draws_and_the_index():
-    crops, draws, index = two_views()[3, 7]
+    crops, draws, local_crops, local_draws, index = two_views()[3, 7]
     assert crops.shape == (2, 3, 16, 16)
     assert crops.dtype == torch.uint8
     assert draws.shape == (2, NUM_DRAWS)
     assert draws.dtype == torch.float32
     assert draws.min() >= 0
     assert draws.max() < 1
+    assert (local_crops.shape, local_crops.dtype) == ((0, 3, 8, 8), torch.uint8)
+    assert (local_draws.shape, local_draws.dtype) == ((0, NUM_DRAWS), torch.float32)
     assert index == 7
     assert len(two_views()) == N
+
+
+def test_an_item_has_as_many_local_crops_as_the_recipe_says():
+    _, _, local_crops, local_draws, _ = two_views(local_crops=5, local_size=6)[3, 7]
+    assert (local_crops.shape, local_crops.dtype) == ((5, 3, 6, 6), torch.uint8)
+    assert (local_draws.shape, local_draws.dtype) == ((5, NUM_DRAWS), torch.float32)
+    assert len(torch.unique(local_crops.flatten(1), dim=0)) == 5
+
+
+def test_the_full_crops_and_colours_are_those_of_the_first_release():
+    # Its code: 22 numbers for a crop and 13 for the colours, view by view. A change of these
+    # numbers changes every run: it belongs into the changelog.
+    for local_crops in (0, 3):
+        crops, draws, *_ = two_views(seed=4, local_crops=local_crops)[3, 7]
+        uniform = stream(4, VIEWS, 3, 7).random((2, 35), dtype=np.float32)
+        assert np.array_equal(draws[:, :13], uniform[:, 22:])
+        for crop, numbers in zip(crops, uniform.tolist(), strict=True):
+            box = random_box(20, 20, numbers[:22], scale=(0.1, 1.0), ratio=(3 / 4, 4 / 3))
+            assert np.array_equal(crop, resized_crop(IMAGES.image(7), box, 16, "bilinear"))
+    assert draws[:, :2].flatten().tolist() == pytest.approx(
+        [0.9287914633750916, 0.34612876176834106, 0.17858964204788208, 0.6518387794494629]
+    )
+
+
+def test_what_came_later_is_drawn_of_its_own():
+    views = two_views(local_crops=2)
+    items = [views[epoch, i] for epoch in range(3) for i in range(N)]
+    draws = torch.cat([torch.cat((item[1], item[3])) for item in items])
+    assert len(torch.unique(draws)) > 0.999 * draws.numel()
+    fewer = two_views(local_crops=1)[2, N - 1]
+    assert torch.equal(fewer[2][0], items[-1][2][0])
+
+
+def test_a_local_crop_is_a_small_part_of_the_image_and_a_full_one_is_not():
+    x = np.linspace(0, 255, 200).astype(np.uint8)
+    plane = np.stack(np.broadcast_arrays(x[None], x[:, None], np.uint8(0)), axis=-1)
+    images = ImageSet(plane[None], None, (), ("0",))
+    augment = Augment(local_crops=4, crop_scale=(0.6, 1), crop_ratio=(1, 1))
+    views = TwoViews(images, augment, size=56, seed=0)
+    items = [views[epoch, 0] for epoch in range(60)]
+
+    def areas(crops):
+        """Share of the image, from the first and last pixel's colour; 1 is one pixel less."""
+        side = crops.shape[-1]
+        width = crops[:, 0, 0, -1].double() - crops[:, 0, 0, 0].double()
+        return (width / 255 * side / (side - 1)) ** 2
+
+    local = torch.cat([areas(item[2]) for item in items])
+    assert items[0][2].shape == (4, 3, 24, 24)
+    assert 0.04 < local.min() < 0.08
+    assert 0.36 < local.max() < 0.43
+    assert abs(local.mean() - 0.225) < 0.03
+    assert torch.cat([areas(item[0]) for item in items]).min() > 0.55
+
+
+def test_the_side_of_a_local_crop():
+    sides = {4: 4, 8: 4, 16: 8, 28: 12, 32: 12, 64: 28, 84: 36, 96: 40, 224: 96}
+    assert {size: local_side(Augment(), size) for size in sides} == sides
+    assert local_side(Augment(local_size=10), 32) == 10
 
 
 def test_an_item_depends_on_seed_epoch_and_index_alone():
@@ -53,8 +115,8 @@ def test_seed_epoch_index_and_view_each_change_the_draws():
 
 
 def test_purposes_do_not_share_a_stream():
-    values = {stream(0, purpose, 1, 1).random() for purpose in (ORDER, VIEWS, WEAK)}
-    assert len(values) == 3
+    values = {stream(0, purpose, 1, 1).random() for purpose in (ORDER, VIEWS, WEAK, LOCAL)}
+    assert len(values) == 4
     swapped = {stream(0, VIEWS, 1, 2).random(), stream(0, VIEWS, 2, 1).random()}
     assert len(swapped) == 2
 
@@ -88,9 +150,12 @@ def test_the_crop_follows_the_recipe():
 
 
 def test_items_collate_to_a_batch():
-    crops, draws, index = default_collate([two_views()[0, i] for i in (4, 2)])
+    views = two_views(local_crops=3)
+    crops, draws, local_crops, local_draws, index = default_collate([views[0, i] for i in (4, 2)])
     assert crops.shape == (2, 2, 3, 16, 16)
     assert draws.shape == (2, 2, NUM_DRAWS)
+    assert local_crops.shape == (2, 3, 3, 8, 8)
+    assert local_draws.shape == (2, 3, NUM_DRAWS)
     assert index.tolist() == [4, 2]
     assert index.dtype == torch.int64
 

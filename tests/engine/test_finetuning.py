@@ -22,6 +22,7 @@ from sslgh.engine.finetuning import (
     finetune,
     try_finetuning,
 )
+from sslgh.engine.loop import Moment
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.signals import Stopped
 from sslgh.engine.world import start_world
@@ -103,10 +104,10 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 
     original = module._step
 
-    def step_and_signal(run, task, batches, progress, rate):
-        if progress.total == 6:
+    def step_and_signal(run, task, batches, moment, rate):
+        if moment.total - 1 == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, progress, rate)
+        return original(run, task, batches, moment, rate)
 
     monkeypatch.setattr(module, "_step", step_and_signal)
     with pytest.raises(Stopped):
@@ -130,7 +131,7 @@ def first_part(recipe, epoch: int = 0):
     draws = torch.from_numpy(generator.random((16, 2, NUM_DRAWS), dtype=np.float32))
     target = torch.from_numpy(images.labels[rows])
     batch = view, crops, draws, target, torch.from_numpy(rows)
-    values = _task(run, network, average).part(batch, epoch)
+    values = _task(run, network, average).part(batch, Moment(epoch, 1, 0.1, logged=True))
     counts = torch.from_numpy(images.class_counts)
     return values, network, batch, counts / counts.sum()
 

@@ -88,3 +88,29 @@ def test_impossible_arguments_are_named(changes, message):
     arguments = {"queries": queries, "bank": bank, "labels": labels, "neighbours": 3}
     with pytest.raises(ValueError, match=message):
         nearest_neighbour_votes(num_classes=classes, **(arguments | changes))
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_a_row_left_out_is_judged_by_the_others(monkeypatch, temperature):
+    _, bank, labels, classes = problem(5)
+    settings = {"num_classes": classes, "neighbours": 7, "temperature": temperature}
+    monkeypatch.setattr(module, "CHUNK", 11 * len(bank))
+    votes = nearest_neighbour_votes(bank, bank, labels, leave_one_out=True, **settings)
+    for row, got in enumerate(votes):
+        others = torch.arange(len(bank)) != row
+        expected = nearest_neighbour_votes(
+            bank[row, None], bank[others], labels[others], **settings
+        )
+        torch.testing.assert_close(got, expected[0])
+
+
+def test_leaving_one_out_needs_one_to_leave():
+    _, bank, labels, classes = problem()
+    with pytest.raises(ValueError, match="got 90 queries and 90 neighbours"):
+        nearest_neighbour_votes(
+            bank, bank, labels, num_classes=classes, neighbours=90, leave_one_out=True
+        )
+    with pytest.raises(ValueError, match="got 5 queries and 3 neighbours"):
+        nearest_neighbour_votes(
+            bank[:5], bank, labels, num_classes=classes, neighbours=3, leave_one_out=True
+        )

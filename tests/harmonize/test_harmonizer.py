@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslgh.data import BatchOrder
 from sslgh.functional import harmonization_loss, nt_xent, simplex_etf, vertex_scores
 from sslgh.harmonize import GeometricHarmonizer
+from sslgh.recipe import RecipeError
 
 SIZES = (400, 120, 40)
 
@@ -292,6 +294,210 @@ def test_class_means_end_nearer_to_equal_angles_with_gh_than_without() -> None:
     )
     assert (harmonized < plain).all()
     assert harmonized.mean() < 0.97 * plain.mean()
+
+
+def resampling(**settings) -> GeometricHarmonizer:
+    return make(resample="hierarchical", seed=5, **settings)
+
+
+def test_a_resampled_run_shows_what_a_plain_one_shows_until_the_first_refresh() -> None:
+    harmonizer = resampling()
+    plain = BatchOrder(560, 56, seed=5, epochs=3)
+    stream = iter(BatchOrder(560, 56, seed=5, epochs=4, sequence=harmonizer.sequence))
+    z, _ = population()
+    for epoch in range(3):  # the refresh of epoch 2 comes too late for epoch 2
+        harmonizer.begin_epoch(epoch)
+        expected = list(plain)[10 * epoch : 10 * epoch + 10]
+        assert [next(stream) for _ in range(10)] == expected
+        fed(harmonizer, z)
+    assert harmonizer.last_refresh.epoch == 2
+
+
+def test_the_epoch_after_a_refresh_shows_the_tail_more_often_and_weighs_nothing() -> None:
+    harmonizer, (z, labels) = resampling(), population()
+    fed(harmonizer, z).begin_epoch(2)
+    shown = harmonizer.sequence(3)
+    assert shown.shape == (560,)
+    counts = torch.bincount(labels[shown])
+    # By hierarchical k-means in (28, 5) clusters with places for ten times an image.
+    assert counts[2] > 3 * SIZES[2]
+    assert counts[0] < 0.75 * SIZES[0]
+    assert torch.bincount(torch.from_numpy(shown)).max() <= 10
+    assert torch.equal(harmonizer.weights(torch.arange(560)), torch.ones(560))
+    harmonizer.begin_epoch(3)
+    assert sorted(harmonizer.sequence(4)) != sorted(shown)  # drawn anew from the same clusters
+
+
+def test_max_weight_is_how_often_an_epoch_may_show_an_image() -> None:
+    harmonizer = fed(resampling(max_weight=3.9), population()[0])
+    harmonizer.begin_epoch(2)
+    assert torch.bincount(torch.from_numpy(harmonizer.sequence(3))).max() == 3
+
+
+def test_images_never_seen_are_shown_once() -> None:
+    harmonizer, (z, _) = resampling(), population()
+    known = torch.arange(30, 560)
+    harmonizer.observe(z[known], known)
+    harmonizer.begin_epoch(2)
+    times = torch.bincount(torch.from_numpy(harmonizer.sequence(3)), minlength=560)
+    assert (times[:30] == 1).all()
+    assert times[30:].max() > 3
+
+
+def test_the_term_expects_the_shares_that_the_epoch_shows() -> None:
+    harmonizer, (z, _) = resampling(), population()
+    fed(harmonizer, z).begin_epoch(1)
+    for epoch, moved in ((2, False), (3, True), (4, True)):
+        harmonizer.begin_epoch(epoch)
+        shown = harmonizer.labels[harmonizer.sequence(epoch)]
+        shares = torch.bincount(shown, minlength=8) / 560
+        assert (float((shares - harmonizer.prior).abs().max()) > 0.1) == moved
+        z1, z2 = z[:50], z[50:100]
+        expected = harmonization_loss(z1, z2, harmonizer.vertices, shares)
+        torch.testing.assert_close(harmonizer(z1, z2), harmonizer.scale * expected)
+    assert harmonizer.prior.max() > 0.7  # that of the population stays what it is
+
+
+def test_sequences_are_known_one_epoch_ahead_and_no_further() -> None:
+    harmonizer = resampling()
+    assert harmonizer.sequence(0).shape == (560,)
+    harmonizer.begin_epoch(0)
+    harmonizer.sequence(1)
+    with pytest.raises(ValueError, match=r"epoch 2 while only epochs up to 1 .* data\.workers"):
+        harmonizer.sequence(2)
+    harmonizer.begin_epoch(1)
+    with pytest.raises(ValueError, match="epoch 0"):
+        harmonizer.sequence(0)
+    with pytest.raises(RuntimeError, match="without resample"):
+        make().sequence(0)
+
+
+def test_what_was_drawn_is_what_is_shown() -> None:
+    """A loader asks for an epoch before it begins, and perhaps again after a resume."""
+    harmonizer, (z, _) = resampling(refresh_every=1), population()
+    fed(harmonizer, z)
+    for epoch in range(6):
+        before = harmonizer.sequence(epoch)
+        harmonizer.begin_epoch(epoch)  # from epoch 2 on with a refresh
+        assert (harmonizer.sequence(epoch) == before).all()
+        ahead = harmonizer.sequence(epoch + 1)
+        fed(harmonizer, z.roll(epoch, dims=1))
+        harmonizer.begin_epoch(epoch)
+        assert (harmonizer.sequence(epoch + 1) == ahead).all()
+
+
+@pytest.mark.parametrize("at", [(1, 4), (2, 4), (3, 0), (3, 4), (4, 4), (5, 0)])
+def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
+    """Refreshes fall at the beginning of epochs 2 and 4."""
+    z, _ = population()
+    epochs, steps = 6, 10
+
+    def run(harmonizer: GeometricHarmonizer, start: tuple[int, int], end: tuple[int, int]) -> list:
+        order = BatchOrder(
+            560, 56, seed=5, epochs=epochs, start=start, sequence=harmonizer.sequence
+        )
+        shown, stream = [], iter(order)
+        for epoch in range(start[0], epochs):
+            if (epoch, 0) == end:
+                return shown
+            harmonizer.begin_epoch(epoch)
+            for step in range(start[1] if epoch == start[0] else 0, steps):
+                if (epoch, step) == end:
+                    return shown
+                batch = next(stream)
+                index = torch.tensor([index for _, index in batch])
+                harmonizer.observe(z[index] * (1 + epoch + step), index)
+                shown.append((batch, harmonizer.expected.tolist()))
+        return shown
+
+    whole = run(resampling(refresh_every=2), (0, 0), (epochs, 0))
+    broken = resampling(refresh_every=2)
+    first = run(broken, (0, 0), at)
+    file = io.BytesIO()
+    torch.save(broken.state_dict(), file)
+    file.seek(0)
+    copy = resampling(refresh_every=2)
+    copy.load_state_dict(torch.load(file, weights_only=True))
+    assert first + run(copy, at, (epochs, 0)) == whole
+
+
+def sequences_of_a_part(z: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """What six epochs show, and the clusters at the end."""
+    import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
+
+    harmonizer = resampling(refresh_every=1)
+    shown = [harmonizer.sequence(0).tolist()]
+    for epoch in range(5):
+        harmonizer.begin_epoch(epoch)
+        shown.append(harmonizer.sequence(epoch + 1).tolist())
+        for index in torch.arange(560).split(56):
+            own = index.tensor_split([20])[dist.get_rank()] if dist.is_initialized() else index
+            harmonizer.observe(z[own], own)
+    return shown, harmonizer.clusters.tolist()
+
+
+def test_two_processes_are_shown_what_one_is(two_processes) -> None:
+    z, _ = population()
+    alone, clusters = sequences_of_a_part(z)
+    assert sorted(alone[2]) == list(range(560)) != sorted(alone[3])
+    for shown in two_processes(sequences_of_a_part, z):
+        assert shown == (alone, clusters)
+
+
+def test_a_uniform_prior_is_expected_while_labels_and_weights_are_estimated() -> None:
+    harmonizer, (z, _) = make(uniform_prior=True), population()
+    fed(harmonizer, z)
+    for epoch in (2, 4):
+        harmonizer.begin_epoch(epoch)
+    z1, z2 = z[:50], z[50:100]
+    expected = harmonization_loss(z1, z2, harmonizer.vertices, torch.full((8,), 1 / 8))
+    torch.testing.assert_close(harmonizer(z1, z2), 0.5 * expected)
+    estimated = make()
+    fed(estimated, z).begin_epoch(2)
+    for name in ("labels", "prior", "instance_weight"):
+        assert torch.equal(getattr(harmonizer, name), getattr(estimated, name))
+    assert harmonizer.prior.max() > 0.7
+
+
+def test_a_simplex_that_does_not_fit_is_refused_and_a_frame_is_not() -> None:
+    with pytest.raises(
+        ValueError, match="a simplex of 18 vertices does not fit into 16 dimensions"
+    ) as e:
+        make(num_vertices=18, structure="etf")
+    assert str(e.value).endswith("lower harmonize.vertices to 17 or use structure: frame")
+    assert make(num_vertices=18).vertices.shape == (18, 16)
+    fitting = make(num_vertices=17, structure="etf").vertices
+    simplex = simplex_etf(17, 16)
+    torch.testing.assert_close(fitting @ fitting.T, simplex @ simplex.T, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="'frame' or 'etf', got 'simplex'"):
+        make(structure="simplex")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"weight_power": 0.5}, "resample replaces instance weights, but weight_power is 0.5"),
+        ({"population": "prototypes"}, "resample clusters a bank of embeddings"),
+        ({"max_weight": 1.5}, "would show no image twice, since max_weight is 1.5"),
+    ],
+)
+def test_what_does_not_go_with_resampling_is_refused_in_one_sentence(
+    tiny, settings, sentence
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        resampling(**settings)
+    words = [f"harmonize.{key}={value}" for key, value in settings.items()]
+    with pytest.raises(RecipeError, match=sentence) as refused:
+        tiny("harmonize.resample=hierarchical", *words, gh=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_recipe_line_turns_resampling_on_and_weights_off(tiny) -> None:
+    recipe = tiny("harmonize={resample: hierarchical}", "train.epochs=20")
+    assert recipe.harmonize.weight_power == 0
+    assert tiny("harmonize={}").harmonize.weight_power == 0.5
+    with pytest.raises(RecipeError, match=r"harmonize\.resample: input should be 'hierarchical'"):
+        tiny("harmonize={resample: flat}")
 
 
 def part_of_a_step(z: Tensor, population_kind: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -1,0 +1,76 @@
+import itertools
+
+import pytest
+import torch
+from lightly.loss.hypersphere_loss import HypersphereLoss
+from torch.nn.functional import normalize
+
+from sslgh.functional import alignment, uniformity
+
+
+def views(n=12, d=5, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(3 * torch.randn(n, d, generator=generator, dtype=dtype) for _ in range(2))
+
+
+@pytest.mark.parametrize("t", [1.0, 2.0, 5.0])
+def test_they_are_the_two_terms_of_lightly(t):
+    z1, z2 = (z.requires_grad_() for z in views())
+    theirs = HypersphereLoss(t=t, lam=1.5, alpha=2.0)(z1, z2)
+    ours = alignment(z1, z2) + 1.5 * (uniformity(z1, t=t) + uniformity(z2, t=t)) / 2
+    torch.testing.assert_close(ours, theirs)
+    expected = torch.autograd.grad(theirs, (z1, z2))
+    torch.testing.assert_close(torch.autograd.grad(ours, (z1, z2)), expected)
+
+
+def test_uniformity_is_a_mean_over_pairs_of_different_images():
+    rows = normalize(views()[0])
+    potentials = [(-2 * (a - b).square().sum()).exp() for a, b in itertools.combinations(rows, 2)]
+    torch.testing.assert_close(uniformity(rows), torch.stack(potentials).mean().log())
+
+
+def test_opposite_points_are_the_far_end_of_both():
+    z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert alignment(z, -z).item() == 4
+    assert uniformity(z).item() == -8
+
+
+def test_one_point_is_the_near_end_of_both():
+    z = torch.ones(4, 4)
+    assert alignment(z, 2 * z).item() == 0
+    assert uniformity(z).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_sphere_of_many_dimensions_comes_near_minus_four():
+    generator = torch.Generator().manual_seed(0)
+    spread = uniformity(torch.randn(500, 2000, generator=generator))
+    assert spread.item() == pytest.approx(-4, abs=0.01)
+
+
+def test_the_length_of_the_embeddings_does_not_count():
+    z1, z2 = views()
+    scale = torch.rand(12, 1, dtype=torch.float64) + 0.1
+    torch.testing.assert_close(alignment(scale * z1, z2), alignment(z1, z2))
+    torch.testing.assert_close(uniformity(scale * z1), uniformity(z1))
+
+
+def test_a_large_t_does_not_underflow():
+    z = torch.eye(3)
+    assert uniformity(z, t=1000.0).item() == -2000
+
+
+def test_half_precision_loses_nothing():
+    z1, z2 = (z.bfloat16() for z in views(dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = alignment(z1, z2), uniformity(z1)
+    assert torch.equal(inside[0], alignment(z1.float(), z2.float()))
+    assert torch.equal(inside[1], uniformity(z1.float()))
+
+
+def test_impossible_arguments_are_named():
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
+        alignment(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"at least two images, got \(1, 3\)"):
+        uniformity(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"t must be positive, got 0\.0"):
+        uniformity(torch.zeros(2, 3), t=0.0)
