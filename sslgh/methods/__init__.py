@@ -1,10 +1,12 @@
 """Self-supervised methods, one file each."""
 
+from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
 
 METHODS: dict[str, type[Method]] = {
+    "focal": Focal,
     "simclr": SimCLR,
     "simsiam": SimSiam,
 }
