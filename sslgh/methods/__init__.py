@@ -1,11 +1,13 @@
 """Self-supervised methods, one file each."""
 
+from sslgh.methods.dcl import DCL
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
 
 METHODS: dict[str, type[Method]] = {
+    "dcl": DCL,
     "focal": Focal,
     "simclr": SimCLR,
     "simsiam": SimSiam,
