@@ -5,12 +5,14 @@ from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
+from sslgh.methods.ts import TS
 
 METHODS: dict[str, type[Method]] = {
     "dcl": DCL,
     "focal": Focal,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "ts": TS,
 }
 
 __all__ = ["METHODS", "Method", "MethodOutput", "SimCLR", "SimSiam"]

@@ -16,6 +16,7 @@ SETTINGS = {
     "focal": {"hidden": 32, "out": 16},
     "simclr": {"hidden": 32, "out": 16},
     "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
+    "ts": {"hidden": 32, "out": 16, "period": 4},
 }
 
 
