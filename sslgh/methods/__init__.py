@@ -1,5 +1,6 @@
 """Self-supervised methods, one file each."""
 
+from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
@@ -8,6 +9,7 @@ from sslgh.methods.simsiam import SimSiam
 from sslgh.methods.ts import TS
 
 METHODS: dict[str, type[Method]] = {
+    "byol": BYOL,
     "dcl": DCL,
     "focal": Focal,
     "simclr": SimCLR,
