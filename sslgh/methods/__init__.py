@@ -1,5 +1,6 @@
 """Self-supervised methods, one file each."""
 
+from sslgh.methods.barlow_twins import BarlowTwins
 from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
 from sslgh.methods.focal import Focal
@@ -9,6 +10,7 @@ from sslgh.methods.simsiam import SimSiam
 from sslgh.methods.ts import TS
 
 METHODS: dict[str, type[Method]] = {
+    "barlow-twins": BarlowTwins,
     "byol": BYOL,
     "dcl": DCL,
     "focal": Focal,

@@ -12,6 +12,7 @@ from sslgh.methods import METHODS, Method
 from sslgh.models import build_backbone, globalise, save_backbone
 
 SETTINGS = {
+    "barlow-twins": {"hidden": 32, "out": 16},
     "byol": {"hidden": 32, "out": 16},
     "dcl": {"hidden": 32, "out": 16},
     "focal": {"hidden": 32, "out": 16},

@@ -1,0 +1,57 @@
+"""Barlow Twins."""
+
+import torch
+from torch import Tensor, nn
+
+from sslgh.distributed import gather
+from sslgh.functional import barlow_twins
+from sslgh.methods.method import Method, MethodOutput
+from sslgh.models import mlp_projector
+
+
+class BarlowTwins(Method):
+    """The axes of two views' embeddings agree, and say each something else (arXiv:2103.03230).
+
+    The moments are those of the batch of all processes, with the instance weights as frequencies.
+    The code that trained the published network also multiplied the loss by 0.024, which LARS
+    undoes but for the weight decay; later versions of it do not, and neither do we.
+
+    Args:
+        backbone: (N, 3, H, W) -> (N, F).
+        features: F.
+        hidden: Width of the projector's hidden layers.
+        out: Embedding width D.
+        layers: Linear layers of the projector.
+        lambd: Weight of the redundancy term; 5e-3 in the paper (its code: 5.1e-3).
+
+    Raises:
+        ValueError: If ``lambd`` is not positive.
+    """
+
+    contrasts_batch = True
+    has_sample_losses = False
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        features: int,
+        hidden: int = 8192,
+        out: int = 8192,
+        layers: int = 3,
+        lambd: float = 5e-3,
+    ) -> None:
+        super().__init__()
+        if not lambd > 0:
+            raise ValueError(f"method.lambd must be positive, got {lambd}")
+        self.backbone = backbone
+        self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
+        self.embedding_dim = out
+        self.lambd = lambd
+
+    def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
+        """Embed both views in one pass; the loss is the same number on every process."""
+        h = self.backbone(torch.cat(views))
+        z1, z2 = self.projector(h).chunk(2)
+        loss = barlow_twins(z1, z2, lambd=self.lambd, weights=weights, gather=gather)
+        return MethodOutput(loss, None, (z1, z2), h[: len(z1)].detach())
