@@ -8,6 +8,7 @@ from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
 from sslgh.methods.ts import TS
+from sslgh.methods.vicreg import VICReg
 
 METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "ts": TS,
+    "vicreg": VICReg,
 }
 
 __all__ = ["METHODS", "Method", "MethodOutput", "SimCLR", "SimSiam"]

@@ -19,6 +19,7 @@ SETTINGS = {
     "simclr": {"hidden": 32, "out": 16},
     "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
     "ts": {"hidden": 32, "out": 16, "period": 4},
+    "vicreg": {"hidden": 32, "out": 16},
 }
 
 
