@@ -5,6 +5,7 @@ from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.moco_v3 import MoCoV3
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
 from sslgh.methods.ts import TS
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "dcl": DCL,
     "focal": Focal,
+    "moco-v3": MoCoV3,
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "ts": TS,

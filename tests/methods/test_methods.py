@@ -16,6 +16,7 @@ SETTINGS = {
     "byol": {"hidden": 32, "out": 16},
     "dcl": {"hidden": 32, "out": 16},
     "focal": {"hidden": 32, "out": 16},
+    "moco-v3": {"hidden": 32, "out": 16},
     "simclr": {"hidden": 32, "out": 16},
     "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
     "ts": {"hidden": 32, "out": 16, "period": 4},
