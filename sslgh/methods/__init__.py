@@ -6,6 +6,7 @@ from sslgh.methods.dcl import DCL
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.moco_v3 import MoCoV3
+from sslgh.methods.sdclr import SDCLR
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
 from sslgh.methods.ts import TS
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "dcl": DCL,
     "focal": Focal,
     "moco-v3": MoCoV3,
+    "sdclr": SDCLR,
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "ts": TS,

@@ -17,6 +17,7 @@ SETTINGS = {
     "dcl": {"hidden": 32, "out": 16},
     "focal": {"hidden": 32, "out": 16},
     "moco-v3": {"hidden": 32, "out": 16},
+    "sdclr": {"hidden": 32, "out": 16, "prune": 0.5},
     "simclr": {"hidden": 32, "out": 16},
     "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
     "ts": {"hidden": 32, "out": 16, "period": 4},
