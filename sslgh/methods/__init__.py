@@ -3,6 +3,7 @@
 from sslgh.methods.barlow_twins import BarlowTwins
 from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
+from sslgh.methods.distil import Distil
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.moco_v3 import MoCoV3
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
     "byol": BYOL,
     "dcl": DCL,
+    "distil": Distil,
     "focal": Focal,
     "moco-v3": MoCoV3,
     "sdclr": SDCLR,

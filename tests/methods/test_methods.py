@@ -15,6 +15,7 @@ SETTINGS = {
     "barlow-twins": {"hidden": 32, "out": 16},
     "byol": {"hidden": 32, "out": 16},
     "dcl": {"hidden": 32, "out": 16},
+    "distil": {"hidden": 32, "out": 16, "teachers": ("RUN", "RUN")},
     "focal": {"hidden": 32, "out": 16},
     "moco-v3": {"hidden": 32, "out": 16},
     "sdclr": {"hidden": 32, "out": 16, "prune": 0.5},
