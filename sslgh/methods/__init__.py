@@ -6,6 +6,7 @@ from sslgh.methods.dcl import DCL
 from sslgh.methods.distil import Distil
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.moco_v2 import MoCoV2
 from sslgh.methods.moco_v3 import MoCoV3
 from sslgh.methods.sdclr import SDCLR
 from sslgh.methods.simclr import SimCLR
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "dcl": DCL,
     "distil": Distil,
     "focal": Focal,
+    "moco-v2": MoCoV2,
     "moco-v3": MoCoV3,
     "sdclr": SDCLR,
     "simclr": SimCLR,

@@ -17,6 +17,7 @@ SETTINGS = {
     "dcl": {"hidden": 32, "out": 16},
     "distil": {"hidden": 32, "out": 16, "teachers": ("RUN", "RUN")},
     "focal": {"hidden": 32, "out": 16},
+    "moco-v2": {"hidden": 32, "out": 16, "queue": 20},
     "moco-v3": {"hidden": 32, "out": 16},
     "sdclr": {"hidden": 32, "out": 16, "prune": 0.5},
     "simclr": {"hidden": 32, "out": 16},
