@@ -8,6 +8,7 @@ from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.moco_v2 import MoCoV2
 from sslgh.methods.moco_v3 import MoCoV3
+from sslgh.methods.nnclr import NNCLR
 from sslgh.methods.sdclr import SDCLR
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "focal": Focal,
     "moco-v2": MoCoV2,
     "moco-v3": MoCoV3,
+    "nnclr": NNCLR,
     "sdclr": SDCLR,
     "simclr": SimCLR,
     "simsiam": SimSiam,

@@ -19,6 +19,7 @@ SETTINGS = {
     "focal": {"hidden": 32, "out": 16},
     "moco-v2": {"hidden": 32, "out": 16, "queue": 20},
     "moco-v3": {"hidden": 32, "out": 16},
+    "nnclr": {"hidden": 32, "out": 16, "predictor_hidden": 32, "queue": 20},
     "sdclr": {"hidden": 32, "out": 16, "prune": 0.5},
     "simclr": {"hidden": 32, "out": 16},
     "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
