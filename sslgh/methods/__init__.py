@@ -12,6 +12,7 @@ from sslgh.methods.nnclr import NNCLR
 from sslgh.methods.sdclr import SDCLR
 from sslgh.methods.simclr import SimCLR
 from sslgh.methods.simsiam import SimSiam
+from sslgh.methods.swav import SwAV
 from sslgh.methods.ts import TS
 from sslgh.methods.vicreg import VICReg
 
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "sdclr": SDCLR,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "swav": SwAV,
     "ts": TS,
     "vicreg": VICReg,
 }

@@ -23,6 +23,7 @@ SETTINGS = {
     "sdclr": {"hidden": 32, "out": 16, "prune": 0.5},
     "simclr": {"hidden": 32, "out": 16},
     "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
+    "swav": {"hidden": 32, "out": 16, "prototypes": 10, "queue": 20, "queue_start": 0},
     "ts": {"hidden": 32, "out": 16, "period": 4},
     "vicreg": {"hidden": 32, "out": 16},
 }
