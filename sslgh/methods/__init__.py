@@ -3,6 +3,7 @@
 from sslgh.methods.barlow_twins import BarlowTwins
 from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
+from sslgh.methods.dino import DINO
 from sslgh.methods.distil import Distil
 from sslgh.methods.focal import Focal
 from sslgh.methods.method import Method, MethodOutput
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
     "byol": BYOL,
     "dcl": DCL,
+    "dino": DINO,
     "distil": Distil,
     "focal": Focal,
     "moco-v2": MoCoV2,

@@ -15,6 +15,7 @@ SETTINGS = {
     "barlow-twins": {"hidden": 32, "out": 16},
     "byol": {"hidden": 32, "out": 16},
     "dcl": {"hidden": 32, "out": 16},
+    "dino": {"hidden": 32, "out": 16, "prototypes": 10},
     "distil": {"hidden": 32, "out": 16, "teachers": ("RUN", "RUN")},
     "focal": {"hidden": 32, "out": 16},
     "moco-v2": {"hidden": 32, "out": 16, "queue": 20},

@@ -1,0 +1,169 @@
+"""DINO."""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.utils.scheduler import cosine_schedule
+from torch import Tensor, nn
+
+from sslgh.distributed import gather, weighted_mean
+from sslgh.functional import self_distillation
+from sslgh.functional.precision import in_float32
+from sslgh.methods.method import Method, MethodOutput
+from sslgh.models import dino_projector
+
+# Of the moving average of the teacher's logits, the paper's.
+CENTRE_MOMENTUM = 0.9
+
+
+class DINO(Method):
+    """All crops predict what a slower copy of the network makes of the full views (arXiv:2104.14294).
+
+    Embeddings are the bottleneck's before its normalisation. The prototypes are a linear layer with
+    unit rows (a weight norm of fixed length 1, as in the paper's code). The student sees all crops, the
+    teacher the two full views.
+
+    Args:
+        backbone: (N, 3, H, W) -> (N, F); for local crops one that takes several sizes.
+        features: F.
+        hidden: Width of the projector's hidden layers.
+        out: Embedding width D, the bottleneck.
+        layers: Linear layers of the projector, the bottleneck's among them.
+        prototypes: K.
+        batch_norm: Norms in the projector, the official code's ``use_bn_in_head``: a help to small
+            convolutional networks.
+        student_temperature: Divides the student's logits.
+        teacher_temperature: Divides the teacher's, once it is warm.
+        warmup_temperature: That of epoch 0; it rises in a line.
+        warmup_epochs: After which the teacher is warm; 0: from the start.
+        momentum: Of the teacher at the start; it rises to 1 along a cosine over the run.
+        freeze_prototypes_epochs: Epochs in which the student's prototypes stay as drawn.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    multi_crop = True
+
+    def __init__(  # noqa: PLR0913 - one keyword a setting of the recipe
+        self,
+        backbone: nn.Module,
+        *,
+        features: int,
+        hidden: int = 2048,
+        out: int = 256,
+        layers: int = 3,
+        prototypes: int = 65536,
+        batch_norm: bool = False,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        warmup_temperature: float = 0.04,
+        warmup_epochs: int = 30,
+        momentum: float = 0.996,
+        freeze_prototypes_epochs: int = 1,
+    ) -> None:
+        super().__init__()
+        _check(
+            prototypes=prototypes,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            warmup_temperature=warmup_temperature,
+        )
+        if momentum == 0:
+            raise ValueError(
+                "method.momentum is 0, a teacher that is the student itself, with which DINO does not "
+                "learn; set it near 1, such as 0.996"
+            )
+        if not 0 < momentum <= 1:
+            raise ValueError(f"method.momentum must be in (0, 1], got {momentum}")
+        self.backbone = backbone
+        self.projector = dino_projector(
+            features, hidden=hidden, out=out, layers=layers, batch_norm=batch_norm
+        )
+        self.prototypes = nn.Linear(out, prototypes, bias=False)
+        self.teacher = deepcopy(self._student())
+        deactivate_requires_grad(self.teacher)
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(prototypes))
+        self.embedding_dim = out
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.warmup_temperature = warmup_temperature
+        self.warmup_epochs = warmup_epochs
+        self.momentum = momentum
+        self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self.epoch = 0  # no buffer: whoever resumes begins the epoch again
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Know the teacher's temperature and whether the prototypes are frozen."""
+        self.epoch = epoch
+
+    def after_step(self, done: float) -> None:
+        """Move the teacher's parameters; the statistics of its batch norms are its own."""
+        # lightly's schedule ends at max_steps - 1: here a step is the whole run.
+        momentum = cosine_schedule(done, 2, self.momentum, 1.0)
+        update_momentum(self._student(), self.teacher, momentum)
+
+    def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
+        """The two full views in one pass, then all local crops in one."""
+        n, full = len(views[0]), torch.cat(views[:2])
+        h = self.backbone(full)
+        crops = [self.backbone(torch.cat(views[2:]))] if len(views) > 2 else []
+        z = self.projector(torch.cat([h, *crops]))
+        prototypes = self.prototypes.weight
+        if self.epoch < self.freeze_prototypes_epochs:
+            prototypes = prototypes.detach() + 0 * prototypes  # DDP waits for a gradient, if of 0
+        with torch.no_grad():
+            backbone, projector, directions = self.teacher
+            seen = _logits(projector(backbone(full)), directions.get_parameter("weight")).view(
+                2, n, -1
+            )
+        per_sample = self_distillation(
+            seen,
+            _logits(z, prototypes).view(len(views), n, -1),
+            self.centre,
+            teacher_temperature=self._temperature(),
+            student_temperature=self.student_temperature,
+        )
+        if self.training:
+            self._move_centre(seen)
+        z1, z2 = z[: 2 * n].chunk(2)
+        features = h[:n].detach()
+        return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2), features)
+
+    def _student(self) -> nn.Sequential:
+        return nn.Sequential(self.backbone, self.projector, self.prototypes)
+
+    def _temperature(self) -> float:
+        if self.epoch >= self.warmup_epochs:
+            return self.teacher_temperature
+        share = self.epoch / max(self.warmup_epochs - 1, 1)
+        return self.warmup_temperature + share * (
+            self.teacher_temperature - self.warmup_temperature
+        )
+
+    @torch.no_grad()
+    def _move_centre(self, seen: Tensor) -> None:
+        """Average in the mean over the rows of all processes, however many each of them has.
+
+        lightly's centre takes the mean of the processes' means instead.
+        """
+        rows = seen.flatten(0, 1)
+        sums, _ = gather(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])[None])
+        total = sums.sum(0)
+        mean = (total[:-1] / total[-1]).to(self.centre.dtype)
+        self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
+
+
+@in_float32
+def _logits(z: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosines (N, K), not rounded by autocast: they are divided by 0.04."""
+    return F.linear(F.normalize(z), F.normalize(prototypes))
+
+
+def _check(**positive: float) -> None:
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"method.{name} must be positive, got {value}")
