@@ -1,30 +1,24 @@
 """Plant one-line faults in a copy of the package and see a test fail for each.
 
     python scripts/plant_faults.py
+    python scripts/plant_faults.py moco
 
-A fault whose text is no longer in the file, or that no test notices, makes the exit code 1.
+The second form plants those alone that have all the words in their name or file. A fault whose text
+is no longer in the file, or that no test notices, makes the exit code 1.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+
+from fault import Fault
+from faults_of_pretraining import FAULTS as OF_PRETRAINING
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-class Fault(NamedTuple):
-    """What to replace by what, and the tests that must notice."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: str
-
 
 NT_XENT, COSINE = "functional/contrastive.py", "functional/cosine.py"
 SINKHORN, GH = "functional/sinkhorn.py", "functional/harmonization.py"
@@ -77,7 +71,7 @@ FAULTS = [
     Fault("norm statistics between processes", NORM, "squares.sum(0) + between", "squares.sum(0)", "models/test_batch_norm.py"),
     Fault("norm gradient stays at home", NORM, "input.new_tensor(input.numel()", "(input := input.detach()).new_tensor(input.numel()", "models/test_batch_norm.py"),
     Fault("no ramp", HARMONIZER, "min(max(ramp, 0.0), 1.0)", "float(ramp > 0)", "harmonize/test_harmonizer.py"),
-    Fault("begin_epoch not idempotent", HARMONIZER, "if epoch <= int(self.epoch):", "if False:", "harmonize/test_harmonizer.py"),
+    Fault("begin_epoch not idempotent", HARMONIZER, "if epoch > int(self.epoch):", "if True:", "harmonize/test_harmonizer.py"),
     Fault("own batch only", HARMONIZER, "everyone, _ = gather(torch.cat([z1, z2], dim=1).float())", "everyone = torch.cat([z1, z2], dim=1)", "harmonize/test_harmonizer.py"),
     Fault("refresh never again", HARMONIZER, "epoch - refreshed >= self.refresh_every", "False", "harmonize/test_harmonizer.py"),
     Fault("prior of the refresh ignored", HARMONIZER, "self.prior.copy_(estimate.prior)", "pass", "harmonize/test_harmonizer.py"),
@@ -151,6 +145,7 @@ FAULTS = [
     Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(counts, settings.sampling,", "drawn_shares(counts, \"instance\",", "engine/test_finetuning.py"),
     Fault("part of one image with one view", "data/order.py", "rest >= max(2, smallest_part * world * accumulation)", "rest >= max(2, world * accumulation)", "data/test_order.py"),
 ]  # fmt: skip
+FAULTS += OF_PRETRAINING
 
 
 def notice(fault: Fault, folder: Path) -> str:
@@ -171,7 +166,7 @@ def notice(fault: Fault, folder: Path) -> str:
         "-qx",
         "-p",
         "no:cacheprovider",
-        f"tests/{fault.tests}",
+        *shlex.split(f"tests/{fault.tests}"),
     ]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     ended = subprocess.run(
@@ -190,8 +185,9 @@ def notice(fault: Fault, folder: Path) -> str:
 
 
 def main() -> int:
-    """Plant all faults, or those whose name or file holds an argument."""
-    wanted = [f for f in FAULTS if all(word in f.name + f.file for word in sys.argv[1:])]
+    """Plant all faults, or those that have all the words of the command line."""
+    words = sys.argv[1:]
+    wanted = [f for f in FAULTS if all(w in f.name or w in f.file for w in words)]
     missed = 0
     with tempfile.TemporaryDirectory() as folder:
         for fault in wanted:
