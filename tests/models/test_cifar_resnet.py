@@ -129,5 +129,5 @@ def test_globalise_replaces_its_norms_and_keeps_its_function() -> None:
 def test_options_that_do_not_apply_are_named(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone("resnet32", **options)
-    with pytest.raises(ValueError, match=r"use resnet18, .*resnet32, resnet56, timm:NAME"):
+    with pytest.raises(ValueError, match=r"use resnet18, .*resnet32, resnet56, .*timm:NAME"):
         build_backbone("resnet33")
