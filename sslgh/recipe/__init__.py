@@ -3,8 +3,9 @@
 from sslgh.recipe.data import Data
 from sslgh.recipe.errors import RecipeError
 from sslgh.recipe.finetuning import Finetune
+from sslgh.recipe.harmonization import Harmonize
 from sslgh.recipe.loading import check_arguments, load_recipe, make_recipe, recipe_text
-from sslgh.recipe.schema import Harmonize, Optim, Probe, Recipe
+from sslgh.recipe.schema import Optim, Probe, Recipe
 
 __all__ = [
     "Data",
