@@ -46,7 +46,9 @@ def test_a_run_learns_and_leaves_a_complete_directory(tiny, name, gh) -> None:
     assert json.loads((directory / "status.json").read_text())["state"] == "done"
     losses = [line["ssl"] for line in lines(directory)]
     assert len(losses) == 6 * 4
-    if name == "simclr" and not gh:  # test_recipes_train.py has them all, with settings of their own
+    if (
+        name == "simclr" and not gh
+    ):  # test_recipes_train.py has them all, with settings of their own
         assert sum(losses[-4:]) < sum(losses[:4])
     assert all(0.1 < line["embedding_std"] < 1.05 for line in lines(directory))
     backbone, card = load_backbone(directory)
