@@ -44,7 +44,7 @@ def main() -> int:
 
 def shelf(options: argparse.Namespace) -> dict[Path, Recipe]:
     """The recipes that pretrain, each plain one before its GH twin."""
-    files = sorted(options.recipes.glob("small-*.yaml"), key=lambda path: path.stem)
+    files = sorted(options.recipes.glob("small-*.yaml"), key=_plain_first)
     recipes = {file: load_recipe(file) for file in files}
     wanted = set(filter(None, options.only.split(",")))
     return {
@@ -52,6 +52,11 @@ def shelf(options: argparse.Namespace) -> dict[Path, Recipe]:
         for file, recipe in recipes.items()
         if recipe.method is not None and (not wanted or recipe.method.name in wanted)
     }
+
+
+def _plain_first(file: Path) -> tuple[str, bool]:
+    name = file.stem.removesuffix("-gh")
+    return name, name != file.stem
 
 
 def train(options: argparse.Namespace, file: Path) -> int:

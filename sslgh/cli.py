@@ -4,13 +4,15 @@ Imports stand inside the functions, so that ``sslgh --help`` does not wait for t
 """
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from sslgh.engine.doctor.finding import Finding
     from sslgh.evaluation import Result
     from sslgh.recipe import Recipe
 
@@ -111,6 +113,31 @@ def probe(
     _leave(rows, code, details=details)
 
 
+@app.command()
+def scan(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of images.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON.", show_default=False)
+    ] = False,
+) -> None:
+    """Decode every image of a folder and name the broken ones; exit 1 if there are any."""
+    from sslgh.data.scan import scan_folder
+    from sslgh.data.scan_report import scan_record, scan_text
+    from sslgh.engine.outcome import FAILED, conclude
+
+    faulty = []
+
+    def work() -> None:
+        found = scan_folder(folder)
+        faulty.append(not found.is_sound)
+        text = json.dumps(scan_record(found), indent=2) if as_json else scan_text(found)
+        # A terminal without UTF-8 shows letters it lacks as escapes.
+        encoding = sys.stdout.encoding or "utf-8"
+        typer.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    raise typer.Exit(conclude(work) or (FAILED if any(faulty) else 0))
+
+
 @recipe_app.command("show")
 def show(words: Words) -> None:
     """Print the resolved recipe, every default written out."""
@@ -150,6 +177,43 @@ def list_recipes() -> None:
             typer.echo(f"{path!s:<45} {name:<15} {gh:<15} {recipe.train.epochs} epochs")
 
     raise typer.Exit(conclude(work))
+
+
+@app.command()
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...", help="The run that is meant, and overrides."
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where runs are written; the recipe's, or runs.")
+    ] = None,
+) -> None:
+    """Check this machine, and what a run needs of it; exit 1 if a fault is found, with its remedy."""
+    from sslgh.engine.doctor.finding import described
+    from sslgh.engine.doctor.software import software, unusable
+
+    failed: list[str] = []
+
+    def tell(findings: "Iterable[Finding]") -> None:
+        for finding in findings:
+            typer.echo(described(finding))
+            failed.append(finding.subject if finding.state == "FAIL" else "")
+
+    def work() -> None:
+        from sslgh.engine.doctor.examination import examine
+
+        tell(examine(_load(words)[0] if words else None, run_dir))
+
+    tell(software())
+    if unusable(failed):  # nothing else can be imported then
+        raise typer.Exit(1)
+    from sslgh.engine.outcome import conclude
+
+    code = conclude(work)
+    raise typer.Exit(code or int(any(failed)))
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -202,6 +266,7 @@ def _leave(rows: "Sequence[Row]", code: int, *, details: bool) -> None:
     from sslgh.engine.outcome import is_main
     from sslgh.engine.world import end_world
     from sslgh.evaluation import class_table, comparison_table, details_table
+    from sslgh.recipe.printable import printable
 
     rows = [row for row in rows if row[1]]
     if rows and is_main():
@@ -210,7 +275,7 @@ def _leave(rows: "Sequence[Row]", code: int, *, details: bool) -> None:
             typer.echo("\n" + details_table(rows))
             for name, results in rows:
                 for result in results:
-                    typer.echo(f"\n{name}\n{class_table(result)}")
+                    typer.echo(f"\n{printable(name)}\n{class_table(result)}")
     end_world()
     raise typer.Exit(code)
 
@@ -278,7 +343,7 @@ def _probe_target(
 
     if not target.startswith(("timm:", "torchvision:")):
         directory = Path(target)
-        if not (directory / "recipe.yaml").is_file():
+        if not _is_file(f"{target}/recipe.yaml"):
             raise RecipeError(f"{target} is no run directory: it holds no recipe.yaml")
         return _probe_run(
             load_recipe(directory / "recipe.yaml", [*overrides, f"run_dir={directory}"])
@@ -290,8 +355,9 @@ def _probe_target(
         typer.echo(f"{target}: {NO_PROBE}")
     size = recipe.data.size
     backbone = build_backbone(target, image_size=size, pretrained=pretrained)
-    name = target.replace(":", "-") + ("" if pretrained else "-random")
-    results = probe_backbone(backbone, recipe, directory=out / name, accelerator=start_world())
+    name = _folder_name(target) + ("" if pretrained else "-random")
+    directory = _place_of_results(out, name)
+    results = probe_backbone(backbone, recipe, directory=directory, accelerator=start_world())
     return name, results
 
 
@@ -310,5 +376,21 @@ def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: 
     if not probes:
         typer.echo(f"{file}: {NO_PROBE}")
         return file.stem, []
-    results = probe_features(*load_feature_file(file), probes, directory=out / file.stem)
-    return file.stem, results
+    directory = _place_of_results(out, _folder_name(file.stem))
+    return file.stem, probe_features(*load_feature_file(file), probes, directory=directory)
+
+
+def _folder_name(name: str) -> str:
+    """A name that is one folder: ``...npz`` has the stem ``..``, and a backbone's has a colon."""
+    return name.replace(":", "-").replace("/", "-").strip(".") or "features"
+
+
+def _place_of_results(out: Path, name: str) -> Path:
+    """The folder of the results of what is no run; a run keeps its own."""
+    from sslgh.recipe import RecipeError
+
+    if (out / name / "recipe.yaml").exists():
+        raise RecipeError(
+            f"{out / name} is a run, whose results would be lost; choose another --out"
+        )
+    return out / name

@@ -3,6 +3,7 @@
 Everything works unchanged on one process without torch.distributed being initialised.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -98,8 +99,13 @@ def broadcast(tensor: Tensor) -> None:
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is raised on at least one process; a collective, the same answer everywhere."""
+    return any_of([flag], device)[0]
+
+
+def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """`any_process` of several flags, in one collective."""
     if world().size == 1:
-        return flag
-    raised = torch.tensor(float(flag), device=device)
+        return list(flags)
+    raised = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return bool(raised)
+    return [bool(flag) for flag in raised.tolist()]

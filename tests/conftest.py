@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# Nets this small are slower with two threads, far slower on a machine that does something else besides.
+torch.set_num_threads(1)
 
 WORKER = Path(__file__).parent / "worker.py"
 Run = Callable[..., list[Any]]
@@ -110,6 +111,12 @@ def tiny(tmp_path: Path) -> Callable[..., Any]:
         return make_recipe(apply_overrides(settings, overrides))
 
     return make
+
+
+@pytest.fixture
+def tiny_settings() -> dict[str, Any]:
+    """The tiny recipe with GH, as a mapping."""
+    return TINY | {"harmonize": TINY_GH}
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Trees of image files: flat, nested, or one folder a class."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from sslgh.data.images import DataError, ImageSet
+from sslgh.data.walking import EXTENSIONS, is_folder, tree
+from sslgh.recipe.printable import printable
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
-)
 # Names a folder may have beside "train" in a tree that is divided into splits.
 SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
 
@@ -22,16 +20,20 @@ def split_folders(root: Path, test_root: Path | None) -> tuple[Path, Path | None
     class that happens to be called "train" does not hide the others. A given ``test_root`` goes first.
 
     Raises:
-        DataError: If ``root`` or ``test_root`` is not a folder, or they are the same.
+        DataError: If ``root`` or ``test_root`` is not a folder or cannot be listed, or they are the
+            same.
     """
     for key, folder in (("data.root", root), ("data.test_root", test_root)):
-        if folder is not None and not folder.is_dir():
+        # os.path: unlike Path's, it says no where a folder above must not be entered.
+        if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
             raise DataError(
-                f"{key} {folder} is not a folder; give the folder that holds the images"
+                f"{key} {printable(folder)} is not a folder; give the folder that holds the images"
             )
     if test_root is not None and test_root.samefile(root):
-        raise DataError(f"data.test_root {test_root} is data.root; give other images to test on")
-    beside = {entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."}
+        raise DataError(
+            f"data.test_root {printable(test_root)} is data.root; give other images to test on"
+        )
+    beside = _subfolders(root)
     if "train" not in beside or not beside <= SPLITS:
         return root, test_root
     own_test = root / "test" if "test" in beside else None
@@ -53,15 +55,15 @@ def read_folder(
         classes: Classes that are already known (of the training set). A test set may lack some of
             them but must not hold others.
 
+    What cannot be read stays in the list as long as one file exists: a link that leads nowhere or a
+    file without permission is found, and named, when it is read.
+
     Raises:
-        DataError: If there is no image, a link leads nowhere, or the classes do not agree.
+        DataError: If there is no image, none exists, a folder cannot be listed, or the classes do not
+            agree.
     """
-    paths = sorted(find_images(folder, without), key=lambda path: path.relative_to(folder).parts)
-    if not paths:
-        endings = " ".join(sorted(EXTENSIONS))
-        raise DataError(
-            f"{folder} holds no image; point to a folder with files that end in {endings}"
-        )
+    paths = sorted(_find_images(folder, without), key=lambda path: path.relative_to(folder).parts)
+    _check_found(folder, paths)
     relative = [path.relative_to(folder) for path in paths]
     names = tuple(path.as_posix() for path in relative)
     nested = all(len(path.parts) > 1 for path in relative)
@@ -75,59 +77,54 @@ def read_folder(
     return ImageSet(tuple(paths), labels, class_names, names)
 
 
+def _check_found(folder: Path, paths: list[Path]) -> None:
+    if not paths:
+        endings = " ".join(sorted(EXTENSIONS))
+        raise DataError(
+            f"{printable(folder)} holds no image; point to a folder with files that end in {endings}"
+        )
+    # Ends at the first that can: nothing is spent on a sound folder.
+    if not any(os.access(path, os.R_OK) for path in paths):
+        raise DataError(
+            f"{printable(folder)} holds {len(paths)} images of which none can be opened (first "
+            f"{printable(paths[0])}); restore what their links lead to, or allow reading them"
+        )
+
+
 def _check_classes(folder: Path, found: list[str], classes: tuple[str, ...]) -> None:
     if not found:
         raise DataError(
-            f"{folder} holds images outside class folders, but the training set has {len(classes)} "
-            f"classes ('{classes[0]}', ...); put each image into the folder of its class"
+            f"{printable(folder)} holds images outside class folders, but the training set has "
+            f"{len(classes)} classes ('{printable(classes[0])}', ...); put each image into the "
+            "folder of its class"
         )
     unknown = sorted(set(found) - set(classes))
     if unknown:
         raise DataError(
-            f"{folder} has {len(unknown)} classes that the training set lacks (first '{unknown[0]}'); "
-            "give both the same class folders"
+            f"{printable(folder)} has {len(unknown)} classes that the training set lacks (first "
+            f"'{printable(unknown[0])}'); give both the same class folders"
         )
 
 
-def find_images(folder: Path, without: Path | None = None) -> Iterator[Path]:
-    """Image files under ``folder``, through links, each folder once.
-
-    Raises:
-        DataError: If a folder cannot be listed or a link leads nowhere.
-    """
-    seen = {_identity(without)} if without is not None else set()
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        if _identity(current) in seen:
-            continue
-        seen.add(_identity(current))
-        for entry in _entries(current):
-            path = Path(entry.path)
-            if path.is_dir():
-                waiting.append(path)
-            elif path.suffix.lower() in EXTENSIONS:
-                yield _existing(path)
+def _find_images(folder: Path, without: Path | None) -> list[Path]:
+    found = tree(folder, without)
+    if found.unreadable:
+        path, reason = found.unreadable[0]
+        raise _unlistable(path, reason)
+    return found.images
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is visible in a folder, last name first (the caller takes folders from the end)."""
+def _subfolders(folder: Path) -> set[str]:
+    """Names of the visible folders right in a folder."""
     try:
         with os.scandir(folder) as listing:
             visible = [entry for entry in listing if not entry.name.startswith(".")]
+            return {entry.name for entry in visible if is_folder(entry)}
     except OSError as error:
-        raise DataError(
-            f"{folder} cannot be listed ({error.strerror}); allow reading it"
-        ) from error
-    return sorted(visible, key=lambda entry: entry.name, reverse=True)
+        raise _unlistable(Path(error.filename or folder), error.strerror or str(error)) from error
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path} is no file (a link that leads nowhere?); restore or remove it")
-    return path
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+def _unlistable(folder: Path, reason: str) -> DataError:
+    return DataError(
+        f"{printable(folder)} cannot be listed ({reason}); allow reading it, or take it out of the data"
+    )

@@ -1,17 +1,17 @@
 """A set of images, in memory or in files, with optional labels."""
 
 import hashlib
-import struct
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-# What Pillow's decoders raise for broken files; none of them shares a narrower base class.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+from sslgh.data.decoding import BROKEN, opened_image, reason, upright_rgb
+from sslgh.recipe.printable import printable
 
 
 class DataError(ValueError):
@@ -19,8 +19,11 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         # A DataLoader raises a worker's error again with its whole traceback as the message; the
-        # sentence that was meant for the user stands behind the last name of this class.
-        super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+        # sentence that was meant for the user stands behind the last line that begins with the name
+        # of this class. A file may be called "DataError: .jpg", but names cannot begin a line.
+        if message.startswith("Caught DataError in "):
+            message = re.split(r"^(?:[\w.]+\.)?DataError: ", message, flags=re.MULTILINE)[-1]
+        super().__init__(message.strip())
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +109,7 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Hash of the pixels, or of file names and sizes, and of the labels (32 hex digits).
 
-        Raises:
-            DataError: If a file has gone.
+        A file that has gone counts as gone: it changes the fingerprint and is found when it is read.
         """
         digest = hashlib.blake2b(digest_size=16)
         if isinstance(self.images, np.ndarray):
@@ -122,46 +124,30 @@ class ImageSet:
 
 
 def read_image(path: Path) -> Image.Image:
-    """One file as an upright RGB image.
+    """One file as an upright RGB image: right, or refused.
 
-    EXIF orientation is applied, transparency is dropped (as torchvision's loader does), 16-bit greys
-    keep their upper 8 bits, and floating-point greys count 0..1 when nothing in them exceeds 1.
+    The first frame counts; see `sslgh.data.decoding.upright_rgb` for depths, inks and transparency.
+    Memory stays below 24 bytes a pixel (8 to 12 for a photo) and pixels below
+    `sslgh.data.decoding.MAX_PIXELS`: 3 GiB at the very most. JPEG has no checksum: flipped bits in its
+    pixels may show as other colours and are not noticed.
 
     Raises:
-        DataError: If the file is missing or broken; it is named.
+        DataError: If the file is missing, not permitted, no regular file, broken or too large; it is
+            named.
     """
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
-            return _rgb(opened)
-    except _BROKEN as error:
-        reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        with opened_image(path) as image:
+            return upright_rgb(image)
+    except BROKEN as error:
         raise DataError(
-            f"{path} cannot be read as an image ({reason}); repair it or take it out of the data"
+            f"{printable(path)} cannot be read as an image ({reason(error)}); repair it or take it "
+            "out of the data"
         ) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; Pillow's own conversion clips greys of more than 8 bits to white."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "I":
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        scale = 255 if grey.max() <= 1 else 1
-        image = Image.fromarray((grey * scale).round().clip(0, 255).astype(np.uint8))
-    elif image.mode == "P":
-        # By way of RGBA: palettes with a transparency table draw a warning from Pillow otherwise.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _size(path: Path) -> int:
+def _size(path: Path) -> str:
+    """Bytes of a file as text; a folder's list may hold files that have gone."""
     try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"{path} has gone or cannot be read ({error.strerror}); restore it"
-        ) from error
+        return str(path.stat().st_size)
+    except OSError:
+        return "gone"

@@ -8,17 +8,21 @@ from sslgh.data.colour import NUM_DRAWS
 from sslgh.data.images import ImageSet
 from sslgh.data.policies import Policy, random_view
 from sslgh.data.streams import LABELLED, stream
+from sslgh.data.substitutes import shown_image
 from sslgh.data.views import TwoViews
 from sslgh.recipe.data import Augment
 
 
-class LabelledViews(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
+class LabelledViews(Dataset[tuple[Tensor, Tensor, Tensor, int, int, int]]):
     """A view by the policy, the two crops of ``TwoViews``, the label and the index.
 
-    Item ``(epoch, index)`` is uint8 (3, S, S), uint8 (V, 3, S, S), float32 (V, ``NUM_DRAWS``), label
-    and index; V is 2, or 0 without contrast. It depends on the seed, the epoch and the index alone,
+    Item ``(epoch, index)`` is uint8 (3, S, S), uint8 (V, 3, S, S), float32 (V, ``NUM_DRAWS``), label,
+    index and -1; V is 2, or 0 without contrast. It depends on the seed, the epoch and the index alone,
     and the crops are those of self-supervised training. ``normalize`` readies the view for the
     network, ``render_views`` the crops.
+
+    An image that cannot be read is replaced as ``shown_image`` says: the item then holds label and
+    index of the substitute, and in the last place the index that was asked for.
 
     Args:
         images: The training set, with labels.
@@ -54,14 +58,14 @@ class LabelledViews(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
+        image, key, broken = shown_image(self.images, key, seed=self.seed)
         epoch, index = key
         generator = stream(self.seed, LABELLED, epoch, index)
-        image = self.images.image(index)
         view = random_view(image, self.size, self.policy, generator)
         if self.crops is None:
             crops = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
             draws = torch.empty(0, NUM_DRAWS)
         else:
             crops, draws = self.crops.crops(image, key)
-        return torch.from_numpy(view), crops, draws, self.labels[index], index
+        return torch.from_numpy(view), crops, draws, self.labels[index], index, broken

@@ -1,12 +1,17 @@
 """Lists of files, as ImageNet-LT, Places-LT and iNaturalist are published."""
 
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from sslgh.data.images import DataError, ImageSet
+from sslgh.recipe.printable import printable
 
+# More than any published list has; a number of another meaning (a date, an identity) in the column of
+# labels would otherwise become as many classes, and take the memory for them.
+MAX_CLASSES = 1_000_000
 _LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
 
 
@@ -23,7 +28,8 @@ def read_list(file: Path, root: Path, *, key: str, classes: tuple[str, ...] = ()
         classes: Classes that are already known (of the training list).
 
     Raises:
-        DataError: If the list cannot be read, is empty, names missing files or unknown classes.
+        DataError: If the list cannot be read, is empty, names missing files or unknown classes, or
+            labels that are no classes.
     """
     lines = _lines(file, key)
     matches = [match for line in lines if (match := _LABELLED.fullmatch(line))]
@@ -33,14 +39,28 @@ def read_list(file: Path, root: Path, *, key: str, classes: tuple[str, ...] = ()
     _check_files(file, paths, key=key, stray_labels=0 if labelled else len(matches))
     if not labelled:
         return ImageSet(paths, None, (), tuple(names))
-    labels = np.array([int(match["label"]) for match in matches], dtype=np.int64)
-    class_names = classes or tuple(str(label) for label in range(int(labels.max()) + 1))
-    if labels.max() >= len(class_names):
+    numbers = [_number(match["label"]) for match in matches]
+    _check_labels(file, max(numbers), key=key, classes=classes)
+    class_names = classes or tuple(str(label) for label in range(max(numbers) + 1))
+    return ImageSet(paths, np.array(numbers, dtype=np.int64), class_names, tuple(names))
+
+
+def _number(digits: str) -> int:
+    # Python refuses numbers of more than 4300 digits; what is too large stays too large.
+    return int(digits.lstrip("0")[:20] or "0")
+
+
+def _check_labels(file: Path, largest: int, *, key: str, classes: tuple[str, ...]) -> None:
+    if classes and largest >= len(classes):
         raise DataError(
-            f"{key} {file} holds label {labels.max()}, but the training set has labels "
-            f"0..{len(class_names) - 1}; give both lists the same classes"
+            f"{key} {printable(file)} holds label {largest}, but the training set has labels "
+            f"0..{len(classes) - 1}; give both lists the same classes"
         )
-    return ImageSet(paths, labels, class_names, tuple(names))
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"{key} {printable(file)} holds label {largest}, but labels count classes from 0 and end "
+            f"below {MAX_CLASSES}; number the classes"
+        )
 
 
 def _lines(file: Path, key: str) -> list[str]:
@@ -48,26 +68,27 @@ def _lines(file: Path, key: str) -> list[str]:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(
-            f"{key} {file} cannot be read ({error.strerror}); give a file of paths"
+            f"{key} {printable(file)} cannot be read ({error.strerror}); give a file of paths"
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{key} {file} is not UTF-8 text; give a file of lines 'path label'"
+            f"{key} {printable(file)} is not UTF-8 text; give a file of lines 'path label'"
         ) from error
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
-        raise DataError(f"{key} {file} is empty; give a file of lines 'path label'")
+        raise DataError(f"{key} {printable(file)} is empty; give a file of lines 'path label'")
     return lines
 
 
 def _check_files(file: Path, paths: tuple[Path, ...], *, key: str, stray_labels: int) -> None:
-    missing = [str(path) for path in paths if not path.is_file()]
+    # os.path: unlike Path's, it says no to names that are too long and where it must not look.
+    missing = [printable(path) for path in paths if not os.path.isfile(path)]  # noqa: PTH113
     if not missing:
         return
     hint = "check data.root"
     if stray_labels:
         hint = f"{stray_labels} of its {len(paths)} lines end with a label: all must, or none"
     raise DataError(
-        f"{key} {file} names {len(missing)} files that are missing ({', '.join(missing[:3])}"
+        f"{key} {printable(file)} names {len(missing)} files that are missing ({', '.join(missing[:3])}"
         f"{', ...' if len(missing) > 3 else ''}); {hint}"
     )

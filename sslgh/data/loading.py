@@ -33,7 +33,9 @@ def view_loader(
     """Batches for ``render_views`` and ``render_local_views``, and the indices of their images.
 
     A batch is crops (N, 2, 3, S, S) uint8, draws (N, 2, D), local crops (N, L, 3, s, s) uint8, local
-    draws (N, L, D) and index (N,) int64; L is ``data.augment.local_crops``, 0 by default.
+    draws (N, L, D), index (N,) and broken (N,), both int64; L is ``data.augment.local_crops``, 0 by
+    default. An image that cannot be read is replaced by another: broken is the index that was asked
+    for there, and -1 elsewhere.
 
     One pass goes over the whole rest of the run, with the same workers throughout. What it gives
     depends on the seed and the order, not on the number of workers. It is this process's share
@@ -47,7 +49,7 @@ def view_loader(
         order: This process's batches.
 
     Raises:
-        DataError: While iterating, if an image cannot be read, from workers too.
+        DataError: While iterating, if hardly any image can be read, from workers too.
     """
     dataset = TwoViews(images, data.augment, size=size, seed=seed)
     pixels = 2 * size**2 + data.augment.local_crops * dataset.local_size**2
@@ -67,7 +69,8 @@ def labelled_loader(
     """Batches for supervised training, of this process's share like those of ``view_loader``.
 
     A batch is the view (N, 3, S, S) for ``normalize``, crops (N, V, 3, S, S) and draws (N, V, D) for
-    ``render_views``, label (N,) and index (N,), both int64. V is 2, or 0 without contrast.
+    ``render_views``, label (N,), index (N,) and broken (N,) as there, int64. V is 2, or 0 without
+    contrast.
 
     Args:
         images: The training set, with labels.
@@ -80,7 +83,7 @@ def labelled_loader(
 
     Raises:
         ValueError: If the images have no labels.
-        DataError: While iterating, if an image cannot be read, from workers too.
+        DataError: While iterating, if hardly any image can be read, from workers too.
     """
     dataset = LabelledViews(
         images, data.augment, size=size, seed=seed, policy=policy, contrast=contrast

@@ -1,6 +1,8 @@
 """The order in which a run sees its images."""
 
+import copy
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +90,17 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         counts = not drop_last and rest >= max(2, smallest_part * world * accumulation)
         self.steps_per_epoch = full + counts
         self._check_length()
+
+    def starting(self, epoch: int, step: int) -> Self:
+        """The same order from an epoch and a step within it on.
+
+        Raises:
+            ValueError: If that lies outside the run.
+        """
+        order = copy.copy(self)
+        order.start = (epoch, step)
+        order._check_length()
+        return order
 
     def _check_length(self) -> None:
         if self.steps_per_epoch == 0:

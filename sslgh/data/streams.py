@@ -3,7 +3,7 @@
 import numpy as np
 
 # The first word of every stream's key after the seed: no two purposes share a stream.
-ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED, LOCAL = range(7)
+ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED, LOCAL, SUBSTITUTE = range(8)
 
 
 def stream(seed: int, purpose: int, epoch: int, index: int = 0) -> np.random.Generator:

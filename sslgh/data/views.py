@@ -11,6 +11,7 @@ from sslgh.data.colour import FIRST_DRAWS, NUM_DRAWS
 from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
 from sslgh.data.images import ImageSet
 from sslgh.data.streams import LOCAL, VIEWS, WEAK, stream
+from sslgh.data.substitutes import shown_image
 from sslgh.recipe.data import Augment
 
 
@@ -27,12 +28,15 @@ def local_side(augment: Augment, size: int) -> int:
     return augment.local_size or max(4, 4 * round(size * 3 / 28))
 
 
-class TwoViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int]]):
+class TwoViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int, int]]):
     """Two random resized crops of an image, L small ones, and the draws for their colours.
 
     Item ``(epoch, index)`` is uint8 (2, 3, S, S), float32 (2, ``NUM_DRAWS``), uint8 (L, 3, s, s), float32
-    (L, ``NUM_DRAWS``) and the index; it depends on the seed, the epoch and the index alone, and the full
-    crops not on L. ``render_views`` and ``render_local_views`` make the views of a batch of items.
+    (L, ``NUM_DRAWS``), the index and -1; it depends on the seed, the epoch and the index alone, and the
+    full crops not on L. ``render_views`` and ``render_local_views`` make the views of a batch of items.
+
+    An image that cannot be read is replaced as ``shown_image`` says: the item then holds the index of
+    the substitute, and in the last place the index that was asked for.
 
     Args:
         images: The training set.
@@ -55,10 +59,9 @@ class TwoViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        _, index = key
-        image = self.images.image(index)
-        return *self.crops(image, key), *self._local_crops(image, key), index
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+        image, key, broken = shown_image(self.images, key, seed=self.seed)
+        return *self.crops(image, key), *self._local_crops(image, key), key[1], broken
 
     def crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Full crops and draws of an image that is read already."""

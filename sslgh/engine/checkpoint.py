@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sslgh.engine.manifest import write_manifest
 from sslgh.engine.sharding import cut_like, cut_optimiser_state, whole
 
-FORMAT = 2
+FORMAT = 3
 MODULE, MEMORY, OPTIMISER, PROGRESS = (
     "module.safetensors",
     "memory.safetensors",
@@ -41,53 +42,122 @@ class Progress(NamedTuple):
     total: int = 0
 
 
-def save_checkpoint(
-    directory: Path,
+class Setting(NamedTuple):
+    """What a run's numbers depend on beside its recipe.
+
+    Attributes:
+        processes: Their number.
+        threads: Of the CPU, each process's.
+        images: Fingerprint of the training set's names and labels.
+    """
+
+    processes: int
+    threads: int
+    images: str
+
+
+class Snapshot(NamedTuple):
+    """A copy of a run on the CPU, which training no longer touches.
+
+    Attributes:
+        progress: Where the run stood.
+        setting: In which it ran.
+        module: Weights and buffers by name.
+        memory: The same of what stands beside the module; None where nothing does.
+        optimiser: Its state dictionary.
+    """
+
+    progress: Progress
+    setting: Setting
+    module: dict[str, Tensor]
+    memory: dict[str, Tensor] | None
+    optimiser: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"step-{self.progress.total:09d}"
+
+
+def take_snapshot(
     progress: Progress,
+    setting: Setting,
     *,
     module: nn.Module,
     memory: nn.Module | None,
     optimiser: torch.optim.Optimizer,
-    keep: int,
-    writes: bool = True,
-) -> Path:
-    """Write ``directory/step-N`` and drop all but the latest ``keep``.
+) -> Snapshot:
+    """Copy what a checkpoint holds; a collective where FSDP has cut the weights.
 
-    One process ``writes``; the others need to call it only where FSDP has cut the weights.
-
-    No random state is in it: order, augmentation and the generator of a step are functions of
-    the seed and the step.
+    No random state is in it: order, augmentation and the generator of a step are functions of the
+    seed and the step.
     """
-    target = directory / f"step-{progress.total:09d}"
-    weights, state = _tensors(module), whole(optimiser.state_dict())
-    if not writes:
-        return target
+    beside = None if memory is None else _tensors(memory)
+    state = _copied(whole(optimiser.state_dict()))
+    return Snapshot(progress, setting, _tensors(module), beside, state)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    state = module.state_dict()
+    return {name: _copied(whole(value)).contiguous() for name, value in state.items()}
+
+
+def _copied(value: Any) -> Any:
+    """The same with every tensor copied to the CPU, of a tensor or of dictionaries and lists of them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_copied(held) for held in value]
+    return value
+
+
+def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
+    """Write ``directory/step-N``: under another name, with a manifest, flushed, then renamed.
+
+    Args:
+        directory: The folder of the checkpoints. It is not made here: where it has gone, so has the
+            mount it was on, and a new one would fill the disk below.
+        snapshot: What is written.
+
+    Raises:
+        OSError: If that fails. The checkpoints that were there are still there.
+    """
+    target = directory / snapshot.name
     temporary = directory / f".{target.name}.tmp"
+    if not directory.is_dir():
+        raise FileNotFoundError(2, "its folder has gone", str(directory))
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(weights, temporary / MODULE)
-    if memory is not None:
-        save_file(_tensors(memory), temporary / MEMORY)
-    torch.save(state, temporary / OPTIMISER)
-    (temporary / PROGRESS).write_text(json.dumps({"format": FORMAT, **progress._asdict()}))
-    for file in temporary.iterdir():
-        _flush(file)
+    try:
+        temporary.mkdir()
+        _write_files(temporary, snapshot)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+        if isinstance(error, OSError):
+            raise
+        raise OSError(str(error).splitlines()[0]) from None
     replaced = directory / f".{target.name}.old"
     if target.exists():
         target.rename(replaced)
     temporary.rename(target)
     _flush(directory)
     shutil.rmtree(replaced, ignore_errors=True)
-    for old in list_checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
     return target
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: whole(value.detach()).cpu().contiguous()
-        for name, value in module.state_dict().items()
-    }
+def _write_files(folder: Path, snapshot: Snapshot) -> None:
+    save_file(snapshot.module, folder / MODULE)
+    if snapshot.memory is not None:
+        save_file(snapshot.memory, folder / MEMORY)
+    with (folder / OPTIMISER).open("wb") as file:
+        torch.save(snapshot.optimiser, file)
+    progress = {"format": FORMAT, **snapshot.progress._asdict(), **snapshot.setting._asdict()}
+    (folder / PROGRESS).write_text(json.dumps(progress) + "\n")
+    write_manifest(folder)
+    for file_path in folder.iterdir():
+        _flush(file_path)
+    _flush(folder)
 
 
 def _flush(path: Path) -> None:
@@ -98,9 +168,24 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if (path / PROGRESS).is_file())
+def read_progress(path: Path) -> tuple[Progress, Setting]:
+    """Where the run of a checkpoint stood, and in which setting.
+
+    Raises:
+        CheckpointError: If it is of another format.
+        OSError, ValueError, KeyError, TypeError: If it is damaged.
+    """
+    held = json.loads((path / PROGRESS).read_text())
+    written = held["format"]
+    if written != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {written}, this sslgh goes on from {FORMAT}; choose another "
+            "run_dir, or the sslgh that wrote it"
+        )
+    return (
+        Progress(*(held[key] for key in Progress._fields)),
+        Setting(*(held[key] for key in Setting._fields)),
+    )
 
 
 def load_checkpoint(
@@ -115,13 +200,7 @@ def load_checkpoint(
         CheckpointError: If a file is damaged, of another format, or of another model.
     """
     try:
-        progress = json.loads((path / PROGRESS).read_text())
-        written = progress.pop("format")
-        if written != FORMAT:
-            raise CheckpointError(
-                f"{path} has checkpoint format {written}, this sslgh goes on from {FORMAT}; choose another "
-                "run_dir, or the sslgh that wrote it"
-            )
+        progress, _ = read_progress(path)
         _load(module, load_file(path / MODULE), path / MODULE)
         if memory is not None:
             _load(memory, load_file(path / MEMORY), path / MEMORY)
@@ -131,7 +210,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path} is damaged ({reason}); delete it to go on from the checkpoint before it"
         ) from None
-    return Progress(**progress)
+    return progress
 
 
 def _read_optimiser(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslgh.data import ImageSet
 from sslgh.engine.build import build_harmonizer
+from sslgh.engine.collapse import CollapseAlarm
 from sslgh.engine.labelled_health import TrackedEmbeddings, labelled_health
 from sslgh.engine.online_probe import OnlineProbe
 from sslgh.functional.groups import shot_groups
@@ -72,6 +73,7 @@ class Companions(nn.Module):
         harmonizer: Geometric Harmonization, or None.
         boost: Losses of the samples, for boosted augmentation, or None.
         labelled: What the labels are used for, none of it training; None where they are not known.
+        width: D, of the embedding.
     """
 
     def __init__(
@@ -79,9 +81,12 @@ class Companions(nn.Module):
         harmonizer: GeometricHarmonizer | None,
         boost: MomentumLoss | None,
         labelled: Labelled | None,
+        *,
+        width: int,
     ) -> None:
         super().__init__()
         self.harmonizer, self.boost, self.labelled = harmonizer, boost, labelled
+        self.alarm = CollapseAlarm(width)
 
     @property
     def sequence(self) -> Callable[[int], NDArray[np.int64]] | None:
@@ -130,4 +135,4 @@ def build_companions(recipe: Recipe, images: ImageSet, method: Method) -> Compan
         labelled = Labelled(
             images.labels, images.class_counts, features=features, width=method.embedding_dim
         )
-    return Companions(harmonizer, boost, labelled)
+    return Companions(harmonizer, boost, labelled, width=method.embedding_dim)

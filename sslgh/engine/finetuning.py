@@ -5,7 +5,6 @@ Shapes: N images, C classes, F features.
 
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
 from sslgh.data import (
     BatchOrder,
     DataError,
+    ImageSet,
     class_sampling,
     drawn_shares,
     input_size,
@@ -33,21 +33,20 @@ from sslgh.distributed import gather, weighted_mean
 from sslgh.engine.build import CONTRAST_VIEWS, build_network
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.image_list import run_images
 from sslgh.engine.loop import (
     Batch,
     Moment,
-    Run,
     Task,
     Values,
-    batch_order,
-    is_done,
-    make_run,
-    open_run,
     train,
     try_step,
 )
 from sslgh.engine.optimiser import build_optimiser
+from sslgh.engine.quarantine import Quarantine
+from sslgh.engine.run import Run, batch_order, is_done, make_run, open_quarantine, open_run
 from sslgh.engine.run_directory import write_status
+from sslgh.engine.run_size import check_size
 from sslgh.models import save_backbone
 from sslgh.models.files import save_classifier
 from sslgh.recipe import Finetune, Recipe, RecipeError
@@ -71,17 +70,18 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
         DataError: If the images cannot be used or have no labels.
         CheckpointError: If the checkpoint to go on from cannot be used.
         WorldError: If another number of processes was asked for.
-        NotFiniteError: If the loss is nan or infinite.
-        Stopped: After saving, if SIGTERM or SIGINT came.
+        NotFiniteError: If a number is nan or infinite, and steps are not to be skipped.
+        Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
     settings = _settings(recipe)
     if is_done(recipe, accelerator):
         return recipe.directory
-    run, network, average = _build(recipe, settings, accelerator)
+    images, said = run_images(recipe)
+    run, network, average = _build(recipe, settings, accelerator, images)
     size = input_size(recipe.data, run.images)
     card = backbone_card(recipe, image_size=size, method=f"finetune {settings.objective}")
-    progress = open_run(run)
-    order, batches = _batches(run, settings, progress)
+    progress = open_run(run, said)
+    order, batches = _batches(run, settings, progress, directory=recipe.directory)
     started = time.perf_counter()
     train(run, _task(run, network, average), batches, progress, order.steps_per_epoch)
     _finish(run, _judged(network, average), card, started)
@@ -91,8 +91,8 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
 def try_finetuning(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `finetune`."""
     settings = _settings(recipe)
-    run, network, average = _build(recipe, settings, accelerator)
-    order, batches = _batches(run, settings, Progress())
+    run, network, average = _build(recipe, settings, accelerator, training_set(recipe.data))
+    order, batches = _batches(run, settings, Progress(), directory=None)
     try_step(run, _task(run, network, average), batches, order.steps_per_epoch)
 
 
@@ -103,8 +103,8 @@ def _settings(recipe: Recipe) -> Finetune:
 
 
 def _batches(
-    run: Run, settings: Finetune, progress: Progress
-) -> tuple[BatchOrder, Iterator[Batch]]:
+    run: Run, settings: Finetune, progress: Progress, *, directory: Path | None
+) -> tuple[BatchOrder, Quarantine]:
     recipe, images = run.recipe, run.images
     assert images.labels is not None
     kind = settings.sampling
@@ -120,18 +120,19 @@ def _batches(
         policy=settings.policy,
         contrast=views > 1,
     )
-    return order, iter(loader)
+    return order, open_quarantine(iter(loader), run, directory)
 
 
 def _build(
-    recipe: Recipe, settings: Finetune, accelerator: Accelerator
+    recipe: Recipe, settings: Finetune, accelerator: Accelerator, images: ImageSet
 ) -> tuple[Run, Network, AveragedModel | None]:
-    images = training_set(recipe.data)
     if images.labels is None:
         raise DataError(
             f"finetuning needs labels, and source {recipe.data.source} at {recipe.data.root} has none"
         )
-    network = build_network(recipe, input_size(recipe.data, images), len(images.class_names))
+    size = input_size(recipe.data, images)
+    check_size(recipe, images, size)
+    network = build_network(recipe, size, len(images.class_names))
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
     average = None
@@ -161,9 +162,10 @@ def _task(run: Run, network: Network, average: AveragedModel | None) -> Task:
         epoch = moment.epoch
         return _part(run, settings, priors[epoch], taus[epoch], batch, epoch)
 
-    def after(moment: Moment) -> None:
+    def after(moment: Moment) -> Values:
         if average is not None:
             average.update_parameters(network)
+        return {}
 
     return Task(part=part, after_step=after)
 

@@ -3,18 +3,25 @@
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from sslgh.engine.board import Board
+from sslgh.engine.line_file import LineFile
+from sslgh.engine.run_directory import write_status
 
 METRICS = "metrics.jsonl"
 
 
 class Journal:
     """Writes on process 0 and does nothing elsewhere.
+
+    A run does not end because it cannot be told: what cannot be written is said, once until it can be
+    again, and the lines are kept for when the disk has room.
 
     Args:
         directory: The run directory.
@@ -27,29 +34,42 @@ class Journal:
     def __init__(
         self, directory: Path, *, active: bool, steps: int, start: int, images_per_step: int
     ) -> None:
-        self.active, self.images_per_step = active, images_per_step
+        self.directory, self.active, self.images_per_step = directory, active, images_per_step
         self.clock, self.clock_step = time.perf_counter(), start
+        self._said: set[str] = set()
+        self._open = ExitStack()
         if not active:
             return
-        self.path = directory / METRICS
-        _drop_after(self.path, start)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start)
+        _drop_after(directory / METRICS, start)
+        self.file = self._open.enter_context(LineFile(directory / METRICS))
+        self.board = self._open.enter_context(Board(directory / "tensorboard", start))
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            desc=directory.name,
-            # A log file gets a line now and then instead of thousands of carriage returns.
-            mininterval=0.3 if terminal else 20,
-            dynamic_ncols=terminal,
+        self.bar = self._open.enter_context(
+            tqdm(
+                total=steps,
+                initial=start,
+                unit="step",
+                desc=directory.name,
+                # A log file gets a line now and then instead of thousands of carriage returns.
+                mininterval=0.3 if terminal else 20,
+                dynamic_ncols=terminal,
+            )
         )
 
     def advance(self) -> None:
         """One optimiser step is done."""
         if self.active:
             self.bar.update(1)
+
+    def running(self, epoch: int, step: int) -> None:
+        """Write into ``status.json`` where the run stands."""
+        if not self.active:
+            return
+        try:
+            write_status(self.directory, "running", epoch=epoch, step=step)
+            self._faultless("status.json")
+        except OSError as error:
+            self._complain("status.json", error)
 
     def metrics(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Log numbers of a step; adds images/s since the last call."""
@@ -60,9 +80,7 @@ class Journal:
             rate = (step - self.clock_step) * self.images_per_step / (now - self.clock)
             values = values | {"images_per_second": rate}
         self.clock, self.clock_step = now, step
-        self._write({"kind": "train", "step": step, "epoch": epoch} | values)
-        for name, value in values.items():
-            self.board.add_scalar(f"train/{name}", value, step)
+        self._write({"kind": "train", "step": step, "epoch": epoch} | values, "train")
         shown = {"images_per_second": "img/s"}
         parts = ("loss", "ssl", "gh", "images_per_second")
         self.bar.set_postfix(
@@ -72,22 +90,37 @@ class Journal:
 
     def event(self, kind: str, step: int, epoch: int, values: dict[str, Any]) -> None:
         """Log something that happens now and then, such as a refresh of the population."""
-        if not self.active:
-            return
-        self._write({"kind": kind, "step": step, "epoch": epoch} | values)
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        if self.active:
+            self._write({"kind": kind, "step": step, "epoch": epoch} | values, kind)
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""
         if self.active:
             tqdm.write(text, file=sys.stderr)
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, Any], kind: str) -> None:
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}
-        self.file.write(json.dumps(rounded) + "\n")
-        self.file.flush()
+        fault = self.file.write(json.dumps(rounded))
+        if fault is None:
+            self._faultless(METRICS)
+        else:
+            self._complain(METRICS, fault)
+        for name, value in line.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                self.board.scalar(f"{kind}/{name}", value, line["step"])
+        if self.board.fault is not None:
+            self._complain("tensorboard", self.board.fault)
+
+    def _complain(self, name: str, error: OSError) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            reason = error.strerror or str(error)
+            self.say(
+                f"{self.directory / name} cannot be written ({reason}); training goes on without"
+            )
+
+    def _faultless(self, name: str) -> None:
+        self._said.discard(name)
 
     def __enter__(self) -> Self:
         return self
@@ -98,10 +131,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.active:
-            self.bar.close()
-            self.board.close()
-            self.file.close()
+        self._open.close()
 
 
 def _drop_after(path: Path, start: int) -> None:
@@ -109,12 +139,12 @@ def _drop_after(path: Path, start: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             content = json.loads(line)
             # A refresh is written before the step that follows it, and again by a resumed run.
             last = start - 1 if content["kind"] == "refresh" else start
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
         if content["step"] <= last:
             kept.append(line + "\n")

@@ -2,63 +2,36 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslgh.data import BatchOrder, ImageSet, end_workers
-from sslgh.distributed import any_process
-from sslgh.engine.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from sslgh.distributed import any_of, any_process
+from sslgh.engine.checkpoint import Progress, take_snapshot
+from sslgh.engine.checkpoint_writer import CheckpointWriter
+from sslgh.engine.determinism import determinism
+from sslgh.engine.finite import (
+    MOST_SKIPPED,
+    BufferBackup,
+    NotFiniteError,
+    find_fault,
+    gradient_norm,
+)
 from sslgh.engine.journal import Journal
 from sslgh.engine.optimiser import set_learning_rate
-from sslgh.engine.run_directory import check_directory, open_directory, read_status, write_status
+from sslgh.engine.quarantine import Quarantine
+from sslgh.engine.run import Run, within
 from sslgh.engine.schedule import learning_rate
-from sslgh.engine.sharding import make_shardable, make_whole, own_part, whole
+from sslgh.engine.sharding import make_whole, own_part
 from sslgh.engine.signals import Stopped, StopRequest
-from sslgh.engine.world import check_world, describe_world, world_environment
-from sslgh.recipe import Recipe, RecipeError
+from sslgh.engine.world import from_main
+from sslgh.recipe import Recipe
 
 Batch = tuple[Tensor, ...]
-Sequence = Callable[[int], NDArray[np.int64]]
 Values = dict[str, Tensor]
-
-
-class NotFiniteError(RuntimeError):
-    """The loss became nan or infinite; the last checkpoint is from before."""
-
-
-@dataclass
-class Run:
-    """The objects of a run.
-
-    Attributes:
-        module: The bare module that is trained.
-        model: What Accelerate made of it.
-        memory: State beside the module that belongs to a checkpoint: a harmonizer, a moving average.
-        finite: Whether all losses so far were, shape (), bool.
-    """
-
-    recipe: Recipe
-    accelerator: Accelerator
-    images: ImageSet
-    module: nn.Module
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    memory: nn.Module | None
-    finite: Tensor
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.recipe.directory / "checkpoints"
 
 
 class Moment(NamedTuple):
@@ -85,131 +58,50 @@ class Task:
         part: Forward of one part of a batch; its numbers, ``loss`` among them.
         begin_epoch: Called with epoch, step and journal before the first step of an epoch, and
             again when a run is resumed within it.
-        after_step: Called after the optimiser's step.
+        after_step: Called after the optimiser's step, and not for a step that was skipped; more
+            numbers.
+        skip_step: Called instead of it for a step that was skipped.
         end_epoch: Called with epoch, step and journal before the checkpoint of an epoch.
         watch: Looks at the numbers that are written down; a sentence to say, or None.
     """
 
     part: Callable[[Batch, Moment], Values]
     begin_epoch: Callable[[int, int, Journal], None] | None = None
-    after_step: Callable[[Moment], None] | None = None
+    after_step: Callable[[Moment], Values] | None = None
+    skip_step: Callable[[], None] | None = None
     end_epoch: Callable[[int, int, Journal], None] | None = None
     watch: Callable[[dict[str, float]], str | None] | None = None
 
 
-def make_run(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    images: ImageSet,
-    module: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    memory: nn.Module | None,
-) -> Run:
-    """Prepare the objects for the accelerator's device and processes.
+class Taken(NamedTuple):
+    """A step that was taken; all but the numbers is alike on all processes.
 
-    Raises:
-        ShardingError: If FSDP is asked for and cannot train the module.
+    Attributes:
+        values: Its numbers.
+        fault: What of it was not finite, so that nothing was learnt; None where all was.
+        stop: Whether a process was asked to stop.
+        broken: Whether a process met images that cannot be read.
     """
-    if accelerator.is_fsdp2:
-        make_shardable(module, memory)
-    # The schedule is not prepared: Accelerate would step it once a process.
-    model, optimiser = accelerator.prepare(module, optimiser)
-    if memory is not None:
-        memory = memory.to(accelerator.device)
-    finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
-    return Run(recipe, accelerator, images, module, model, optimiser, memory, finite)
 
-
-def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Whether the run directory holds this run, finished; a collective.
-
-    Raises:
-        RecipeError: If it holds another run, or processes see different directories.
-        WorldError: If another number of processes was asked for.
-    """
-    directory = recipe.directory
-    check_world(accelerator, recipe.train.processes)
-    known = check_directory(recipe)
-    done = known and read_status(directory).get("state") == "done"
-    latest = [path.name for path in list_checkpoints(directory / "checkpoints")[-1:]]
-    found = gather_object([(done, latest)])
-    if any(state != found[0] for state in found):
-        raise RecipeError(
-            f"run directory {directory} differs between machines; choose a run_dir that all share"
-        )
-    if done:
-        accelerator.print(f"{directory}: training is done already")
-    return done
-
-
-def open_run(run: Run, *, note: str = "") -> Progress:
-    """Make or find the run directory, and restore the last checkpoint; a collective.
-
-    Args:
-        run: Fresh from `make_run`.
-        note: Said after the processes.
-
-    Returns:
-        Where the run stands.
-
-    Raises:
-        ValueError: If the batches are impossible.
-        CheckpointError: If the checkpoint to go on from cannot be used.
-    """
-    recipe, accelerator = run.recipe, run.accelerator
-    batch_order(run, Progress())  # refuses an impossible batch before anything is written
-    world = describe_world(accelerator) + note
-    accelerator.print(f"{recipe.name}: {len(run.images)} images, {world}")
-    if accelerator.is_main_process:
-        open_directory(recipe, {"world": world, **world_environment()})
-    accelerator.wait_for_everyone()
-    found = list_checkpoints(run.checkpoints)
-    if not found:
-        return Progress()
-    progress = load_checkpoint(
-        found[-1], module=run.module, memory=run.memory, optimiser=run.optimiser
-    )
-    accelerator.print(f"going on from epoch {progress.epoch}, step {progress.total} ({found[-1]})")
-    return progress
-
-
-def batch_order(
-    run: Run, progress: Progress, sequence: Sequence | None = None, *, views: int = 2
-) -> BatchOrder:
-    """This process's batches from ``progress`` on.
-
-    Args:
-        run: Its recipe and processes.
-        progress: Where to begin.
-        sequence: Positions of an epoch, as `class_sampling` gives them; None: each image once.
-        views: Of an image; batch statistics need two rows.
-    """
-    train = run.recipe.train
-    return BatchOrder(
-        len(run.images),
-        train.batch_size,
-        seed=run.recipe.seed,
-        epochs=train.epochs,
-        start=(progress.epoch, progress.step),
-        drop_last=train.drop_last,
-        rank=run.accelerator.process_index,
-        world=run.accelerator.num_processes,
-        accumulation=train.accumulation,
-        sequence=sequence,
-        smallest_part=1 if views > 1 else 2,
-    )
+    values: Values
+    fault: str | None
+    stop: bool
+    broken: bool
 
 
 def train(
-    run: Run, task: Task, batches: Iterator[Batch], progress: Progress, steps_per_epoch: int
+    run: Run, task: Task, batches: Quarantine, progress: Progress, steps_per_epoch: int
 ) -> None:
     """All epochs from ``progress`` on; the module ends with whole weights on every process.
 
     Raises:
-        NotFiniteError: If the loss is nan or infinite.
-        Stopped: After saving, if SIGTERM or SIGINT came.
+        NotFiniteError: If a number is nan or infinite, and steps are not to be skipped or too many were.
+        DataError: If too many images cannot be read.
+        OSError: If the last checkpoint cannot be written.
+        Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
     recipe, main = run.recipe, run.accelerator.is_main_process
+    progress = within(progress, steps_per_epoch)
     journal = Journal(
         recipe.directory,
         active=main,
@@ -217,28 +109,157 @@ def train(
         start=progress.total,
         images_per_step=recipe.train.batch_size,
     )
-    with journal, StopRequest() as stop, _ended(batches):
+    with (
+        journal,
+        _writer(run) as writer,
+        StopRequest() as stop,
+        _ended(batches),
+        determinism(recipe.train.deterministic),
+    ):
+        loop = _Loop(run, task, batches, journal, writer, stop)
         for epoch in range(progress.epoch, recipe.train.epochs):
-            if main:
-                write_status(recipe.directory, "running", epoch=epoch, step=progress.total)
+            journal.running(epoch, progress.total)
             if task.begin_epoch is not None:
                 task.begin_epoch(epoch, progress.total, journal)
             run.model.train()
-            for step in range(progress.step, steps_per_epoch):
-                rate = _learning_rate(run, progress.total, steps_per_epoch)
-                moment = _moment(recipe, epoch, progress.total, steps_per_epoch)
-                values = _step(run, task, batches, moment, rate)
-                progress = Progress(epoch, step + 1, moment.total)
-                journal.advance()
-                if moment.logged:
-                    _log(run, task, journal, progress, values, rate)
-                _stop_if_asked(run, progress, stop)
+            for _ in range(progress.step, steps_per_epoch):
+                progress = loop.step(progress, steps_per_epoch)
             if _checkpoint_due(recipe, epoch):
                 if task.end_epoch is not None:
                     task.end_epoch(epoch, progress.total, journal)
-                _save(run, Progress(epoch + 1, 0, progress.total))
+                loop.save(Progress(epoch + 1, 0, progress.total))
             progress = Progress(epoch + 1, 0, progress.total)
+        loop.finish_writing()
     make_whole(run.module)
+
+
+class _Loop:
+    """What the steps of a run share.
+
+    Attributes:
+        skipped: Steps in a row that were passed over.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        batches: Quarantine,
+        journal: Journal,
+        writer: CheckpointWriter | None,
+        stop: StopRequest,
+    ) -> None:
+        self.run, self.task, self.batches = run, task, batches
+        self.journal, self.writer, self.stop = journal, writer, stop
+        skips = run.recipe.train.not_finite == "skip"
+        self.backup = BufferBackup(run.module) if skips else None
+        self.skipped = 0
+
+    def step(self, progress: Progress, steps_per_epoch: int) -> Progress:
+        """Take the next step, tell of it, and leave if that was asked for.
+
+        Raises:
+            Stopped: After saving.
+        """
+        run = self.run
+        rate = _learning_rate(run, progress.total, steps_per_epoch)
+        moment = _moment(run.recipe, progress.epoch, progress.total, steps_per_epoch)
+        taken = _step(
+            run, self.task, self.batches, moment, rate, stop=self.stop, backup=self.backup
+        )
+        progress = Progress(progress.epoch, progress.step + 1, moment.total)
+        self.skipped = 0 if taken.fault is None else self.skipped + 1
+        if taken.fault is not None:
+            self._skip_or_stop(progress, taken.fault)
+        elif moment.logged:
+            self._log(progress, taken.values, rate)
+        self.journal.advance()
+        if taken.broken:
+            self._report_broken(progress)
+        self._say_what_was_not_written()
+        if taken.stop:
+            self.save(progress)
+            self.finish_writing()
+            raise Stopped(f"stopped after step {progress.total}; run the same command to go on")
+        return progress
+
+    def _log(self, progress: Progress, values: Values, rate: float) -> None:
+        numbers = _numbers(self.run, values, rate)
+        self.journal.metrics(progress.total, progress.epoch, numbers)
+        sentence = self.task.watch(numbers) if self.task.watch is not None else None
+        if sentence is not None:
+            self.journal.say(sentence)
+            self.journal.event("alarm", progress.total, progress.epoch, {"text": sentence})
+
+    def _skip_or_stop(self, progress: Progress, fault: str) -> None:
+        """What the recipe says of a step whose numbers are not finite.
+
+        Raises:
+            NotFiniteError: On every process.
+        """
+        where = f"{fault} in step {progress.total} (epoch {progress.epoch})"
+        if self.run.recipe.train.not_finite == "stop":
+            raise NotFiniteError(
+                f"{where}; lower optim.lr, set optim.clip, or pass over such steps with train.not_finite: skip"
+            )
+        self.journal.say(f"{where}: skipped")
+        self.journal.event("skipped", progress.total, progress.epoch, {"text": fault})
+        if self.skipped >= MOST_SKIPPED:
+            raise NotFiniteError(
+                f"{where}, as in the {MOST_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and go "
+                "on from the last checkpoint"
+            )
+
+    def _report_broken(self, progress: Progress) -> None:
+        """A collective.
+
+        Raises:
+            DataError: On every process, if there are too many.
+        """
+        sentence = self.batches.check(self.run.accelerator)
+        if sentence is not None:
+            self.journal.say(sentence)
+            self.journal.event("quarantine", progress.total, progress.epoch, {"text": sentence})
+
+    def _say_what_was_not_written(self) -> None:
+        for sentence in self.writer.sentences() if self.writer is not None else ():
+            self.journal.say(sentence)
+
+    def save(self, progress: Progress) -> None:
+        """Hand a copy of the run to the writer; a collective.
+
+        Raises:
+            NotFiniteError: If a weight is not finite: an optimiser may overflow where no gradient did.
+            DataError: If too many images cannot be read.
+        """
+        run, writer = self.run, self.writer
+        self._report_broken(progress)
+        tensors = run.module.state_dict().values()
+        broken = any(not bool(own_part(tensor).isfinite().all()) for tensor in tensors)
+        if any_process(broken, run.accelerator.device):
+            raise NotFiniteError(
+                f"a weight is not finite after step {progress.total}; lower optim.lr or set optim.clip"
+            )
+        if writer is not None or run.accelerator.is_fsdp2:
+            snapshot = take_snapshot(
+                progress,
+                run.setting,
+                module=run.module,
+                memory=run.memory,
+                optimiser=run.optimiser,
+            )
+            if writer is not None:
+                writer.submit(snapshot)
+
+    def finish_writing(self) -> None:
+        """Wait for the last checkpoint; a collective.
+
+        Raises:
+            OSError: On every process, if it cannot be written.
+        """
+        writer = self.writer
+        from_main(lambda: None if writer is None else writer.finish(), self.run.accelerator)
+        self._say_what_was_not_written()
 
 
 def _moment(recipe: Recipe, epoch: int, taken: int, steps_per_epoch: int) -> Moment:
@@ -249,46 +270,48 @@ def _moment(recipe: Recipe, epoch: int, taken: int, steps_per_epoch: int) -> Mom
     )
 
 
-def _log(
-    run: Run, task: Task, journal: Journal, progress: Progress, values: Values, rate: float
-) -> None:
-    _check_finite(run, progress)
-    numbers = _numbers(run, values, rate)
-    journal.metrics(progress.total, progress.epoch, numbers)
-    sentence = task.watch(numbers) if task.watch is not None else None
-    if sentence is not None:
-        journal.say(sentence)
-        journal.event("alarm", progress.total, progress.epoch, {"text": sentence})
-
-
 @contextmanager
-def _ended(batches: Iterator[Batch]) -> Iterator[None]:
+def _ended(batches: Quarantine) -> Iterator[None]:
     """Loader workers end with the loop, however it is left."""
     try:
         yield
     finally:
-        end_workers(batches)
+        batches.end()
 
 
-def try_step(run: Run, task: Task, batches: Iterator[Batch], steps_per_epoch: int) -> None:
+@contextmanager
+def _writer(run: Run) -> Iterator[CheckpointWriter | None]:
+    """The writer of process 0; None elsewhere."""
+    train = run.recipe.train
+    if not run.accelerator.is_main_process:
+        yield None
+        return
+    with CheckpointWriter(
+        run.checkpoints, keep_last=train.keep_last, keep_every=train.keep_every
+    ) as writer:
+        yield writer
+
+
+def try_step(run: Run, task: Task, batches: Quarantine, steps_per_epoch: int) -> None:
     """Take one step and say what the run would be; nothing is written.
 
     Raises:
-        NotFiniteError: If the loss is nan or infinite.
+        NotFiniteError: If a number is nan or infinite.
     """
     recipe = run.recipe
     started = time.perf_counter()
     run.model.train()
-    with _ended(batches):
+    with _ended(batches), determinism(recipe.train.deterministic):
         moment = _moment(recipe, 0, 0, steps_per_epoch)
-        values = _step(run, task, batches, moment, _learning_rate(run, 0, steps_per_epoch))
-    _check_finite(run, Progress(total=1))
+        taken = _step(run, task, batches, moment, _learning_rate(run, 0, steps_per_epoch))
+    if taken.fault is not None:
+        raise NotFiniteError(f"{taken.fault} in the first step")
     seconds = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in run.module.parameters())
     run.accelerator.print(
         f"{recipe.name}: {len(run.images)} images, {parameters / 1e6:.2f} M parameters, "
         f"{recipe.train.epochs} epochs of {steps_per_epoch} steps; the first step took {seconds:.1f} s, "
-        f"loss {values['loss'].item():.4g}; dry run, nothing written"
+        f"loss {taken.values['loss'].item():.4g}; dry run, nothing written"
     )
 
 
@@ -303,36 +326,55 @@ def _learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
     )
 
 
-def _step(run: Run, task: Task, batches: Iterator[Batch], moment: Moment, rate: float) -> Values:
+def _step(
+    run: Run,
+    task: Task,
+    batches: Quarantine,
+    moment: Moment,
+    rate: float,
+    *,
+    stop: StopRequest | None = None,
+    backup: BufferBackup | None = None,
+) -> Taken:
     """One optimiser step over all parts of a global batch; the numbers of its last part."""
     recipe, accelerator = run.recipe, run.accelerator
     # Dropout and stochastic depth draw from (seed, step, process): no random state to save.
     torch.manual_seed(recipe.seed + 1_000_003 * moment.total + 7_919 * accelerator.process_index)
     set_learning_rate(run.optimiser, rate)
     run.optimiser.zero_grad()
-    values: Values = {}
+    if backup is not None:
+        backup.keep()
+    parts = []
     for part in range(recipe.train.accumulation):
-        if part < recipe.train.accumulation - 1:
-            with accelerator.no_sync(run.model):
-                values = _part(run, task, next(batches), moment)
-        else:
-            values = _part(run, task, next(batches), moment)
+        last = part == recipe.train.accumulation - 1
+        with nullcontext() if last else accelerator.no_sync(run.model):
+            parts.append(_part(run, task, next(batches), moment))
+    norm = gradient_norm(run.model)
+    fault = find_fault(parts, norm, run.model)
+    asked = stop is not None and stop.asked
+    # One collective a step, so that all processes skip, stop and report together.
+    report = batches.failed or (moment.logged and batches.news)
+    flags = [fault is not None, asked, report]
+    bad, stopping, broken = any_of(flags, accelerator.device)
+    if bad:
+        if backup is not None:
+            backup.restore()
+        if task.skip_step is not None:
+            task.skip_step()
+        fault = fault or "a number of another process is not finite"
+        return Taken(parts[-1], fault, stopping, broken)
     if recipe.optim.clip is not None:
-        norm = nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip)
-        values["grad_norm"] = whole(norm)
+        nn.utils.clip_grads_with_norm_(run.model.parameters(), recipe.optim.clip, norm)
     run.optimiser.step()
-    if task.after_step is not None:
-        task.after_step(moment)
-    return values
+    more = task.after_step(moment) if task.after_step is not None else {}
+    return Taken(parts[-1] | {"grad_norm": norm} | more, None, stopping, broken)
 
 
 def _part(run: Run, task: Task, batch: Batch, moment: Moment) -> Values:
     device = run.accelerator.device
     values = task.part(tuple(tensor.to(device, non_blocking=True) for tensor in batch), moment)
     run.accelerator.backward(values["loss"] / run.recipe.train.accumulation)
-    values = {name: value.detach() for name, value in values.items()}
-    run.finite &= values["loss"].isfinite()
-    return values
+    return {name: value.detach() for name, value in values.items()}
 
 
 def _numbers(run: Run, values: Values, rate: float) -> dict[str, float]:
@@ -341,47 +383,5 @@ def _numbers(run: Run, values: Values, rate: float) -> dict[str, float]:
     return dict(zip(values, means.tolist(), strict=True)) | {"lr": rate}
 
 
-def _check_finite(run: Run, progress: Progress) -> None:
-    """Look at the loss of the steps since the last look; a poisoned state is never saved.
-
-    Raises:
-        NotFiniteError: On every process.
-    """
-    if any_process(not bool(run.finite), run.accelerator.device):
-        raise NotFiniteError(
-            f"the loss is not finite in epoch {progress.epoch}, at step {progress.total} or up to "
-            f"{run.recipe.train.log_every} steps before it; lower optim.lr or set optim.clip"
-        )
-
-
 def _checkpoint_due(recipe: Recipe, epoch: int) -> bool:
     return (epoch + 1) % recipe.train.checkpoint_every == 0 or epoch + 1 == recipe.train.epochs
-
-
-def _stop_if_asked(run: Run, progress: Progress, stop: StopRequest) -> None:
-    alone = run.accelerator.num_processes == 1
-    if not alone and progress.total % run.recipe.train.log_every:
-        return  # agreeing costs a collective
-    if any_process(stop.asked, run.accelerator.device):
-        _save(run, progress)
-        raise Stopped(f"stopped after step {progress.total}; run the same command to go on")
-
-
-def _save(run: Run, progress: Progress) -> None:
-    for (
-        tensor
-    ) in run.module.state_dict().values():  # a gradient may be infinite where the loss is not
-        run.finite &= own_part(tensor).isfinite().all()
-    _check_finite(run, progress)
-    main = run.accelerator.is_main_process
-    if main or run.accelerator.is_fsdp2:
-        save_checkpoint(
-            run.checkpoints,
-            progress,
-            module=run.module,
-            memory=run.memory,
-            optimiser=run.optimiser,
-            keep=run.recipe.train.keep_checkpoints,
-            writes=main,
-        )
-    run.accelerator.wait_for_everyone()

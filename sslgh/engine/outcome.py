@@ -3,16 +3,25 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
-from sslgh.engine.loop import NotFiniteError
-from sslgh.engine.run_directory import State, check_directory, write_status
+from torch.distributed import DistError
+
+from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.run_directory import State, check_directory, read_status, write_status
 from sslgh.engine.signals import Stopped
 from sslgh.recipe import Recipe, RecipeError
+from sslgh.recipe.printable import printable
 
 logger = logging.getLogger(__name__)
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+# How long another process than 0 waits before it speaks: where process 0 failed alike and has spoken, the
+# launcher ends this one meanwhile.
+GRACE_SECONDS = 3
+INTERRUPTED = "interrupted; run the same command to go on from the last checkpoint"
 
 
 def conclude(action: Callable[[], None], recipe: Recipe | None = None) -> int:
@@ -28,37 +37,67 @@ def conclude(action: Callable[[], None], recipe: Recipe | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
     """
+    begun = datetime.now(UTC).replace(microsecond=0)
     try:
         action()
+    except Stopped as error:
+        return _report(recipe, "stopped", str(error), STOPPED, begun)
+    except KeyboardInterrupt:
+        return _report(recipe, "failed", INTERRUPTED, FAILED, begun)
     except ValueError as error:
         logger.debug("traceback of a user's error", exc_info=True)
-        return _report(recipe, "failed", error, BAD_INPUT)
+        return _report(recipe, "failed", str(error), BAD_INPUT, begun)
     except (NotFiniteError, OSError) as error:
-        return _report(recipe, "failed", error, FAILED)
-    except Stopped as error:
-        return _report(recipe, "stopped", error, STOPPED)
+        return _report(recipe, "failed", str(error), FAILED, begun)
     except BaseException as error:
-        _record(recipe, "failed", f"{type(error).__name__}: {error}")
+        if _left_alone(error):
+            logger.debug("traceback of a process that was left alone", exc_info=True)
+            sentence = "another process of the run ended; what it said is the cause"
+            return _report(recipe, "failed", sentence, FAILED, begun)
+        _record(recipe, "failed", f"{type(error).__name__}: {error}", begun)
         raise
     return DONE
 
 
-def _report(recipe: Recipe | None, state: State, error: BaseException, code: int) -> int:
+def _left_alone(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    of_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return isinstance(error, DistError) or of_gloo
+
+
+def _report(recipe: Recipe | None, state: State, message: str, code: int, begun: datetime) -> int:
+    message = printable(message)
+    _record(recipe, state, message, begun)
     if is_main():
-        print(f"sslgh: {error}", file=sys.stderr)
-    _record(recipe, state, str(error))
+        print(f"sslgh: {message}", file=sys.stderr, flush=True)
+    elif code != STOPPED:
+        time.sleep(GRACE_SECONDS)
+        rank = os.environ["RANK"]
+        print(f"sslgh (process {rank}): {message}", file=sys.stderr, flush=True)
     return code
 
 
-def _record(recipe: Recipe | None, state: State, message: str) -> None:
-    """Write the status of a run that is the recipe's own; another's is not touched."""
-    if recipe is None or not is_main():
+def _record(recipe: Recipe | None, state: State, message: str, begun: datetime) -> None:
+    """Write the status of a run that is the recipe's own; another's is not touched.
+
+    The first cause stays: the failure of one process makes the others fail.
+    """
+    if recipe is None or (state == "stopped" and not is_main()):
         return
     try:
         check_directory(recipe)
-        write_status(recipe.directory, state, message)
+        if not _failed_since(recipe, begun):
+            write_status(recipe.directory, state, message)
     except (RecipeError, OSError):
         return
+
+
+def _failed_since(recipe: Recipe, begun: datetime) -> bool:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    status = read_status(recipe.directory)
+    if not several or status.get("state") != "failed":
+        return False
+    return datetime.fromisoformat(status["time"]) >= begun
 
 
 def is_main() -> bool:

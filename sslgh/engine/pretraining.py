@@ -1,7 +1,6 @@
 """Pretraining: from a recipe to a backbone in the run directory."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from sslgh.data import (
     BatchOrder,
+    ImageSet,
     input_size,
     render_local_views,
     render_views,
@@ -20,30 +20,30 @@ from sslgh.data import (
 from sslgh.engine.build import build_method
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.collapse import CollapseAlarm
 from sslgh.engine.companions import Companions, build_companions
 from sslgh.engine.health import batch_health, gh_share
+from sslgh.engine.image_list import run_images
 from sslgh.engine.journal import Journal
 from sslgh.engine.loop import (
     Batch,
     Moment,
-    Run,
     Task,
     Values,
-    batch_order,
-    is_done,
-    make_run,
-    open_run,
     train,
     try_step,
 )
 from sslgh.engine.optimiser import build_optimiser
 from sslgh.engine.population_report import describe_refresh
+from sslgh.engine.quarantine import Quarantine
+from sslgh.engine.run import Run, batch_order, is_done, make_run, open_quarantine, open_run
 from sslgh.engine.run_directory import write_status
+from sslgh.engine.run_size import check_size
 from sslgh.harmonize import faiss_device
-from sslgh.methods import Method
+from sslgh.methods import Method, MethodOutput
 from sslgh.models import save_backbone
 from sslgh.recipe import Recipe
+
+Shown = tuple[MethodOutput, Tensor]
 
 
 def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
@@ -61,19 +61,20 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
         DataError: If the images cannot be used.
         CheckpointError: If the checkpoint to go on from cannot be used.
         WorldError: If another number of processes was asked for.
-        NotFiniteError: If the loss is nan or infinite.
-        Stopped: After saving, if SIGTERM or SIGINT came.
+        NotFiniteError: If a number is nan or infinite, and steps are not to be skipped.
+        Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
     if is_done(recipe, accelerator):
         return recipe.directory
-    run, method, beside = _build(recipe, accelerator)
+    images, said = run_images(recipe)
+    run, method, beside = _build(recipe, accelerator, images)
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
     size = input_size(recipe.data, run.images)
     card = backbone_card(recipe, image_size=size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
-    progress = open_run(run, note=f", FAISS on {faiss_device()}" if faiss else "")
-    order, batches = _batches(run, beside, progress)
+    progress = open_run(run, said, note=f", FAISS on {faiss_device()}" if faiss else "")
+    order, batches = _batches(run, beside, progress, directory=recipe.directory)
     started = time.perf_counter()
     train(run, _task(run, method, beside), batches, progress, order.steps_per_epoch)
     _finish(run, method, card, started)
@@ -82,39 +83,45 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 def try_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `pretrain`."""
-    run, method, beside = _build(recipe, accelerator)
-    order, batches = _batches(run, beside, Progress())
+    run, method, beside = _build(recipe, accelerator, training_set(recipe.data))
+    order, batches = _batches(run, beside, Progress(), directory=None)
     try_step(run, _task(run, method, beside), batches, order.steps_per_epoch)
 
 
 def _task(run: Run, method: Method, beside: Companions) -> Task:
+    # What the parts of a step showed waits here: nothing is remembered of a step that is skipped.
+    shown: list[Shown] = []
     return Task(
-        part=lambda batch, moment: _part(run, batch, moment, beside),
+        part=lambda batch, moment: _part(run, batch, moment, beside, shown),
         begin_epoch=lambda *when: _begin_epoch(run, method, beside, *when),
-        after_step=lambda moment: method.after_step(moment.done),
+        after_step=lambda moment: _after_step(method, beside, moment, shown),
+        skip_step=method.skip_step,
         end_epoch=lambda *when: _end_epoch(beside, *when),
-        watch=CollapseAlarm(method.embedding_dim),
+        watch=beside.alarm,
     )
 
 
 def _batches(
-    run: Run, beside: Companions, progress: Progress
-) -> tuple[BatchOrder, Iterator[Batch]]:
+    run: Run, beside: Companions, progress: Progress, *, directory: Path | None
+) -> tuple[BatchOrder, Quarantine]:
     recipe = run.recipe
     order = batch_order(run, progress, beside.sequence)
     size = input_size(recipe.data, run.images)
     loader = view_loader(run.images, recipe.data, size=size, seed=recipe.seed, order=order)
-    return order, iter(loader)
+    return order, open_quarantine(iter(loader), run, directory)
 
 
-def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Run, Method, Companions]:
+def _build(
+    recipe: Recipe, accelerator: Accelerator, images: ImageSet
+) -> tuple[Run, Method, Companions]:
     """All objects; what the settings make impossible is the recipe's fault.
 
     Raises:
         ValueError: With the sentence of whoever noticed.
     """
-    images = training_set(recipe.data)
-    method = build_method(recipe, input_size(recipe.data, images))
+    size = input_size(recipe.data, images)
+    check_size(recipe, images, size)
+    method = build_method(recipe, size)
     if recipe.train.channels_last:
         method = method.to(memory_format=torch.channels_last)
     beside = build_companions(recipe, images, method)
@@ -146,9 +153,20 @@ def _end_epoch(beside: Companions, epoch: int, total: int, journal: Journal) -> 
         journal.event("health", total, epoch, beside.report())
 
 
-def _part(run: Run, batch: Batch, moment: Moment, beside: Companions) -> Values:
-    """Forward and observation of one part of a batch."""
+def _after_step(method: Method, beside: Companions, moment: Moment, shown: list[Shown]) -> Values:
+    """Move teachers and remember what the step showed; numbers for the log."""
+    method.after_step(moment.done)
+    values: Values = {}
+    for output, index in shown:
+        values = beside.observe(output, index, logged=moment.logged)
+    return values
+
+
+def _part(run: Run, batch: Batch, moment: Moment, beside: Companions, shown: list[Shown]) -> Values:
+    """Forward of one part of a batch; ``shown`` gets what is to be remembered of the step's parts."""
     recipe = run.recipe
+    if len(shown) == recipe.train.accumulation:
+        shown.clear()
     index = batch[-1]
     views = _views(recipe, batch, beside)
     harmonizer = beside.harmonizer
@@ -156,7 +174,8 @@ def _part(run: Run, batch: Batch, moment: Moment, beside: Companions) -> Values:
     precision = recipe.train.precision
     with torch.autocast(index.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = run.model(views, weights)
-    values: Values = {"loss": output.loss, "ssl": output.loss}
+    length = torch.cat(output.embeddings).detach().float().norm(dim=1).mean()
+    values: Values = {"loss": output.loss, "ssl": output.loss, "embedding_norm": length}
     if harmonizer is not None:
         values["gh"] = harmonizer(*output.embeddings)
         values["loss"] = output.loss + values["gh"]
@@ -164,7 +183,17 @@ def _part(run: Run, batch: Batch, moment: Moment, beside: Companions) -> Values:
         values |= batch_health(*output.embeddings)
         if harmonizer is not None:
             values["gh_share"] = gh_share(output.loss, values["gh"], *output.embeddings)
-    return values | beside.observe(output, index, logged=moment.logged)
+    shown.append((_detached(output), index))
+    return values
+
+
+def _detached(output: MethodOutput) -> MethodOutput:
+    """Without the graph, which the backward frees."""
+    per_sample = None if output.per_sample is None else output.per_sample.detach()
+    z1, z2 = output.embeddings
+    return MethodOutput(
+        output.loss.detach(), per_sample, (z1.detach(), z2.detach()), output.features.detach()
+    )
 
 
 def _views(recipe: Recipe, batch: Batch, beside: Companions) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,12 @@ FREE = {
     ("probe",),
     ("data", "workers"),
     ("data", "download"),
+    ("data", "broken_share"),
     ("train", "processes"),
     ("train", "checkpoint_every"),
-    ("train", "keep_checkpoints"),
+    ("train", "keep_last"),
+    ("train", "keep_every"),
+    ("train", "not_finite"),
     ("train", "log_every"),
 }
 PACKAGES = (
@@ -59,7 +63,13 @@ def check_directory(recipe: Recipe) -> bool:
 
 
 def _agree(recipe: Recipe, directory: Path) -> None:
-    old = yaml.safe_load((directory / RECIPE).read_text())
+    try:
+        old = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        raise RecipeError(
+            f"{directory / RECIPE} is damaged, so it is not known whose run this is; put back the recipe it began "
+            "with, or choose another run_dir"
+        ) from None
     new = yaml.safe_load(recipe_text(recipe))
     for path, before, after in _differences(old, new, ()):
         if path not in FREE:
@@ -117,13 +127,18 @@ def write_status(directory: Path, state: State, message: str = "", **position: i
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """The content of ``status.json``; empty where there is none."""
-    path = directory / STATUS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    """The content of ``status.json``; empty where there is none, or a torn one."""
+    try:
+        return dict(json.loads((directory / STATUS).read_text()))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once: a reader sees the old text or the new, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
     temporary.replace(path)

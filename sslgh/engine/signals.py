@@ -4,7 +4,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
@@ -12,7 +13,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when sta
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
+    """Remembers the first SIGTERM, SIGINT or SIGUSR1; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False

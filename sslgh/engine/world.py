@@ -2,17 +2,24 @@
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
 from sslgh.engine.sharding import shard_on_cpu, sharding_asked
 
 # Process 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
 TIMEOUT = timedelta(hours=2)
+T = TypeVar("T")
 
 
 class WorldError(ValueError):
@@ -90,6 +97,25 @@ def world_environment() -> dict[str, str]:
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     found = {name: os.environ[name] for name in names if name in os.environ}
     return found | {"python": sys.version.split()[0], "program": Path(sys.argv[0]).name}
+
+
+def from_main(work: Callable[[], T], accelerator: Accelerator) -> T:
+    """What process 0 finds, on every process; a collective.
+
+    Raises:
+        ValueError, OSError: What ``work`` raised, on every process, so that none waits for the others.
+    """
+    answer: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            answer = [work()]
+        except (ValueError, OSError) as error:
+            answer = [error]
+    answer = broadcast_object_list(answer)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    found: T = answer[0]
+    return found
 
 
 def end_world() -> None:

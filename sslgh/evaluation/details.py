@@ -7,6 +7,7 @@ from sslgh.evaluation.layout import WIDTH, aligned, percent, plain, shortened
 from sslgh.evaluation.results import Metrics, Result, Scores, Spread
 from sslgh.evaluation.table import Run, Section, described, rows, sections
 from sslgh.functional.groups import Convention
+from sslgh.recipe.printable import printable
 
 Format = Callable[[Spread | None], str]
 # Columns of a block, each with its metric and how it is written. Two blocks, since eight numbers with their spread do
@@ -109,7 +110,7 @@ def class_table(result: Result) -> str:
     seeds = result.settings.get("seeds", 1)
     mean = "" if seeds == 1 else f", mean of {seeds} seeds"
     head = next(described(Section([("", result)], "thirds")))
-    names = [shortened(name, LONGEST_CLASS) for name in result.class_names]
+    names = [shortened(printable(name), LONGEST_CLASS) for name in result.class_names]
     counts = [str(count) for count in result.train_counts]
     left = max(map(len, ("class", *names))) + 2 + max(map(len, ("images", *counts)))
     blocks = [

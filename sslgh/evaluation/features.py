@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from sslgh.data import ImageSet, Plain, Weak, normalize
+from sslgh.data import DataError, ImageSet, Plain, Weak, normalize
 from sslgh.distributed import gather
 
 log = logging.getLogger(__name__)
@@ -165,6 +165,9 @@ def cached_features(
 
     Returns:
         Shape (N, F), float32, on the CPU of the main process; None on the others.
+
+    Raises:
+        DataError: If an image cannot be read: an accuracy over fewer images is another number.
     """
     dataset = Weak(images, size=size, seed=0) if weak else Plain(images, size=size)
     view = f"{type(dataset).__name__} size {size} seed 0 version {VERSION}"
@@ -174,10 +177,21 @@ def cached_features(
     held = [features is not None]
     broadcast_object_list(held)
     if not held[0]:
-        features = extract_features(backbone, dataset, accelerator=accelerator, workers=workers)
+        with _pointing_to_scan():
+            features = extract_features(backbone, dataset, accelerator=accelerator, workers=workers)
         if accelerator.is_main_process:
             _write(path, features)
     return features if accelerator.is_main_process else None
+
+
+@contextmanager
+def _pointing_to_scan() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"{error}; an evaluation leaves none out: `sslgh scan` lists all that are broken"
+        ) from error
 
 
 def _fingerprint(backbone: nn.Module, images: ImageSet, view: str) -> str:

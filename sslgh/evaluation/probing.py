@@ -37,6 +37,7 @@ from sslgh.evaluation.scoring import (
     rows_at_once,
 )
 from sslgh.evaluation.settings import probe_settings
+from sslgh.evaluation.unreadable import unreadable_names, without
 from sslgh.functional.neighbours import nearest_neighbour_votes
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
@@ -89,7 +90,8 @@ def probe_backbone(
         One result for each probe, the same on all processes.
 
     Raises:
-        DataError: If the data have no labels, no test set, or too few images for a protocol.
+        DataError: If the data have no labels, no test set, or too few images for a protocol; if an image
+            cannot be read, unless it is one of training that the run has met and named.
         RecipeError: If the settings of a probe do not go together.
         ValueError: If features or labels cannot be used.
     """
@@ -114,11 +116,12 @@ def probe_backbone(
 
     # Every set is chosen, and refused, before the first image goes through the network.
     chosen = _chosen_images(recipe.probe, images)
+    broken = unreadable_names(images.whole, directory, accelerator)
     test = features(images.test)
     classes = Classes(names, torch.from_numpy(images.longtail.class_counts))
     results: list[Result] = []
     for probe, part in zip(recipe.probe, chosen, strict=True):
-        train = features(part, weak=PROTOCOLS[probe.protocol].weak)
+        train = features(without(part, broken), weak=PROTOCOLS[probe.protocol].weak)
         if train is not None and test is not None:
             results.append(_run(probe, train, test, classes, accelerator.device))
     if accelerator.is_main_process:

@@ -16,6 +16,7 @@ from sslgh.evaluation.features import cached_features
 from sslgh.evaluation.probing import loader_workers
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import group_tightness, judge
+from sslgh.evaluation.unreadable import unreadable_names, without
 from sslgh.functional import adjust_logits
 from sslgh.models import CosineClassifier
 from sslgh.models.files import load_backbone, load_classifier
@@ -42,6 +43,8 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     if test is None or test.labels is None:
         accelerator.print(f"{recipe.name}: no labelled test images, so nothing is judged")
         return []
+    counts = torch.from_numpy(own.class_counts)
+    own = without(own, unreadable_names(own, recipe.directory, accelerator))
     backbone, _ = load_backbone(recipe.directory)
     size = input_size(recipe.data, own)
     features = [
@@ -59,7 +62,7 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     shared: list[list[Result]] = [[]]
     if accelerator.is_main_process:
         classifier = load_classifier(recipe.directory)
-        shared = [[_result(recipe, classifier, own, test, features)]]
+        shared = [[_result(recipe, classifier, counts, own, test, features)]]
         write_results(shared[0], recipe.directory)
     broadcast_object_list(shared)
     return shared[0]
@@ -68,6 +71,7 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
 def _result(
     recipe: Recipe,
     classifier: nn.Linear | CosineClassifier,
+    counts: Tensor,
     own: ImageSet,
     test: ImageSet,
     features: list[Tensor | None],
@@ -76,7 +80,6 @@ def _result(
     assert settings is not None
     assert train_features is not None
     assert test_features is not None
-    counts = torch.from_numpy(own.class_counts)
     own_labels, labels = (torch.from_numpy(part.labels) for part in (own, test))
     pairs = {"train": (train_features, own_labels), "test": (test_features, labels)}
     return Result(

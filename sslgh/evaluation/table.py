@@ -9,6 +9,7 @@ import torch
 from sslgh.evaluation.layout import WIDTH, aligned, percent, shortened
 from sslgh.evaluation.results import Result, Scores, Spread
 from sslgh.functional.groups import GROUPS, Convention, shot_groups
+from sslgh.recipe.printable import printable
 
 # Heads of the columns and the metrics that stand in them.
 COLUMNS = {
@@ -60,7 +61,7 @@ def sections(runs: Sequence[Run], convention: Convention) -> list[Section]:
         for result in results:
             expected = repr(result.settings.get("test_prior"))
             key = result.protocol, result.version, expected, *result.group_counts
-            found.setdefault(key, []).append((name, result))
+            found.setdefault(key, []).append((printable(name), result))
     return [_section(entries, convention) for entries in found.values()]
 
 

@@ -23,7 +23,7 @@ class MethodOutput(NamedTuple):
 
 
 class Method(nn.Module):
-    """A backbone with a self-supervised task on top; the two hooks do nothing unless overridden.
+    """A backbone with a self-supervised task on top; the hooks do nothing unless overridden.
 
     Attributes:
         contrasts_batch: Whether the loss of a sample looks at the other samples of its batch.
@@ -50,4 +50,10 @@ class Method(nn.Module):
 
         Args:
             done: Share of the run's steps that were taken, in (0, 1].
+        """
+
+    def skip_step(self) -> None:
+        """Called instead of `after_step` where a step's numbers were not finite.
+
+        The engine puts the buffers back; what else the forward passes left waiting is dropped here.
         """

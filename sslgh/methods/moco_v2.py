@@ -90,3 +90,7 @@ class MoCoV2(Method):
         for keys in self._fresh:
             self.queue.push(keys)
         self._fresh.clear()
+
+    def skip_step(self) -> None:
+        """Forget the rows that wait for the queue."""
+        self._fresh.clear()

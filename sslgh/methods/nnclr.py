@@ -86,3 +86,7 @@ class NNCLR(Method):
         for newest in self._fresh:
             self.queue.push(newest)
         self._fresh.clear()
+
+    def skip_step(self) -> None:
+        """Forget the rows that wait for the queue."""
+        self._fresh.clear()

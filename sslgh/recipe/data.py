@@ -11,7 +11,9 @@ from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
 class Shuffled(Section):
     """Which classes are rare is decided by a seed instead of by label order."""
 
-    shuffled: Annotated[int, Field(ge=0, description="seed of the permutation of the classes")]
+    shuffled: Annotated[
+        int, Field(ge=0, lt=2**32, description="seed of the permutation of the classes")
+    ]
 
 
 class LongTail(Section):
@@ -30,7 +32,9 @@ class LongTail(Section):
     max_per_class: Count | None = Field(
         None, description="n_max, images of the largest class; null: what the largest class holds"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the published generator")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="seed of the published generator"
+    )
     select: Literal["published", "first"] = Field(
         "published",
         description="published: NumPy's legacy generator, one shuffle per class in label order, first "
@@ -69,10 +73,10 @@ class Augment(Section):
     crop_scale: tuple[Share, Share] = Field(
         (0.1, 1.0), description="area of a crop (share of the image)"
     )
-    local_crops: Annotated[int, Field(ge=0)] = Field(
+    local_crops: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="multi-crop (SwAV, DINO): small views of an image besides the two full ones"
     )
-    local_size: Annotated[int, Field(ge=4)] | None = Field(
+    local_size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None,
         description="side of a local crop (pixels); null: 3/7 of the size, in fours: 96 of 224",
     )
@@ -151,12 +155,12 @@ class Data(Section):
         None, description="source list: file of test lines 'path label'"
     )
     download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
-    size: Annotated[int, Field(ge=4)] | None = Field(
+    size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None,
         description="side of the network's input (pixels); null: 32 (cifar), 16 (digits), the arrays', 224",
     )
     test_per_class: Count = Field(70, description="digits: test images of each class (images)")
-    split_seed: Annotated[int, Field(ge=0)] = Field(
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="digits: seed of the train/test split"
     )
     long_tail: LongTail | None = Field(None, description="null: as the source has it")
@@ -166,7 +170,12 @@ class Data(Section):
         "images only; null: on all",
     )
     augment: Augment = Augment()
-    workers: Annotated[int, Field(ge=0)] | None = Field(
+    broken_share: Share = Field(
+        0.05,
+        description="largest share of unreadable training images that a run passes over, showing others "
+        "instead; 0 stops at the first",
+    )
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
         None, description="loader processes; null: 0 for images in memory, else up to 8, one a core"
     )
 

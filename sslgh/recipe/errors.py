@@ -2,20 +2,61 @@
 
 import difflib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from sslgh.recipe.printable import printable
+
+LONGEST_SHOWN = 60
+# What pydantic's kinds of errors expected, in words; in braces what it knows of the place.
+WHOLE, NUMBER, BLOCK = "a whole number", "a number", "a block of keys"
+EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), WHOLE),
+    "int_parsing_size": "a whole number of fewer digits",
+    **dict.fromkeys(("float_type", "float_parsing"), NUMBER),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "string_pattern_mismatch": "text of the pattern {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), BLOCK),
+    "path_type": "a path",
+}
+
 
 class RecipeError(ValueError):
-    """A recipe or override that cannot be used."""
+    """A recipe or override that cannot be used; its sentence is one line and safe to print."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
+
+class Fault(typing.NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        where: Key path of what the sentence is about.
+        message: What was expected, and what came.
+    """
+
+    where: tuple[Any, ...]
+    message: str
 
 
 def explain(
     error: ValidationError, model: type[BaseModel], source: str, prefix: str = ""
 ) -> RecipeError:
-    """The first of the validation errors as a sentence.
+    """The first of the validation errors as a sentence, and where the next one is.
 
     Args:
         error: What pydantic found.
@@ -23,39 +64,81 @@ def explain(
         source: The file the recipe came from.
         prefix: Key path of the model inside the recipe.
     """
+    first, *others = _faults(error, model)
+    parts = (source, _dotted(prefix, first.where), first.message)
+    return RecipeError(": ".join(part for part in parts if part) + _more(prefix, others))
+
+
+def _more(prefix: str, others: Sequence[Fault]) -> str:
+    if not others:
+        return ""
+    faults = "1 more fault" if len(others) == 1 else f"{len(others)} more faults, the next"
+    return f"; {faults} at {_dotted(prefix, others[0].where) or 'the top'}"
+
+
+def _dotted(prefix: str, where: Sequence[Any]) -> str:
+    return ".".join(str(part)[:LONGEST_SHOWN] for part in (*filter(None, [prefix]), *where))
+
+
+def _faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
+    """One for each place; an unknown key often causes a missing one, so the cause comes first."""
     problems = error.errors(include_url=False)
-    # An unknown key often causes a missing one: name the cause.
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = [part for part in first["loc"] if not _is_union_tag(part, model)]
-    message = _message(first, path, model)
-    if first["type"] in ("extra_forbidden", "missing"):
-        path = path[:-1]
-    where = ".".join(str(part) for part in (*filter(None, [prefix]), *path))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return RecipeError(": ".join(part for part in (source, where, message) if part) + more)
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    at: dict[tuple[Any, ...], list[Any]] = {}
+    for problem in problems:
+        at.setdefault(_place(problem), []).append(problem)
+    # Of a union the member that looked deepest is the one that was meant.
+    deepest = [p for p in at if not any(p == other[: len(p)] for other in at if other != p)]
+    return [_fault(place, at[place], model) for place in deepest or at]
 
 
-def _message(problem: Any, path: list[Any], model: type[BaseModel]) -> str:
-    kind, given = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return unknown_key(str(path[-1]), _keys_at(model, path[:-1]))
-    if kind == "missing":
-        return f"the key {path[-1]!r} is missing"
-    text: str = problem["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return text
-    return f"{text[0].lower()}{text[1:]}, got {given!r}"
+def _place(problem: Any) -> tuple[Any, ...]:
+    location = problem["loc"]
+    if problem["type"] == "extra_forbidden":  # its last part is the user's, whatever it looks like
+        return (*_place({"type": "", "loc": location[:-1]}), location[-1])
+    return tuple(part for part in location if not _is_union_tag(part))
+
+
+def _fault(place: tuple[Any, ...], problems: Sequence[Any], model: type[BaseModel]) -> Fault:
+    problem = problems[0]
+    if problem["type"] == "extra_forbidden":
+        return Fault(place[:-1], unknown_key(str(place[-1]), _keys_at(model, place[:-1])))
+    if problem["type"] == "missing":
+        kind = "entry" if isinstance(place[-1], int) else "key"
+        return Fault(place[:-1], f"the {kind} {place[-1]!r} is missing")
+    if problem["type"] == "value_error":
+        return Fault(place, str(problem["msg"]).removeprefix("Value error, "))
+    expected = " or ".join(dict.fromkeys(map(_expected, problems)))
+    given = problem["input"]
+    quotes = "; put it in quotes" if expected == "text" and isinstance(given, int | float) else ""
+    return Fault(place, f"expected {expected}, got {shown(given)}{quotes}")
+
+
+def _expected(problem: Any) -> str:
+    known = EXPECTED.get(problem["type"])
+    return str(problem["msg"]) if known is None else known.format(**problem.get("ctx", {}))
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        return "a huge number"
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Say that a key is unknown, and the nearest one that is not."""
     known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # The comparison is quadratic in the length: a key of megabytes would take hours.
+    near = difflib.get_close_matches(key[:LONGEST_SHOWN], known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key {key!r}; {hint}"
+    return f"unknown key {shown(key)}; {hint}"
 
 
-def _keys_at(model: type[BaseModel], path: list[Any]) -> list[str]:
+def _keys_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     for part in path:
         if isinstance(part, int):
             continue
@@ -74,6 +157,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, (_model_in(part) for part in typing.get_args(annotation))), None)
 
 
-def _is_union_tag(part: Any, model: type[BaseModel]) -> bool:
+def _is_union_tag(part: Any) -> bool:
     """Pydantic puts the tried member of a union into the path; a user did not write it."""
     return isinstance(part, str) and (part == "Shuffled" or "[" in part)

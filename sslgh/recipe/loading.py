@@ -5,34 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ValidationError, create_model
 
-from sslgh.recipe.errors import RecipeError, explain
+from sslgh.recipe.errors import RecipeError, explain, shown
+from sslgh.recipe.notation import MOST_LEVELS, parse, read, written
 from sslgh.recipe.schema import Recipe
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice: YAML would silently keep the last."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"keys must be words, got {key!r}", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is written twice", key_node.start_mark
-            )
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+from sslgh.recipe.section import Section
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -61,29 +39,10 @@ def make_recipe(settings: Mapping[str, Any], *, source: str = "") -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: no such recipe; sslgh recipe list names those that exist"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as text: {error}") from None
-    settings = _parse(text, str(path))
+    settings = parse(read(path), str(path))
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(settings).__name__}")
     return settings
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{source}: not valid YAML{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{source}: not valid YAML: {error}") from None
 
 
 def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -106,8 +65,14 @@ def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
-            raise RecipeError(f"override {override!r}: expected key.path=value")
-        settings = _set(settings, key.split("."), _parse(text, f"override {override!r}"), override)
+            raise RecipeError(f"override {shown(override)}: expected key.path=value")
+        if key.count(".") >= MOST_LEVELS:
+            raise RecipeError(
+                f"override {shown(override)}: nested deeper than {MOST_LEVELS} levels"
+            )
+        settings = _set(
+            settings, key.split("."), parse(text, f"override {shown(override)}"), override
+        )
     return settings
 
 
@@ -116,7 +81,7 @@ def _set(settings: Any, path: list[str], value: Any, override: str) -> dict[str,
         settings = {}
     if not isinstance(settings, dict):
         raise RecipeError(
-            f"override {override!r}: the key before {path[0]!r} holds {settings!r}, not a block"
+            f"override {shown(override)}: the key before {shown(path[0])} holds {shown(settings)}, not a block"
         )
     head, *rest = path
     return settings | {head: _set(settings.get(head), rest, value, override) if rest else value}
@@ -148,7 +113,7 @@ def check_arguments(
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given
     }
-    model = create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+    model = create_model(function.__name__, __base__=Section, **fields)
     try:
         checked = model.model_validate(dict(arguments))
     except ValidationError as error:
@@ -158,4 +123,4 @@ def check_arguments(
 
 def recipe_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100)
+    return written(recipe.model_dump(mode="json"))

@@ -18,7 +18,7 @@ from sslgh.recipe.data import Data
 from sslgh.recipe.finetuning import Finetune
 from sslgh.recipe.harmonization import Boost, Harmonize
 from sslgh.recipe.objectives import TERMS, Objective
-from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
+from sslgh.recipe.section import Count, PathOrWord, Positive, Section, Share, UserPath
 
 # One number, or several to choose from: a list in a recipe, or a bare number.
 Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
@@ -59,7 +59,7 @@ class Model(Section):
         description="keep fewer activations and compute them again in the backward: less memory, about a "
         "third more work, the same numbers",
     )
-    init: str | None = Field(
+    init: PathOrWord | None = Field(
         None,
         description="weights to start from: a run directory (whose backbone it is), or `pretrained` for "
         "the default ones of timm:, torchvision:; null: drawn by the seed",
@@ -141,7 +141,17 @@ class Train(Section):
         None, description="refuse to run on another number of processes; null: any"
     )
     checkpoint_every: Count = Field(10, description="epochs between two checkpoints")
-    keep_checkpoints: Count = Field(2, description="how many of the latest checkpoints stay")
+    keep_last: Count = Field(2, description="how many of the latest checkpoints stay")
+    keep_every: Count | None = Field(
+        None, description="epochs between checkpoints that stay for good; null: none do"
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a step whose loss, embeddings or gradient are nan or infinite ends the run, or is passed over",
+    )
+    deterministic: bool = Field(
+        False, description="only kernels whose result is the same every time; slower on a GPU"
+    )
     log_every: Count = Field(10, description="steps between two lines of metrics.jsonl")
 
 
@@ -191,7 +201,7 @@ class Probe(Section):
 class Recipe(Section):
     """One experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
         description="names the run"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(

@@ -25,12 +25,18 @@ def recipe_files() -> list[Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path, or by its name on the shelf such as digits-lt/simclr."""
+    """The file of a recipe given by path, or by its name on the shelf such as digits-lt/simclr.
+
+    Raises:
+        RecipeError: If it can be the name of no file.
+    """
     path = Path(name)
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return path
     try:
+        if path.is_file() or path.suffix in (".yaml", ".yml"):
+            return path
         on_shelf = shelf() / f"{name}.yaml"
+        return on_shelf if on_shelf.is_file() else path
     except RecipeError:
         return path
-    return on_shelf if on_shelf.is_file() else path
+    except OSError as error:  # longer than a name may be
+        raise RecipeError(f"{name[:40]}...: no recipe: {error.strerror}") from None

@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,103 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert read_folder(root).names == ("a/1.png", "b/2.png", "c/3.png")
 
 
-def test_a_link_that_leads_nowhere_is_named(tmp_path):
+def test_what_cannot_be_read_stays_in_the_list_and_is_named_on_reading(tmp_path):
     plant(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"b\.png is no file"):
+    (tmp_path / "c.png").symlink_to("c.png")
+    os.mkfifo(tmp_path / "d.png")
+    (tmp_path / "e").symlink_to(tmp_path / "gone")
+    images = read_folder(tmp_path)
+    assert images.names == ("a.png", "b.png", "c.png", "d.png")
+    for i, name in ((1, "b"), (2, "c"), (3, "d")):
+        with pytest.raises(DataError, match=rf"{name}\.png cannot be read as an image"):
+            images.image(i)
+    assert len(images.fingerprint()) == 32
+
+
+def test_a_folder_of_which_nothing_exists_is_an_error(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).symlink_to(tmp_path / "unmounted" / name)
+    with pytest.raises(
+        DataError, match=r"holds 2 images of which none .*first .*a\.png\); restore"
+    ):
         read_folder(tmp_path)
+
+
+def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path):
+    assert read_folder(plant(tmp_path, "a.png/1.png", "b.png/2.png")).class_names == (
+        "a.png",
+        "b.png",
+    )
+
+
+def test_names_may_hold_line_ends_and_bytes_that_are_no_text(tmp_path):
+    names = ["a\nb/1.png", "köter\u202e/2.png", os.fsdecode(b"\xff\xfe/3.png"), "\x1b[2J/4.png"]
+    images = read_folder(plant(tmp_path, *names))
+    assert set(images.names) == set(names)
+    assert len(images.class_names) == 4
+    assert all(images.image(i).size == (6, 4) for i in range(4))
+    assert images.fingerprint() == read_folder(tmp_path).fingerprint()
+    test = plant(tmp_path / "test", "a\nb/1.png", "\x1b[3J/1.png")
+    with pytest.raises(DataError) as caught:
+        read_folder(test, classes=images.class_names)
+    assert str(caught.value).isprintable()
+
+
+@pytest.fixture
+def unprivileged():
+    """A folder, and rights that root has not: the kernel itself refuses, nothing is played."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        user = os.getuid()
+        if user == 0:
+            os.chown(root, 65534, -1)
+            os.setresuid(65534, 65534, 0)
+        yield root
+        os.setresuid(user, user, user)
+        for folder, _, files in os.walk(root):
+            Path(folder).chmod(0o700)
+            for file in files:
+                (Path(folder) / file).chmod(0o600)
+
+
+def test_a_file_without_permission_stays_and_is_named_on_reading(unprivileged):
+    images = read_folder(plant(unprivileged, "a.png", "b.png"))
+    (unprivileged / "b.png").chmod(0)
+    assert read_folder(unprivileged).names == images.names
+    with pytest.raises(DataError, match=r"b\.png .*\(Permission denied\)"):
+        images.image(1)
+    (unprivileged / "a.png").chmod(0)
+    with pytest.raises(DataError, match="of which none can be opened"):
+        read_folder(unprivileged)
+
+
+@pytest.mark.parametrize("mode", [0, 0o400, 0o100])
+@pytest.mark.parametrize("closed", ["", "a", "a/deep"])
+def test_a_folder_without_permission_is_an_error_with_its_name(unprivileged, mode, closed):
+    plant(unprivileged, "a/deep/er/1.png", "b/2.png")
+    (unprivileged / closed).chmod(mode)
+    with pytest.raises(DataError, match=r"(cannot be listed .*; allow reading it|is not a folder)"):
+        training_set(data(unprivileged))
+
+
+def test_a_link_into_a_closed_folder_is_no_folder_that_is_missed(unprivileged):
+    plant(unprivileged, "closed/class/1.png", "open/b/2.png")
+    (unprivileged / "open" / "a").symlink_to(unprivileged / "closed" / "class")
+    (unprivileged / "closed").chmod(0)
+    with pytest.raises(DataError, match="open/a cannot be listed"):
+        read_folder(unprivileged / "open")
+    with pytest.raises(DataError, match="open/a cannot be listed"):
+        training_set(data(unprivileged / "open"))
+    with pytest.raises(DataError, match="is not a folder"):
+        training_set(data(unprivileged / "closed" / "class"))
+
+
+def test_the_test_set_may_lack_a_class(tmp_path):
+    plant(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png")
+    test = load_images(data(tmp_path), "test")
+    assert test.class_counts.tolist() == [0, 0, 1]
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

@@ -8,7 +8,17 @@ from sslgh.data import ImageSet, LabelledViews, TwoViews
 from sslgh.data.colour import NUM_DRAWS
 from sslgh.data.order import REPEAT
 from sslgh.data.policies import random_view
-from sslgh.data.streams import LABELLED, ORDER, QUOTA, ROUND, VIEWS, WEAK, stream
+from sslgh.data.streams import (
+    LABELLED,
+    LOCAL,
+    ORDER,
+    QUOTA,
+    ROUND,
+    SUBSTITUTE,
+    VIEWS,
+    WEAK,
+    stream,
+)
 from sslgh.recipe.data import Augment
 
 N = 10
@@ -28,10 +38,10 @@ def same(a, b):
     )
 
 
-def test_an_item_has_view_crops_draws_label_and_index():
+def test_an_item_has_view_crops_draws_label_index_and_nothing_broken():
     for index in range(N):
-        view, crops, draws, label, found = views(contrast=True)[3, index]
-        assert (label, found) == (LABELS[index], index)
+        view, crops, draws, label, found, broken = views(contrast=True)[3, index]
+        assert (label, found, broken) == (LABELS[index], index, -1)
     assert (view.shape, view.dtype) == ((3, 20, 20), torch.uint8)
     assert (crops.shape, crops.dtype) == ((2, 3, 20, 20), torch.uint8)
     assert (draws.shape, draws.dtype) == ((2, NUM_DRAWS), torch.float32)
@@ -39,11 +49,11 @@ def test_an_item_has_view_crops_draws_label_and_index():
 
 
 def test_without_contrast_there_are_no_crops_and_the_view_is_the_same():
-    view, crops, draws, label, index = views(policy="autoaugment")[3, 7]
+    view, crops, draws, *rest = views(policy="autoaugment")[3, 7]
     assert (crops.shape, crops.dtype) == ((0, 3, 20, 20), torch.uint8)
     assert (draws.shape, draws.dtype) == ((0, NUM_DRAWS), torch.float32)
     with_crops = views(policy="autoaugment", contrast=True)[3, 7]
-    assert same((view, label, index), (with_crops[0], *with_crops[3:]))
+    assert same((view, *rest), (with_crops[0], *with_crops[3:]))
 
 
 def test_the_crops_are_those_of_self_supervised_training():
@@ -76,9 +86,9 @@ def test_seed_epoch_repetition_and_image_each_bring_a_fresh_view():
 
 
 def test_no_two_purposes_share_a_stream():
-    purposes = (ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED)
-    assert purposes == tuple(range(6))  # a new one at the end: the old streams stay
-    assert len({stream(0, purpose, 1, 1).random() for purpose in purposes}) == 6
+    purposes = (ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELLED, LOCAL, SUBSTITUTE)
+    assert purposes == tuple(range(8))  # a new one at the end: the old streams stay
+    assert len({stream(0, purpose, 1, 1).random() for purpose in purposes}) == 8
 
 
 def test_items_collate_to_a_batch():
@@ -89,6 +99,7 @@ def test_items_collate_to_a_batch():
             (3, 3, 20, 20),
             (3, number, 3, 20, 20),
             (3, number, NUM_DRAWS),
+            (3,),
             (3,),
             (3,),
         ]

@@ -96,3 +96,28 @@ def test_the_test_list_starts_from_the_test_root(tree):
 def test_a_label_that_the_training_list_lacks_is_an_error(tree):
     with pytest.raises(DataError, match=r"data\.test_list .* holds label 1, .* labels 0\.\.0"):
         load_images(listed(tree, "a.png 0", "b c.png 1"), "test")
+
+
+def test_labels_with_gaps_keep_their_numbers_and_the_test_list_may_fill_them(tree):
+    settings = listed(tree, "a.png 0\nb c.png 7", "sub/d 7.png 4")
+    images = training_set(settings)
+    assert images.class_counts.tolist() == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert load_images(settings, "test").labels.tolist() == [4]
+
+
+def test_leading_zeros_do_not_change_a_label(tree):
+    zeros = "0" * 30
+    assert training_set(listed(tree, f"a.png {zeros}3\nb c.png {zeros}")).labels.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("label", ["20261121", "1" * 30, "9" * 5000])
+def test_a_column_that_does_not_count_classes_is_refused_before_it_fills_the_memory(tree, label):
+    with pytest.raises(DataError, match=r"labels count classes from 0 and end below 1000000"):
+        training_set(listed(tree, f"a.png 0\nb c.png {label}"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "gone\x1b[2J.png", "a\0.png", "a.png/b.png"])
+def test_a_name_that_cannot_be_a_file_is_missing_and_shown_safely(tree, name):
+    with pytest.raises(DataError, match="names 1 files that are missing") as caught:
+        training_set(listed(tree, f"a.png 0\n{name} 1"))
+    assert str(caught.value).isprintable()

@@ -25,8 +25,8 @@ def same(a, b):
     )
 
 
-def test_an_item_has_two_crops_their_draws_and_the_index():
-    crops, draws, local_crops, local_draws, index = two_views()[3, 7]
+def test_an_item_has_two_crops_their_draws_the_index_and_nothing_broken():
+    crops, draws, local_crops, local_draws, index, broken = two_views()[3, 7]
     assert crops.shape == (2, 3, 16, 16)
     assert crops.dtype == torch.uint8
     assert draws.shape == (2, NUM_DRAWS)
@@ -35,12 +35,12 @@ def test_an_item_has_two_crops_their_draws_and_the_index():
     assert draws.max() < 1
     assert (local_crops.shape, local_crops.dtype) == ((0, 3, 8, 8), torch.uint8)
     assert (local_draws.shape, local_draws.dtype) == ((0, NUM_DRAWS), torch.float32)
-    assert index == 7
+    assert (index, broken) == (7, -1)
     assert len(two_views()) == N
 
 
 def test_an_item_has_as_many_local_crops_as_the_recipe_says():
-    _, _, local_crops, local_draws, _ = two_views(local_crops=5, local_size=6)[3, 7]
+    _, _, local_crops, local_draws, _, _ = two_views(local_crops=5, local_size=6)[3, 7]
     assert (local_crops.shape, local_crops.dtype) == ((5, 3, 6, 6), torch.uint8)
     assert (local_draws.shape, local_draws.dtype) == ((5, NUM_DRAWS), torch.float32)
     assert len(torch.unique(local_crops.flatten(1), dim=0)) == 5
@@ -151,7 +151,9 @@ def test_the_crop_follows_the_recipe():
 
 def test_items_collate_to_a_batch():
     views = two_views(local_crops=3)
-    crops, draws, local_crops, local_draws, index = default_collate([views[0, i] for i in (4, 2)])
+    *parts, broken = default_collate([views[0, i] for i in (4, 2)])
+    crops, draws, local_crops, local_draws, index = parts
+    assert broken.tolist() == [-1, -1]
     assert crops.shape == (2, 2, 3, 16, 16)
     assert draws.shape == (2, 2, NUM_DRAWS)
     assert local_crops.shape == (2, 3, 3, 8, 8)

@@ -1,35 +1,24 @@
+import errno
+import json
+import threading
+
 import pytest
 import torch
-from torch import nn
 
 from sslgh.engine.checkpoint import (
     CheckpointError,
     Progress,
-    list_checkpoints,
+    Setting,
     load_checkpoint,
-    save_checkpoint,
+    read_progress,
 )
-from sslgh.harmonize import GeometricHarmonizer
 
 
-def parts(width: int = 3) -> dict[str, object]:
-    method = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width))
-    optimiser = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
-    method(torch.randn(8, 4)).square().mean().backward()
-    optimiser.step()
-    harmonizer = GeometricHarmonizer(20, 4, num_vertices=3)
-    harmonizer.observe(torch.randn(20, 4), torch.arange(20))
-    return {"module": method, "memory": harmonizer, "optimiser": optimiser}
-
-
-def save(folder, progress=Progress(2, 1, 7), keep=2, **changed):  # noqa: B008
-    return save_checkpoint(folder, progress, keep=keep, **(parts() | changed))
-
-
-def test_everything_comes_back(tmp_path) -> None:
+def test_everything_comes_back(tmp_path, parts, save) -> None:
     saved, fresh = parts(), parts()
     path = save(tmp_path, **saved)
     assert load_checkpoint(path, **fresh) == Progress(2, 1, 7)
+    assert read_progress(path) == (Progress(2, 1, 7), Setting(2, 1, "0" * 32))
     for name in ("module", "memory"):
         for key, value in saved[name].state_dict().items():
             assert torch.equal(fresh[name].state_dict()[key], value)
@@ -40,30 +29,66 @@ def test_everything_comes_back(tmp_path) -> None:
     assert torch.equal(*buffers)
 
 
-def test_only_the_latest_are_kept_and_nothing_half_written_is_listed(tmp_path) -> None:
-    for total in (10, 9, 100):
-        save(tmp_path, Progress(0, 0, total))
-    (tmp_path / ".step-000000101.tmp").mkdir()
-    (tmp_path / "step-000000102").mkdir()
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "step-000000010",
-        "step-000000100",
-    ]
+def test_a_snapshot_is_not_touched_by_training_that_goes_on(parts, snapshot) -> None:
+    held = parts()
+    taken = snapshot(**held)
+    before = {name: value.clone() for name, value in held["module"].state_dict().items()}
+    momentum = held["optimiser"].state_dict()["state"][0]["momentum_buffer"].clone()
+    held["module"](torch.randn(8, 4)).square().sum().backward()
+    held["optimiser"].step()
+    held["memory"].observe(torch.randn(20, 4), torch.arange(20))
+    assert all(torch.equal(taken.module[name], value) for name, value in before.items())
+    assert not torch.equal(before["0.weight"], held["module"][0].weight)
+    assert torch.equal(taken.optimiser["state"][0]["momentum_buffer"], momentum)
+    assert any(
+        not torch.equal(taken.memory[name], value)
+        for name, value in held["memory"].state_dict().items()
+    )
 
 
-def test_saving_a_step_again_replaces_it(tmp_path) -> None:
+def test_saving_a_step_again_replaces_it(tmp_path, parts, save) -> None:
     save(tmp_path)
     method = parts()["module"]
     path = save(tmp_path, module=method)
     fresh = parts()
     load_checkpoint(path, **fresh)
     assert torch.equal(fresh["module"][0].weight, method[0].weight)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000000007"]
 
 
-@pytest.mark.parametrize(
-    "file", ["module.safetensors", "memory.safetensors", "optimiser.pt", "progress.json"]
-)
-def test_a_truncated_file_is_noticed_and_named(tmp_path, file) -> None:
+def test_a_folder_that_has_gone_is_not_made_again(tmp_path, save) -> None:
+    with pytest.raises(FileNotFoundError, match="its folder has gone"):
+        save(tmp_path / "mount" / "checkpoints")
+    assert not (tmp_path / "mount").exists()
+
+
+FILES = ("module.safetensors", "memory.safetensors", "optimiser.pt", "progress.json")
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_disk_that_fills_in_any_file_leaves_what_was_there_and_no_half(
+    tmp_path, monkeypatch, save, name
+) -> None:
+    before = save(tmp_path, 0, 0, 1)
+    held = {file: file.read_bytes() for file in before.iterdir()}
+    import sslgh.engine.checkpoint as module  # noqa: PLC0415
+
+    original = module._flush
+
+    def flush(path) -> None:
+        if path.name == name and path.parent.name.startswith(".step"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path)
+
+    monkeypatch.setattr(module, "_flush", flush)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path, 0, 1, 2)
+    assert {file: file.read_bytes() for file in before.iterdir()} == held
+    assert [entry.name for entry in tmp_path.iterdir()] == [before.name]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_truncated_file_is_noticed_and_named(tmp_path, parts, save, file) -> None:
     path = save(tmp_path)
     content = (path / file).read_bytes()
     (path / file).write_bytes(content[: len(content) // 2])
@@ -71,14 +96,35 @@ def test_a_truncated_file_is_noticed_and_named(tmp_path, file) -> None:
         load_checkpoint(path, **parts())
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, parts, save) -> None:
     path = save(tmp_path)
     with pytest.raises(CheckpointError, match="belongs to another model"):
         load_checkpoint(path, **parts(width=5))
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path) -> None:
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, parts, save) -> None:
     path = save(tmp_path)
     (path / "progress.json").write_text('{"format": 99, "epoch": 0, "step": 0, "total": 0}')
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this sslgh goes on from 2"):
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this sslgh goes on from 3"):
         load_checkpoint(path, **parts())
+
+
+class Payload:
+    """What a hostile pickle would run."""
+
+    def __reduce__(self):
+        return threading.Thread.start, (threading.Thread(),)
+
+
+def test_no_pickle_from_outside_is_executed(tmp_path, parts, save) -> None:
+    path = save(tmp_path)
+    torch.save({"state": {}, "param_groups": Payload}, path / "optimiser.pt")
+    with pytest.raises(CheckpointError, match=r"optimiser.pt"):
+        load_checkpoint(path, **parts())
+
+
+def test_the_manifest_names_every_file(tmp_path, save) -> None:
+    path = save(tmp_path)
+    listed = json.loads((path / "manifest.json").read_text())["files"]
+    assert set(listed) == set(FILES)
+    assert all(entry["bytes"] == (path / name).stat().st_size for name, entry in listed.items())

@@ -104,10 +104,10 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 
     original = module._step
 
-    def step_and_signal(run, task, batches, moment, rate):
+    def step_and_signal(run, task, batches, moment, rate, **shared):
         if moment.total - 1 == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, moment, rate)
+        return original(run, task, batches, moment, rate, **shared)
 
     monkeypatch.setattr(module, "_step", step_and_signal)
     with pytest.raises(Stopped):
@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 def first_part(recipe, epoch: int = 0):
     """Values of the first part of a run, and what they are made of."""
     accelerator = start_world()
-    run, network, average = _build(recipe, recipe.finetune, accelerator)
+    run, network, average = _build(recipe, recipe.finetune, accelerator, training_set(recipe.data))
     images = run.images
     generator = np.random.default_rng(0)
     rows = generator.choice(len(images), 16, replace=False)
@@ -220,7 +220,9 @@ def test_a_frozen_backbone_stays_and_its_classifier_learns(supervised, tiny, tmp
 
 def test_a_moving_average_is_what_is_judged(supervised) -> None:
     recipe = supervised("finetune.ema=0.5", "train.epochs=1")
-    run, network, average = _build(recipe, recipe.finetune, start_world())
+    run, network, average = _build(
+        recipe, recipe.finetune, start_world(), training_set(recipe.data)
+    )
     assert _judged(network, average) is average.module is not network
     first = network.classifier.weight.detach().clone()
     average.update_parameters(network)  # the first update copies

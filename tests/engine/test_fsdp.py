@@ -13,7 +13,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
 
-from sslgh.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sslgh.engine.checkpoint import (
+    Progress,
+    Setting,
+    load_checkpoint,
+    take_snapshot,
+    write_checkpoint,
+)
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.sharding import ShardingError, make_shardable, make_whole, own_part
 from sslgh.engine.world import start_world
@@ -65,7 +71,7 @@ def close(one: Path, two: Path) -> None:
 def test_a_run_cut_over_two_processes_is_the_run_of_one_and_goes_on_from_its_checkpoints(
     tiny, recipe_file, tmp_path, optimiser
 ) -> None:
-    words = (*VIT, f"optim.name={optimiser}", "optim.lr=0.001", "train.keep_checkpoints=9")
+    words = (*VIT, f"optim.name={optimiser}", "optim.lr=0.001", "train.keep_last=9")
     whole = pretrain(tiny(*words, f"run_dir={tmp_path}/whole"), start_world())
     said = launch(LAUNCH_FILE, recipe_file, *words, f"run_dir={tmp_path}/cut")
     assert "2 processes on 1 machine(s) (FSDP)" in said
@@ -121,15 +127,11 @@ def save_and_load(folder: str) -> tuple[list[bool], dict[str, torch.Tensor]]:
     cut, optimiser = cut_network()
     step(cut, optimiser)
     directory, options = Path(folder), {"memory": None}
-    path = save_checkpoint(
-        directory,
-        Progress(0, 1, 1),
-        module=cut,
-        optimiser=optimiser,
-        keep=1,
-        writes=torch.distributed.get_rank() == 0,
-        **options,
-    )
+    setting = Setting(2, 1, "")
+    snapshot = take_snapshot(Progress(0, 1, 1), setting, module=cut, optimiser=optimiser, **options)
+    path = directory / snapshot.name
+    if torch.distributed.get_rank() == 0:
+        write_checkpoint(directory, snapshot)
     torch.distributed.barrier()
     again, fresh = cut_network()
     load_checkpoint(path, module=again, optimiser=fresh, **options)

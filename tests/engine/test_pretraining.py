@@ -13,8 +13,10 @@ from torch import nn
 from sslgh.data import BatchOrder, training_set, view_loader
 from sslgh.distributed import weighted_mean
 from sslgh.engine.companions import Companions
-from sslgh.engine.loop import Moment, NotFiniteError, Run, Task, _step
+from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.loop import Moment, Task, _step
 from sslgh.engine.pretraining import _part, pretrain
+from sslgh.engine.run import Run, open_quarantine
 from sslgh.engine.signals import Stopped
 from sslgh.engine.world import start_world
 from sslgh.methods import Method, MethodOutput
@@ -106,10 +108,10 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 
     original = module._step
 
-    def step_and_signal(run, task, batches, moment, rate):
+    def step_and_signal(run, task, batches, moment, rate, **shared):
         if moment.total == 13:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, moment, rate)
+        return original(run, task, batches, moment, rate, **shared)
 
     monkeypatch.setattr(module, "_step", step_and_signal)
     with pytest.raises(Stopped, match="after step 13"):
@@ -123,8 +125,8 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
 
     original = module._step
 
-    def step_and_poison(run, task, batches, moment, rate):
-        values = original(run, task, batches, moment, rate)
+    def step_and_poison(run, task, batches, moment, rate, **shared):
+        values = original(run, task, batches, moment, rate, **shared)
         if moment.total == 6:  # an infinite gradient under a finite loss
             next(run.module.parameters()).data.fill_(torch.inf)
         return values
@@ -190,11 +192,12 @@ def after_one_step(recipe, accumulation: int) -> torch.Tensor:
     )
     method = SquaredBrightness()
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
-    run = Run(recipe, accelerator, images, method, method, optimiser, None, torch.tensor(True))
+    run = Run(recipe, accelerator, images, method, method, optimiser, None)
     order = BatchOrder(len(images), 32, seed=0, epochs=1, accumulation=accumulation)
-    batches = iter(view_loader(images, recipe.data, size=8, seed=0, order=order))
-    beside = Companions(None, None, None)
-    task = Task(lambda batch, moment: _part(run, batch, moment, beside))
+    loader = view_loader(images, recipe.data, size=8, seed=0, order=order)
+    batches = open_quarantine(iter(loader), run, None)
+    beside = Companions(None, None, None, width=4)
+    task = Task(lambda batch, moment: _part(run, batch, moment, beside, []))
     _step(run, task, batches, Moment(0, 1, 0.1, logged=True), 0.1)
     return method.backbone.weight.detach()
 
@@ -206,7 +209,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tiny) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny) -> None:
     recipe = tiny("optim.lr=1e30", "optim.warmup_epochs=0")
-    with pytest.raises(NotFiniteError, match="not finite in epoch"):
+    with pytest.raises(NotFiniteError, match=r"an embedding is not finite in step 2 \(epoch 0\)"):
         pretrain(recipe, start_world())
     for path in (recipe.directory / "checkpoints").glob("step-*"):
         assert all(t.isfinite().all() for t in load_file(path / "module.safetensors").values())

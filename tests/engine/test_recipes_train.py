@@ -102,10 +102,10 @@ def stopped_and_unbroken(
     """Directories of a run that SIGTERM stopped after ``step`` and that went on, and of its twin."""
     original = loop._step
 
-    def step_and_signal(run, task, batches, moment, rate):
+    def step_and_signal(run, task, batches, moment, rate, **shared):
         if moment.total == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, moment, rate)
+        return original(run, task, batches, moment, rate, **shared)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", step_and_signal)

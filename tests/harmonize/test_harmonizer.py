@@ -496,7 +496,7 @@ def test_one_recipe_line_turns_resampling_on_and_weights_off(tiny) -> None:
     recipe = tiny("harmonize={resample: hierarchical}", "train.epochs=20")
     assert recipe.harmonize.weight_power == 0
     assert tiny("harmonize={}").harmonize.weight_power == 0.5
-    with pytest.raises(RecipeError, match=r"harmonize\.resample: input should be 'hierarchical'"):
+    with pytest.raises(RecipeError, match=r"harmonize\.resample: expected 'hierarchical'"):
         tiny("harmonize={resample: flat}")
 
 

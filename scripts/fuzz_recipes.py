@@ -1,0 +1,297 @@
+"""Fuzz recipes and overrides: each is built, or refused in one sentence.
+
+    python scripts/fuzz_recipes.py [--count 1000] [--seed 0]
+
+Recipes of the shelf are changed at random, as values and as text, and go through what ``sslgh pretrain --dry-run``
+does before its step: read, override, check, cut the data, size the run, build method, companions and optimiser. The
+step itself is left out: a recipe may ask for images of any size.
+
+A violation is a traceback, an exit code other than 0 and 2, a refusal that is not one line or names no key, line
+or override, 20 seconds without an end, or more memory than the bound. Exit code 1 if there is one.
+"""
+
+import argparse
+import contextlib
+import io
+import re
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from sslgh.data import input_size, training_set
+from sslgh.engine.build import build_method, build_network
+from sslgh.engine.companions import build_companions
+from sslgh.engine.optimiser import build_optimiser
+from sslgh.engine.outcome import conclude
+from sslgh.engine.run_size import check_size
+from sslgh.methods import METHODS
+from sslgh.recipe import Recipe, load_recipe
+from sslgh.recipe.errors import _model_in
+from sslgh.recipe.shelf import recipe_files
+
+SECONDS = 20
+# Address space beyond what Python and torch have mapped at the start.
+ROOM = 4 * 2**30
+SHELF = [p for p in recipe_files() if p.parent.name in ("digits-lt", "folder", "imagenet-lt")]
+
+
+def keys(
+    model: Any = Recipe, before: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Paths of all settings of the schema, with their types."""
+    for name, field in model.model_fields.items():
+        yield (*before, name), field.annotation
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            yield from keys(inner, (*before, name))
+
+
+OF_METHODS = ("temperature", "momentum", "queue", "prototypes", "lambd", "gamma", "queue_start")
+TYPES = dict(keys()) | {("method", name): float | int for name in OF_METHODS}
+KEYS = list(TYPES)
+NAMES = {name for path in KEYS for name in path}
+
+numbers = st.one_of(
+    st.sampled_from(
+        [0, 1, 2, 3, 5, 8, -1, 0.5, 1e-3, 1e-30, 1e30, 1e300, 2**31, 2**32, 2**63, 10**25]
+    ),
+    st.sampled_from([float("nan"), float("inf"), -float("inf"), 10**6, 10**9, 64, 100, 200]),
+    st.integers(-10, 1000),
+    st.floats(0, 2),
+)
+words = st.one_of(
+    st.sampled_from(
+        ["1e-3", "1:30", "010", "0x1f", "1_000", "yes", "no", "on", "null", "~", "", "."]
+    ),
+    st.sampled_from(
+        ["../../x", "/", "~", "~nobody/x", "a" * 300, "x\0y", "<script>", "=", "<<", "*a"]
+    ),
+    st.sampled_from(
+        ["2024-01-01", "timm:../../x", "timm:resnet10t", "torchvision:resnet18", "vit_tiny"]
+    ),
+    st.sampled_from(
+        ["resnet20", "vit_large", "swin_tiny", "convnext_tiny", "pretrained", "digits"]
+    ),
+    st.sampled_from(
+        [*METHODS, "adamw", "lars", "faiss", "prototypes", "bf16", "supcon", "rcl", "step"]
+    ),
+    st.text(max_size=12),
+)
+scalars = st.one_of(numbers, words, st.booleans(), st.none())
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(sorted(NAMES)) | st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+marks = st.sampled_from(
+    [
+        "\t",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!!python/object:os.system ",
+        "\0",
+        "\x1b[31m",
+        "\ufeff",
+        "---\n",
+        "{",
+        "]",
+        ": ",
+        "'",
+    ]
+)
+
+
+OF_TYPES: dict[Any, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
+    int: st.integers(0, 40) | st.sampled_from([1, 2, 4, 8, 64, 10**6, 10**9]),
+    float: st.floats(0, 1) | st.sampled_from([1e-3, 0.5, 1, 2, 1e4, 1e30]),
+    type(None): st.none(),
+    str: words,
+    Path: words,
+}
+
+
+def plausible(annotation: Any) -> st.SearchStrategy[Any]:
+    """Values of about the type that a setting has."""
+    if annotation in OF_TYPES:
+        return OF_TYPES[annotation]
+    parts, origin = typing.get_args(annotation), typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return st.sampled_from(parts)
+    if origin is tuple and parts[1:] == (...,):
+        return st.lists(plausible(parts[0]), min_size=1, max_size=3)
+    if origin is tuple:
+        return st.tuples(*map(plausible, parts)).map(list)
+    return st.one_of([plausible(part) for part in parts] or [values])
+
+
+# Three of four changes are of the right type, or hardly a recipe would be built.
+CHANGES = {path: st.one_of(*[plausible(kind)] * 3, values) for path, kind in TYPES.items()}
+
+
+class Case(NamedTuple):
+    """A recipe as text, and overrides."""
+
+    text: str
+    overrides: list[str]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Recipes of the shelf with one to three changes, and up to two overrides."""
+    recipe = yaml.safe_load(draw(st.sampled_from(SHELF)).read_text())
+    for _ in range(draw(st.integers(0, 3))):
+        path = draw(st.sampled_from(KEYS))
+        value = draw(CHANGES[path])
+        replace(recipe, path, value, gone=draw(st.integers(0, 9)) == 0)
+    # allow_unicode leaves a text as the user's editor writes it.
+    text = yaml.safe_dump(recipe, allow_unicode=draw(st.booleans()))
+    if draw(st.integers(0, 9)) == 0:
+        place = draw(st.integers(0, len(text)))
+        text = text[:place] + draw(marks | st.text(max_size=3)) + text[place:]
+    changed = draw(st.lists(st.sampled_from(KEYS), max_size=2))
+    overrides = [f"{'.'.join(path)}={draw(CHANGES[path])}" for path in changed]
+    if draw(st.integers(0, 9)) == 0:
+        overrides.append(draw(st.text(max_size=20)))
+    return Case(text, overrides)
+
+
+def replace(settings: Any, path: tuple[str, ...], value: Any, *, gone: bool) -> None:
+    """Set, or take away, what stands at a path, as far as blocks lead there."""
+    *blocks, last = path
+    for name in blocks:
+        inner = settings.setdefault(name, {})
+        settings = inner[0] if isinstance(inner, list) and inner else inner
+        if not isinstance(settings, dict):
+            return
+    settings[last] = value
+    if gone:
+        del settings[last]
+
+
+def build(path: Path, overrides: list[str]) -> None:
+    """What a dry run does before its step."""
+    recipe = load_recipe(path, overrides)
+    images = training_set(recipe.data)
+    size = input_size(recipe.data, images)
+    check_size(recipe, images, size)
+    if recipe.finetune is not None:
+        build_optimiser(
+            build_network(recipe, size, max(len(images.class_names or ()), 2)), recipe.optim
+        )
+        return
+    method = build_method(recipe, size)
+    build_companions(recipe, images, method)
+    build_optimiser(method, recipe.optim)
+
+
+class HangError(BaseException):
+    """More seconds than a recipe may take; no `conclude` may catch it."""
+
+
+def _hang(*_: Any) -> None:
+    raise HangError
+
+
+def outcome(case: Case, folder: Path) -> tuple[str, str]:
+    """How a case ended: "built", "refused", or what is wrong, and what was said."""
+    path = folder / "fuzzed.yaml"
+    path.write_bytes(case.text.encode("utf-8", "surrogatepass"))
+    said = io.StringIO()
+    signal.signal(signal.SIGALRM, _hang)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stderr(said):
+            code = conclude(lambda: build(path, case.overrides))
+    except HangError:
+        return "hang", ""
+    except BaseException:  # whatever it is, it is what is looked for
+        return "traceback", traceback.format_exc()
+    finally:
+        signal.alarm(0)
+    if code == 0:
+        return "built", ""
+    lines = said.getvalue().splitlines()
+    if code != 2:
+        return f"exit {code}", said.getvalue()
+    if len(lines) != 1 or not lines[0].isprintable() or not _names_a_place(lines[0]):
+        return "poor sentence", said.getvalue()
+    return "refused", lines[0]
+
+
+def _names_a_place(sentence: str) -> bool:
+    # The file's own name is no place: every sentence about a recipe has it.
+    text = sentence.replace("fuzzed.yaml", "")
+    return bool(NAMES & set(re.findall(r"\w+", text))) or "line " in text or "override " in text
+
+
+def fuzz(count: int, start: int = 0) -> tuple[Counter[str], list[tuple[Case, str, str]]]:
+    """Outcomes of so many cases, and those that are violations."""
+    outcomes: Counter[str] = Counter()
+    violations: list[tuple[Case, str, str]] = []
+
+    @seed(start)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases())
+    def look(case: Case) -> None:
+        kind, said = outcome(case, folder)
+        outcomes[kind] += 1
+        if kind not in ("built", "refused"):
+            violations.append((case, kind, said))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        look()
+    return outcomes, violations
+
+
+def bound_memory(room: int = ROOM) -> None:
+    """Let this process map no more than so many bytes beyond what it has now."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(
+        resource.RLIMIT_AS, (mapped + room, resource.getrlimit(resource.RLIMIT_AS)[1])
+    )
+
+
+def main() -> int:
+    """Fuzz, print violations and one line of figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    bound_memory()
+    outcomes, violations = fuzz(asked.count, asked.seed)
+    for case, kind, said in violations[:20]:
+        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{said}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    found = ", ".join(f"{number} {kind}" for kind, number in outcomes.most_common())
+    print(
+        f"{sum(outcomes.values())} recipes: {found}; {len(violations)} violations; peak {peak:.2f} GB resident, "
+        f"{ROOM / 2**30:.0f} GiB of address space allowed beyond the start"
+    )
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Many items through one function on several processes, of which some may die."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+# Enough that handing over costs nothing beside decoding, few enough to keep all processes busy.
+CHUNK = 16
+
+
+def answers(
+    function: Callable[[Item], Answer],
+    items: Sequence[Item],
+    *,
+    lost: Callable[[Item], Answer],
+    workers: int,
+) -> Iterator[Answer]:
+    """What a function returns for each item, in order, computed on other processes.
+
+    Args:
+        function: Of a module, so that it can be sent.
+        items: Its arguments.
+        lost: The answer for an item that ends the process it is given to (a crash in a decoder, or the
+            kernel when memory is short).
+        workers: Number of processes.
+    """
+    done = 0
+    while done < len(items):
+        try:
+            with ProcessPoolExecutor(min(workers, len(items) - done)) as pool:
+                for answer in pool.map(function, items[done:], chunksize=CHUNK):
+                    yield answer
+                    done += 1
+        except BrokenProcessPool:
+            # Which item it was cannot be told, only that it lies shortly ahead: take one step alone.
+            yield _alone(function, items[done], lost)
+            done += 1
+
+
+def _alone(
+    function: Callable[[Item], Answer], item: Item, lost: Callable[[Item], Answer]
+) -> Answer:
+    try:
+        with ProcessPoolExecutor(1) as pool:
+            return pool.submit(function, item).result()
+    except BrokenProcessPool:
+        return lost(item)

@@ -1,0 +1,124 @@
+"""The folder of a run's checkpoints: which are there, which is whole, which stay."""
+
+import json
+import shutil
+from pathlib import Path
+
+from sslgh.engine.checkpoint import PROGRESS, CheckpointError, Progress, read_progress
+from sslgh.engine.manifest import MANIFEST, check_manifest
+
+# What a broken progress.json raises when it is read; all of it means damaged.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, RecursionError)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints under their final name, in the order of the run; damaged ones may be among them."""
+    return sorted(directory.glob("step-*[0-9]"), key=_place)
+
+
+def _place(path: Path) -> tuple[float, float, str]:
+    """Epoch and step: the total may fall when a run goes on with another number of processes."""
+    try:
+        held = json.loads((path / PROGRESS).read_text())
+        return float(held["epoch"]), float(held["step"]), path.name
+    except _BROKEN:
+        return float("inf"), 0.0, path.name  # looked at first, and found to be damaged
+
+
+def tidy(directory: Path) -> None:
+    """Put right what a run that was killed in the middle of a rename left behind; process 0 only."""
+    for old in directory.glob(".step-*.old"):
+        target = directory / old.name[1 : -len(".old")]
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+    for unfinished in directory.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
+    """The latest checkpoint whose files are those that were written; process 0 only.
+
+    Damaged ones are renamed to ``step-N.damaged``: kept for whoever wants to look, counted no more.
+
+    Returns:
+        The checkpoint, None where there never was one, and a sentence for each that is damaged.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none is whole, or the last whole one is of
+            another format.
+    """
+    said: list[str] = []
+    found = list_checkpoints(directory)
+    for path in reversed(found):
+        try:
+            check_manifest(path)
+            read_progress(path)
+        except CheckpointError:
+            raise
+        except _BROKEN as error:
+            _refuse_other_format(path)
+            said.append(f"{path} is damaged ({_reason(error)}) and was set aside")
+            _set_aside(path)
+            continue
+        return path, said
+    if found or list(directory.glob("step-*.damaged")):
+        reason = said[0] if said else "all were set aside before"
+        raise CheckpointError(
+            f"no checkpoint in {directory} is whole ({reason}); delete that folder to begin anew, or restore one"
+        )
+    return None, said
+
+
+def _refuse_other_format(path: Path) -> None:
+    """A checkpoint from before there were manifests is of another format, not damaged."""
+    if (path / MANIFEST).exists():
+        return
+    try:
+        read_progress(path)
+    except CheckpointError:
+        raise
+    except _BROKEN:
+        return
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _set_aside(path: Path) -> None:
+    target = path.with_name(f"{path.name}.damaged")
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+    except OSError:  # a directory that cannot be written to; the run will say so when it saves
+        return
+
+
+def drop_old_checkpoints(directory: Path, *, keep_last: int, keep_every: int | None) -> None:
+    """Delete all but the latest ``keep_last`` and those at the end of every ``keep_every``-th epoch.
+
+    Raises:
+        OSError: If one cannot be deleted.
+    """
+    for path in list_checkpoints(directory)[:-keep_last]:
+        if not _stays(path, keep_every):
+            shutil.rmtree(path)
+
+
+def _stays(path: Path, keep_every: int | None) -> bool:
+    try:
+        return stays(read_progress(path)[0], keep_every)
+    except _BROKEN:
+        return False
+
+
+def stays(progress: Progress, keep_every: int | None) -> bool:
+    """Whether a checkpoint is one that ``train.keep_every`` keeps for good.
+
+    Examples:
+        >>> [stays(Progress(epoch, 0, 0), 10) for epoch in (9, 10, 20)]
+        [False, True, True]
+    """
+    return keep_every is not None and progress.step == 0 and progress.epoch % keep_every == 0

@@ -1,0 +1,230 @@
+"""A run: its objects, its directory, and where it goes on."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import nn
+
+from sslgh.data import BatchOrder, ImageSet
+from sslgh.engine.checkpoint import (
+    CheckpointError,
+    Progress,
+    Setting,
+    load_checkpoint,
+    read_progress,
+)
+from sslgh.engine.checkpoint_folder import last_whole_checkpoint, list_checkpoints, tidy
+from sslgh.engine.image_list import IMAGES, image_fingerprint, record_images
+from sslgh.engine.quarantine import Quarantine
+from sslgh.engine.run_directory import check_directory, open_directory, read_status
+from sslgh.engine.sharding import make_shardable
+from sslgh.engine.world import check_world, describe_world, from_main, world_environment
+from sslgh.recipe import Recipe, RecipeError
+
+Sequence = Callable[[int], NDArray[np.int64]]
+
+
+@dataclass
+class Run:
+    """The objects of a run.
+
+    Attributes:
+        module: The bare module that is trained.
+        model: What Accelerate made of it.
+        memory: State beside the module that belongs to a checkpoint: a harmonizer, a moving average.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    images: ImageSet
+    module: nn.Module
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    memory: nn.Module | None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.recipe.directory / "checkpoints"
+
+    @property
+    def setting(self) -> Setting:
+        """What the numbers depend on beside the recipe."""
+        processes = self.accelerator.num_processes
+        return Setting(processes, torch.get_num_threads(), image_fingerprint(self.images))
+
+
+def make_run(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    images: ImageSet,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    memory: nn.Module | None,
+) -> Run:
+    """Prepare the objects for the accelerator's device and processes.
+
+    Raises:
+        ShardingError: If FSDP is asked for and cannot train the module.
+    """
+    if accelerator.is_fsdp2:
+        make_shardable(module, memory)
+    # The schedule is not prepared: Accelerate would step it once a process.
+    model, optimiser = accelerator.prepare(module, optimiser)
+    if memory is not None:
+        memory = memory.to(accelerator.device)
+    return Run(recipe, accelerator, images, module, model, optimiser, memory)
+
+
+def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Whether the run directory holds this run, finished; a collective.
+
+    Raises:
+        RecipeError: If it holds another run, or processes see different directories.
+        WorldError: If another number of processes was asked for.
+    """
+    directory = recipe.directory
+    check_world(accelerator, recipe.train.processes)
+    known = check_directory(recipe)
+    done = known and read_status(directory).get("state") == "done"
+    latest = [path.name for path in list_checkpoints(directory / "checkpoints")[-1:]]
+    found = gather_object([(done, latest)])
+    if any(state != found[0] for state in found):
+        raise RecipeError(
+            f"run directory {directory} differs between machines; choose a run_dir that all share"
+        )
+    if done:
+        accelerator.print(f"{directory}: training is done already")
+    return done
+
+
+def open_run(run: Run, said: Iterable[str], *, note: str = "") -> Progress:
+    """Make or find the run directory, and restore the last whole checkpoint; a collective.
+
+    Args:
+        run: Fresh from `make_run`.
+        said: Of its images, by `run_images`.
+        note: Said after the processes.
+
+    Returns:
+        Where the run stands.
+
+    Raises:
+        ValueError: If the batches are impossible.
+        CheckpointError: If the checkpoint to go on from cannot be used, or is of other images.
+    """
+    recipe, accelerator = run.recipe, run.accelerator
+    batch_order(run, Progress())  # refuses an impossible batch before anything is written
+    world = describe_world(accelerator) + note
+    accelerator.print(f"{recipe.name}: {len(run.images)} images, {world}")
+    for sentence in said:
+        accelerator.print(sentence)
+    found = from_main(lambda: _find(run, world), accelerator)
+    if found is None:
+        return Progress()
+    progress, setting = read_progress(found)
+    _check_setting(run, setting)
+    load_checkpoint(found, module=run.module, memory=run.memory, optimiser=run.optimiser)
+    accelerator.print(f"going on from epoch {progress.epoch}, step {progress.total} ({found})")
+    return progress
+
+
+def _find(run: Run, world: str) -> Path | None:
+    """The checkpoint to go on from, after the directory is in order; process 0 only."""
+    open_directory(run.recipe, {"world": world, **world_environment()})
+    if not (run.recipe.directory / IMAGES).exists():
+        record_images(run.recipe.directory, run.images)
+    tidy(run.checkpoints)
+    found, said = last_whole_checkpoint(run.checkpoints)
+    for sentence in said:
+        run.accelerator.print(sentence)
+    return found
+
+
+def _check_setting(run: Run, before: Setting) -> None:
+    """Say what keeps the run from going on to the same bits.
+
+    Raises:
+        CheckpointError: If the images are others.
+    """
+    now = run.setting
+    if now.images != before.images:
+        raise CheckpointError(
+            f"{run.checkpoints} was written on other images than those of data.root {run.recipe.data.root}; restore "
+            "them, or choose another run_dir"
+        )
+    for name in ("processes", "threads"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            run.accelerator.print(
+                f"the checkpoint is from {old} {name} and the run goes on with {new}: as good statistically, not the "
+                "same to the bit"
+            )
+
+
+def batch_order(
+    run: Run, progress: Progress, sequence: Sequence | None = None, *, views: int = 2
+) -> BatchOrder:
+    """This process's batches from ``progress`` on.
+
+    Args:
+        run: Its recipe and processes.
+        progress: Where to begin.
+        sequence: Positions of an epoch, as `class_sampling` gives them; None: each image once.
+        views: Of an image; batch statistics need two rows.
+    """
+    train = run.recipe.train
+    order = BatchOrder(
+        len(run.images),
+        train.batch_size,
+        seed=run.recipe.seed,
+        epochs=train.epochs,
+        drop_last=train.drop_last,
+        rank=run.accelerator.process_index,
+        world=run.accelerator.num_processes,
+        accumulation=train.accumulation,
+        sequence=sequence,
+        smallest_part=1 if views > 1 else 2,
+    )
+    at = within(progress, order.steps_per_epoch)
+    return order.starting(at.epoch, at.step)
+
+
+def within(progress: Progress, steps_per_epoch: int) -> Progress:
+    """The same place in epochs of so many steps.
+
+    More processes may leave out a small last batch that fewer of them took.
+
+    Examples:
+        >>> within(Progress(epoch=1, step=3, total=7), 3)
+        Progress(epoch=1, step=3, total=6)
+    """
+    step = min(progress.step, steps_per_epoch)
+    return Progress(progress.epoch, step, progress.epoch * steps_per_epoch + step)
+
+
+def open_quarantine(batches: Iterator[Any], run: Run, directory: Path | None) -> Quarantine:
+    """A loader's batches, watched for images that cannot be read.
+
+    Args:
+        batches: Of the loader.
+        run: Whose images they are.
+        directory: Where those that cannot be read are reported; None: nowhere.
+
+    Raises:
+        DataError: If the report of before is damaged.
+    """
+    return Quarantine(
+        batches,
+        run.images,
+        share=run.recipe.data.broken_share,
+        directory=directory,
+        device=run.accelerator.device,
+    )
