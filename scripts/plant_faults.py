@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fault import Fault
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
+from faults_of_reliability import FAULTS as OF_RELIABILITY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -145,13 +146,13 @@ FAULTS = [
     Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(counts, settings.sampling,", "drawn_shares(counts, \"instance\",", "engine/test_finetuning.py"),
     Fault("part of one image with one view", "data/order.py", "rest >= max(2, smallest_part * world * accumulation)", "rest >= max(2, world * accumulation)", "data/test_order.py"),
 ]  # fmt: skip
-FAULTS += OF_PRETRAINING
+FAULTS += OF_PRETRAINING + OF_RELIABILITY
 
 
 def notice(fault: Fault, folder: Path) -> str:
     """Plant a fault in a fresh copy; "caught", or what is wrong with the guard."""
     shutil.rmtree(folder, ignore_errors=True)
-    for part in ("sslgh", "tests", "recipes"):
+    for part in ("sslgh", "tests", "recipes", "docs", "scripts"):
         shutil.copytree(REPOSITORY / part, folder / part)
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
     path = folder / "sslgh" / fault.file

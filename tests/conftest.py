@@ -53,15 +53,28 @@ def processes(size: int) -> Iterator[Run]:
             listener.close()
 
 
+LEFT: list[str] = []
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that a test leaves behind fails the suite; it could keep the suite from ending."""
     gc.collect()
-    left = multiprocessing.active_children()
-    for process in left:
+    for process in multiprocessing.active_children():
+        LEFT.append(str(process))
         process.kill()
-    if left:
-        print(f"\nleft behind by the tests: {left}", file=sys.stderr)
+    if hasattr(
+        session.config, "workeroutput"
+    ):  # one of several pytest processes: the first one judges
+        session.config.workeroutput["left"] = LEFT
+    elif LEFT:
+        print(f"\nleft behind by the tests: {LEFT}", file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a pytest process of pytest-xdist found at its end."""
+    LEFT.extend(getattr(node, "workeroutput", {}).get("left", ()))
 
 
 def world_size() -> int:

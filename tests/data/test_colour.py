@@ -213,7 +213,7 @@ def test_local_crops_are_refused_where_nothing_can_be_cut():
         ({"local_scale": [0.4, 0.05]}, "local_scale must ascend"),
         ({"local_scale": [0, 0]}, "local_scale must reach above 0"),
         ({"local_crops": -1}, "expected at least 0"),
-        ({"local_size": 2}, "greater than or equal to 4"),
+        ({"local_size": 2}, "expected at least 4"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             recipe(**wrong)

@@ -1,0 +1,57 @@
+"""Faults of checkpoints, signals, numbers that are not finite, broken images and files known by name."""
+
+from fault import Fault
+
+FOLDER, WRITER = "engine/checkpoint_folder.py", "engine/checkpoint_writer.py"
+CHECKPOINT, FINITE, LOOP = "engine/checkpoint.py", "engine/finite.py", "engine/loop.py"
+IMAGES, QUARANTINE = "engine/image_list.py", "engine/quarantine.py"
+
+FAULTS = [
+    Fault("bytes not compared", "engine/manifest.py", 'if _digest(folder / name) != expected["sha256"]:', "if False:", "engine/test_checkpoint_folder.py"),
+    Fault("missing files pass", "engine/manifest.py", "if present != listed.keys():", "if present - listed.keys():", "engine/test_checkpoint_folder.py"),
+    Fault("manifest not vouched for", "engine/manifest.py", 'if held["sha256"] != hashlib', 'if "sha256" not in held and "" != hashlib', "engine/test_checkpoint_folder.py"),
+    Fault("sizes not compared, bytes neither", "engine/manifest.py", "for name, expected in listed.items():", "for name, expected in ():", "engine/test_checkpoint_folder.py"),
+    Fault("order of names", FOLDER, 'return float(held["epoch"]), float(held["step"]), path.name', "return 0.0, 0.0, path.name", "engine/test_checkpoint_folder.py"),
+    Fault("oldest first", FOLDER, "for path in reversed(found):", "for path in found:", "engine/test_checkpoint_folder.py"),
+    Fault("damaged stays in the way", FOLDER, "            _set_aside(path)\n", "", "engine/test_checkpoint_folder.py"),
+    Fault("begins anew in silence", FOLDER, 'if found or list(directory.glob("step-*.damaged")):', "if False:", "engine/test_checkpoint_folder.py"),
+    Fault("half rename not mended", FOLDER, "            old.rename(target)", "            shutil.rmtree(old)", "engine/test_checkpoint_folder.py"),
+    Fault("milestones deleted", FOLDER, "if not _stays(path, keep_every):", "if True:", "engine/test_checkpoint_folder.py"),
+    Fault("altered format believed", FOLDER, "    if (path / MANIFEST).exists():\n        return\n", "", "engine/test_checkpoint_folder.py"),
+    Fault("snapshot shares memory", CHECKPOINT, 'value.detach().to("cpu", copy=True)', 'value.detach().to("cpu")', "engine/test_checkpoint.py"),
+    Fault("half a checkpoint left", CHECKPOINT, "        shutil.rmtree(temporary, ignore_errors=True)  # a full", "        pass  # a full", "engine/test_checkpoint.py"),
+    Fault("lost mount made again", CHECKPOINT, "        temporary.mkdir()\n", "        temporary.mkdir(parents=True)\n", "engine/test_checkpoint.py -k gone"),
+    Fault("pickles executed", CHECKPOINT, "weights_only=True)", "weights_only=False)", "engine/test_checkpoint.py"),
+    Fault("training waits for the disk", WRITER, "if self._waiting is not None and stays(", "if self._busy or stays(", "engine/test_checkpoint_writer.py"),
+    Fault("milestone passed over", WRITER, "if self._waiting is not None and stays(self._waiting.progress, self.keep_every):", "if False:", "engine/test_checkpoint_writer.py"),
+    Fault("failed run drops its snapshot", WRITER, "if kind is not KeyboardInterrupt:", "if kind is None:", "engine/test_checkpoint_writer.py"),
+    Fault("bug in the thread unheard", WRITER, "        if self._error is not None:\n            raise self._error\n", "", "engine/test_checkpoint_writer.py"),
+    Fault("gradient not watched", FINITE, "torch.stack([*watched, norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
+    Fault("buffers not put back", LOOP, "            backup.restore()\n", "", "engine/test_finite.py"),
+    Fault("waiting rows not dropped", LOOP, "            task.skip_step()\n", "            pass\n", "engine/test_finite.py"),
+    Fault("optimiser sees the poison", LOOP, "    if bad:\n        if backup", "    if bad and not backup:\n        if backup", "engine/test_finite.py"),
+    Fault("skips for ever", LOOP, "if self.skipped >= MOST_SKIPPED:", "if False:", "engine/test_finite.py"),
+    Fault("skips not in a row add up", LOOP, "self.skipped = 0 if taken.fault is None else self.skipped + 1", "self.skipped += taken.fault is not None", "engine/test_finite.py"),
+    Fault("lines lost on a full disk", "engine/line_file.py", "            return error\n", '            self._pending = b""\n            return error\n', "engine/test_journal.py"),
+    Fault("torn line written again", "engine/line_file.py", "self._pending = self._pending[self._file.write(self._pending) or 0 :]", 'self._file.write(self._pending)\n                self._pending = b""', "engine/test_journal.py"),
+    Fault("SIGUSR1 kills", "engine/signals.py", "signal.SIGINT, signal.SIGUSR1)", "signal.SIGINT)", "test_launch.py"),
+    Fault("second interrupt waits", "engine/signals.py", "if self.asked and number == signal.SIGINT:", "if False:", "test_launch.py"),
+    Fault("only process 0 speaks", "engine/outcome.py", "    elif code != STOPPED:", "    elif False:", "test_launch.py"),
+    Fault("last cause kept", "engine/outcome.py", "if not _failed_since(recipe, begun):", "if True:", "test_launch.py"),
+    Fault("substitute of every epoch alike", "data/substitutes.py", "stream(seed, SUBSTITUTE, epoch, index)", "stream(seed, SUBSTITUTE, 0, index)", "data/test_substitutes.py"),
+    Fault("substitute shows a view it has anyway", "data/substitutes.py", "(epoch % REPEAT + REPEAT * repetition, position)", "(epoch, position)", "data/test_substitutes.py"),
+    Fault("broken image unnamed", "data/substitutes.py", "position), index)", "position), NONE_BROKEN)", "data/test_substitutes.py"),
+    Fault("share not looked at", QUARANTINE, "if broken > self.share * total or self.share == 0:", "if self.share == 0:", "engine/test_quarantine.py"),
+    Fault("processes find for themselves", QUARANTINE, "new = sorted({position for positions, _ in found for position in positions})", "new = sorted(found[0][0])", "engine/test_quarantine.py"),
+    Fault("report forgets", QUARANTINE, "self._files |= found", "self._files = found", "engine/test_quarantine.py"),
+    Fault("new files join", IMAGES, "tuple(root / name for name in record.names),", "tuple(root / name for name in present.names),", "engine/test_image_list.py"),
+    Fault("other pixels pass", IMAGES, "if not images.in_memory or images.fingerprint() != record.fingerprint:", "if not images.in_memory:", "engine/test_image_list.py"),
+    Fault("another folder passes", IMAGES, "if len(gone) > MOST_GONE * len(record.names):", "if False:", "engine/test_image_list.py"),
+    Fault("another label passes", IMAGES, "if name in known and (name, was) not in pairs:", "if False:", "engine/test_image_list.py"),
+    Fault("pipe waits for ever", "data/decoding.py", "if not stat.S_ISREG(status.st_mode):", "if False:", "data/test_images.py"),
+    Fault("bomb decoded", "data/decoding.py", "if width * height > MAX_PIXELS:", "if False:", "data/test_images.py"),
+    Fault("EXIF turned away", "data/decoding.py", "return rgb if turn is None else rgb.transpose(turn)", "return rgb", "data/test_images.py"),
+    Fault("aliases read", "recipe/notation.py", "if isinstance(event, yaml.AliasEvent):", "if False:", "recipe/test_notation.py"),
+    Fault("nests without end", "recipe/notation.py", "if self.levels >= MOST_LEVELS:", "if False:", "recipe/test_notation.py"),
+    Fault("second value of a key taken", "recipe/notation.py", "if key in found:", "if False:", "recipe/test_notation.py"),
+]  # fmt: skip
