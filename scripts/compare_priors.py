@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from sslgh.data import Plain, input_size, normalize, training_set
 from sslgh.engine.build import build_method
-from sslgh.engine.checkpoint import list_checkpoints
+from sslgh.engine.checkpoint_folder import list_checkpoints
 from sslgh.engine.population_report import sorted_total_variation
 from sslgh.harmonize import GeometricHarmonizer
 from sslgh.recipe import Recipe, load_recipe

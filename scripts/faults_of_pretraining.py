@@ -76,7 +76,7 @@ FAULTS = [
     Fault("half-empty queue partitioned", "methods/swav.py", "int(self.queued) >= len(queues[0].rows)", "True", "methods/test_swav.py"),
     Fault("codes of one process", "methods/swav.py", "            gather=gather,\n", "", "methods/test_swav.py"),
     Fault("centre moves the wrong way", "methods/dino.py", "1 - CENTRE_MOMENTUM", "CENTRE_MOMENTUM", "methods/test_dino.py"),
-    Fault("centre of the first process", "methods/dino.py", "total = sums.sum(0)", "total = sums[0]", "methods/test_dino.py"),
+    Fault("centre of the first process", "methods/dino.py", "self._sums.append(sums.sum(0))", "self._sums.append(sums[0])", "methods/test_dino.py"),
     Fault("teacher warm an epoch too late", "methods/dino.py", "max(self.warmup_epochs - 1, 1)", "self.warmup_epochs", "methods/test_dino.py"),
     Fault("prototypes of dino without unit length", "methods/dino.py", "F.normalize(z), F.normalize(prototypes)", "F.normalize(z), prototypes", "methods/test_dino.py"),
     Fault("dino's teacher stands still", "methods/dino.py", "update_momentum(self._student(), self.teacher, momentum)", "pass", "methods/test_dino.py"),

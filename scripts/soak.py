@@ -2,12 +2,13 @@ r"""Kill runs with SIGKILL at random moments, start them again until they are do
 
     .venv/bin/python scripts/soak.py --runs 50 --out runs/soak
 
-Runs are small SimCLR+GH runs on long-tailed digits, one in three of them on two processes. A third of the kills
+Runs are small MoCo v2 + GH runs on long-tailed digits, one in five of them on two processes. A third of the kills
 is aimed at the writing of a checkpoint; on two processes half of them hit one worker only. A run counts as alike
 when backbone, last checkpoint and metrics are those of the unbroken run, the rates apart.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -34,13 +35,14 @@ RECIPE = {
         "augment": {"flip": 0, "hue": 0, "saturation": 0, "grayscale": 0},
     },
     "model": {"width": 0.125, "projector": {"hidden": 32, "out": 16}},
-    "method": {"name": "simclr"},
+    "method": {"name": "moco-v2", "queue": 64, "momentum": 0.9},
     "harmonize": {"vertices": 10, "warmup_epochs": 1, "ramp_epochs": 1, "refresh_every": 2},
     "optim": {"lr": 0.1, "warmup_epochs": 1},
     "train": {"epochs": 24, "batch_size": 32, "checkpoint_every": 1, "log_every": 3},
 }
 # When a run is killed: while it starts, while it writes a checkpoint, or at any time in training.
-MOMENTS = {"start": 1, "writing": 4, "training": 7}
+# A "stop" is SIGTERM, which saves within an epoch; the others are SIGKILL.
+MOMENTS = {"start": 1, "writing": 4, "training": 6, "stop": 2}
 MOST_KILLS = 6
 STEPS = 4  # of an epoch, after each of which there is a checkpoint
 
@@ -76,7 +78,7 @@ def main() -> int:
     whole = {size: unbroken(recipe, options.out, size) for size in (1, 2)}
 
     def fate(number: int) -> Fate:
-        size = 2 if number % 3 == 2 else 1
+        size = 2 if number % 5 == 4 else 1
         chance = random.Random(1_000 * options.seed + number)
         count = chance.randint(1, MOST_KILLS)
         plan = chance.choices(list(MOMENTS), list(MOMENTS.values()), k=count)
@@ -122,27 +124,41 @@ def soak(
 ) -> Fate:
     """Kill a run at the planned moments, and start it again until it is done."""
     kills = writing = 0
-    while read_status(directory).get("state") != "done":
+    for _ in range(2 * len(plan) + 2):
+        left = unfinished(directory)
         child = start(recipe, directory, size)
-        if kills < len(plan) and wait_for(plan[kills], child, directory, chance):
+        if kills < len(plan) and wait_for(plan[kills], child, directory, chance, left):
+            writing += bool(unfinished(directory) - left)
+            if plan[kills] == "stop":
+                child.terminate()
+            else:
+                kill(child, chance if size > 1 else None)
             kills += 1
-            writing += is_writing(directory)
-            kill(child, chance if size > 1 else None)
         child.wait()
-    return Fate(kills, writing, differences(directory, whole))
+        if read_status(directory).get("state") == "done":
+            return Fate(kills, writing, differences(directory, whole))
+    return Fate(kills, writing, ["it never ends"])
 
 
 def wait_for(
-    moment: str, child: subprocess.Popen[bytes], directory: Path, chance: random.Random
+    moment: str,
+    child: subprocess.Popen[bytes],
+    directory: Path,
+    chance: random.Random,
+    left: set[int],
 ) -> bool:
-    """Wait until a run is to be killed; whether it still runs."""
+    """Wait until a run is to be killed; whether it still runs.
+
+    What an earlier kill has ``left`` unfinished is not being written.
+    """
     if moment == "start":
         return still_running(child, chance.uniform(0.5, 4))
     wanted = last_step(directory) + STEPS * chance.randrange(4)
     while child.poll() is None:
-        if moment == "writing" and last_step(directory) >= wanted and is_writing(directory):
+        ready = last_step(directory) >= wanted
+        if moment == "writing" and ready and unfinished(directory) - left:
             return True
-        if moment == "training" and last_step(directory) > wanted:
+        if moment in ("training", "stop") and last_step(directory) > wanted:
             return still_running(child, chance.uniform(0, 0.2))
         time.sleep(0.0005)
     return False
@@ -163,9 +179,13 @@ def last_step(directory: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in found), default=0)
 
 
-def is_writing(directory: Path) -> bool:
-    """Whether a part of a checkpoint is there."""
-    return any((directory / "checkpoints").glob(".step-*.tmp"))
+def unfinished(directory: Path) -> set[int]:
+    """Parts of checkpoints that are there, by inode: a later one of the same name is another."""
+    found = set()
+    for path in (directory / "checkpoints").glob(".step-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(path.stat().st_ino)
+    return found
 
 
 def kill(child: subprocess.Popen[bytes], chance: random.Random | None) -> None:

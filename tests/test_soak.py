@@ -23,7 +23,7 @@ def test_a_run_killed_five_times_two_of_them_while_it_writes_ends_with_the_same_
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(soak.RECIPE))
     whole = soak.unbroken(recipe, tmp_path, 1)
-    plan = ["start", "writing", "training", "writing", "training"]
+    plan = ["start", "writing", "stop", "writing", "training"]
     fate = soak.soak(recipe, tmp_path / "run", whole, 1, plan, random.Random(0))
     assert fate.differing == []
     assert fate.kills == 5

@@ -12,20 +12,28 @@
 set -uo pipefail
 run_dir=$1
 shift
+asked=
+begun=$(mktemp)
 
 # torchrun dies of SIGUSR1 unless it is told to pass it on; 30 seconds later it kills what still runs.
 python -m torch.distributed.run --standalone --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
   -m sslgh.pretrain "$@" "run_dir=$run_dir" &
 launcher=$!
-trap 'kill -USR1 "$launcher"' USR1
-trap 'kill -TERM "$launcher"' TERM
+trap 'asked=yes; kill -USR1 "$launcher"' USR1
+trap 'asked=yes; kill -TERM "$launcher"' TERM
 # A signal ends `wait`, not what it waits for.
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done
 wait "$launcher"
 code=$?
 
-if grep -q '"state": "stopped"' "$run_dir/status.json"; then
+state=
+# A status older than this job says nothing of it.
+if [ "$run_dir/status.json" -nt "$begun" ]; then
+  state=$(sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$run_dir/status.json")
+fi
+# "running": the signal came before the first step, or while the last files were written.
+if [ "$state" = stopped ] || { [ -n "$asked" ] && [ "$state" != done ] && [ "$state" != failed ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 fi

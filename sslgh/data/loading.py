@@ -119,7 +119,7 @@ def _loader(
 
 def _leave_signals_to_the_run(_: int) -> None:
     """Ctrl-C and a batch system signal every process; a dead worker would cost the run its save."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -8,7 +8,7 @@ from sslgh.data.images import DataError, ImageSet
 from sslgh.data.order import REPEAT
 from sslgh.data.streams import SUBSTITUTE, stream
 
-TRIES = 20
+TRIES = 100
 # What an item says where the image that was asked for is shown.
 NONE_BROKEN = -1
 # No epoch shows an image that often: the views of substitutes lie beyond all repetitions.
@@ -41,7 +41,7 @@ def shown_image(images: ImageSet, key: tuple[int, int], *, seed: int) -> Shown:
         seed: Of the run.
 
     Raises:
-        DataError: If none of the 20 images that were drawn can be read either.
+        DataError: If none of the 100 images that were drawn can be read either.
     """
     try:
         return Shown(images.image(key[1]), key, NONE_BROKEN)

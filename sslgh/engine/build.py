@@ -8,6 +8,7 @@ from torch import nn
 from sslgh.classify.network import Network
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
+from sslgh.methods.queue import Queue
 from sslgh.models import (
     CosineClassifier,
     build_backbone,
@@ -45,6 +46,8 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     torch.manual_seed(recipe.seed)
     backbone = initial_backbone(recipe, image_size)
     method = kind(backbone, features=backbone.num_features, **shape, **arguments)
+    if isinstance(queue := getattr(method, "queue", None), Queue):
+        queue.check(recipe.train.batch_size)
     if settings.batch_norm == "global":
         globalise(method)
     return method

@@ -1,11 +1,12 @@
 """The folder of a run's checkpoints: which are there, which is whole, which stay."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 from sslgh.engine.checkpoint import PROGRESS, CheckpointError, Progress, read_progress
-from sslgh.engine.manifest import MANIFEST, check_manifest
+from sslgh.engine.manifest import MANIFEST, DamagedError, check_manifest
 
 # What a broken progress.json raises when it is read; all of it means damaged.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, RecursionError)
@@ -33,8 +34,9 @@ def tidy(directory: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(target)
-    for unfinished in directory.glob(".step-*.tmp"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for ending in ("tmp", "gone"):
+        for rest in directory.glob(f".step-*.{ending}"):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
@@ -58,6 +60,8 @@ def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
         except CheckpointError:
             raise
         except _BROKEN as error:
+            if isinstance(error, OSError) and not _is_damage(error):
+                raise
             _refuse_other_format(path)
             said.append(f"{path} is damaged ({_reason(error)}) and was set aside")
             _set_aside(path)
@@ -83,6 +87,11 @@ def _refuse_other_format(path: Path) -> None:
         return
 
 
+def _is_damage(error: OSError) -> bool:
+    """Whether a file is torn or lies on a bad sector; no permission or a lost mount may pass."""
+    return isinstance(error, DamagedError | FileNotFoundError) or error.errno == errno.EIO
+
+
 def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -96,15 +105,30 @@ def _set_aside(path: Path) -> None:
         return
 
 
-def drop_old_checkpoints(directory: Path, *, keep_last: int, keep_every: int | None) -> None:
+def drop_old_checkpoints(
+    directory: Path, newest: Path, *, keep_last: int, keep_every: int | None
+) -> None:
     """Delete all but the latest ``keep_last`` and those at the end of every ``keep_every``-th epoch.
+
+    Args:
+        directory: The folder of the checkpoints.
+        newest: What was written last, which always stays. One whose place cannot be read counts as the
+            oldest: it must not take the room of a whole one.
+        keep_last: At least 1.
+        keep_every: Epochs, or None.
 
     Raises:
         OSError: If one cannot be deleted.
     """
-    for path in list_checkpoints(directory)[:-keep_last]:
+    others = [path for path in directory.glob("step-*[0-9]") if path != newest]
+    others.sort(key=lambda path: (_place(path)[0] < float("inf"), _place(path)))
+    kept = keep_last - 1
+    for path in others[: len(others) - kept]:
         if not _stays(path, keep_every):
-            shutil.rmtree(path)
+            # Under another name first: a kill in the middle of the deletion leaves no torn checkpoint.
+            gone = path.with_name(f".{path.name}.gone")
+            path.rename(gone)
+            shutil.rmtree(gone)
 
 
 def _stays(path: Path, keep_every: int | None) -> bool:

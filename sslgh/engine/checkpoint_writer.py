@@ -78,6 +78,8 @@ class CheckpointWriter:
                 self._changed.wait_for(lambda: self._waiting is None and not self._busy)
             self._closed = True
             self._changed.notify_all()
+        if kind is not KeyboardInterrupt:
+            self._thread.join()
 
     def _work(self) -> None:
         while True:
@@ -101,10 +103,10 @@ class CheckpointWriter:
                 self._changed.notify_all()
 
     def _write(self, snapshot: Snapshot) -> list[str]:
-        write_checkpoint(self.directory, snapshot)
+        written = write_checkpoint(self.directory, snapshot)
         try:
             drop_old_checkpoints(
-                self.directory, keep_last=self.keep_last, keep_every=self.keep_every
+                self.directory, written, keep_last=self.keep_last, keep_every=self.keep_every
             )
         except OSError as error:
             return [f"an old checkpoint could not be deleted ({_reason(error)})"]

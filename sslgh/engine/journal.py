@@ -1,5 +1,6 @@
 """What a run tells: ``metrics.jsonl``, TensorBoard, a progress bar."""
 
+import contextlib
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from sslgh.engine.board import Board
 from sslgh.engine.line_file import LineFile
 from sslgh.engine.run_directory import write_status
+from sslgh.engine.telling import tell
 
 METRICS = "metrics.jsonl"
 
@@ -29,10 +31,18 @@ class Journal:
         steps: Optimiser steps of the whole run.
         start: Steps already taken; later lines of an interrupted run are dropped.
         images_per_step: Global batch size, for the rate.
+        within_epoch: Whether the epoch of the last step has still to be ended.
     """
 
     def __init__(
-        self, directory: Path, *, active: bool, steps: int, start: int, images_per_step: int
+        self,
+        directory: Path,
+        *,
+        active: bool,
+        steps: int,
+        start: int,
+        images_per_step: int,
+        within_epoch: bool = False,
     ) -> None:
         self.directory, self.active, self.images_per_step = directory, active, images_per_step
         self.clock, self.clock_step = time.perf_counter(), start
@@ -40,26 +50,29 @@ class Journal:
         self._open = ExitStack()
         if not active:
             return
-        _drop_after(directory / METRICS, start)
+        # A refresh is told before the step that follows it, the health before the end of an epoch is saved.
+        _drop_after(
+            directory / METRICS, start, {"refresh", "health"} if within_epoch else {"refresh"}
+        )
         self.file = self._open.enter_context(LineFile(directory / METRICS))
         self.board = self._open.enter_context(Board(directory / "tensorboard", start))
         terminal = sys.stderr.isatty()
-        self.bar = self._open.enter_context(
-            tqdm(
-                total=steps,
-                initial=start,
-                unit="step",
-                desc=directory.name,
-                # A log file gets a line now and then instead of thousands of carriage returns.
-                mininterval=0.3 if terminal else 20,
-                dynamic_ncols=terminal,
-            )
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            desc=directory.name,
+            # A log file gets a line now and then instead of thousands of carriage returns.
+            mininterval=0.3 if terminal else 20,
+            dynamic_ncols=terminal,
         )
+        self._open.callback(self._close_bar)
 
     def advance(self) -> None:
         """One optimiser step is done."""
         if self.active:
-            self.bar.update(1)
+            with contextlib.suppress(OSError):
+                self.bar.update(1)
 
     def running(self, epoch: int, step: int) -> None:
         """Write into ``status.json`` where the run stands."""
@@ -96,7 +109,7 @@ class Journal:
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""
         if self.active:
-            tqdm.write(text, file=sys.stderr)
+            tell(text)
 
     def _write(self, line: dict[str, Any], kind: str) -> None:
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}
@@ -119,6 +132,10 @@ class Journal:
                 f"{self.directory / name} cannot be written ({reason}); training goes on without"
             )
 
+    def _close_bar(self) -> None:
+        with contextlib.suppress(OSError):
+            self.bar.close()
+
     def _faultless(self, name: str) -> None:
         self._said.discard(name)
 
@@ -134,20 +151,25 @@ class Journal:
         self._open.close()
 
 
-def _drop_after(path: Path, start: int) -> None:
-    """Take out the lines of what will happen again, and a line cut off by a kill."""
+def _drop_after(path: Path, start: int, again: set[str]) -> None:
+    """Take out the lines of what will happen again, and a line cut off by a kill.
+
+    Args:
+        path: Of the file.
+        start: Steps already taken.
+        again: Kinds of lines that a resumed run writes again at that step.
+    """
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             content = json.loads(line)
-            # A refresh is written before the step that follows it, and again by a resumed run.
-            last = start - 1 if content["kind"] == "refresh" else start
+            last = start - 1 if content["kind"] in again else start
+            if content["step"] <= last:
+                kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-        if content["step"] <= last:
-            kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)

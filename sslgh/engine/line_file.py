@@ -1,5 +1,6 @@
 """A file of lines that outlives a full disk."""
 
+import contextlib
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,9 @@ class LineFile:
         self._pending += line.encode() + b"\n"
         if len(self._pending) > MOST_PENDING:
             self._pending = self._pending[-MOST_PENDING:].partition(b"\n")[2]
+        return self._flush()
+
+    def _flush(self) -> OSError | None:
         try:
             if self._file is None:
                 self._file = self.path.open("ab", buffering=0)
@@ -37,6 +41,7 @@ class LineFile:
             while self._pending:
                 self._pending = self._pending[self._file.write(self._pending) or 0 :]
         except OSError as error:
+            self._close()  # what it stands for may be gone: a lost mount comes back under a new one
             return error
         return None
 
@@ -49,5 +54,11 @@ class LineFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._flush()
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file = None

@@ -108,6 +108,7 @@ def train(
         steps=recipe.train.epochs * steps_per_epoch,
         start=progress.total,
         images_per_step=recipe.train.batch_size,
+        within_epoch=progress.step > 0,
     )
     with (
         journal,
@@ -234,7 +235,8 @@ class _Loop:
         """
         run, writer = self.run, self.writer
         self._report_broken(progress)
-        tensors = run.module.state_dict().values()
+        tensors = [*run.module.state_dict().values()]
+        tensors += [] if run.memory is None else [*run.memory.state_dict().values()]
         broken = any(not bool(own_part(tensor).isfinite().all()) for tensor in tensors)
         if any_process(broken, run.accelerator.device):
             raise NotFiniteError(

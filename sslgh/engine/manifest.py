@@ -32,10 +32,9 @@ def check_manifest(folder: Path) -> None:
         DamagedError: If one lacks, is of another size or holds other bytes; it is named.
     """
     listed = _read(folder / MANIFEST)
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    if present != listed.keys():
-        name = min(present ^ listed.keys())
-        raise DamagedError(f"{name} {'lacks' if name in listed else 'is not of it'}")
+    missing = listed.keys() - {path.name for path in folder.iterdir()}
+    if missing:
+        raise DamagedError(f"{min(missing)} lacks")
     for name, expected in listed.items():
         size = (folder / name).stat().st_size
         if size != expected["bytes"]:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from torch.distributed import DistError
 from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.run_directory import State, check_directory, read_status, write_status
 from sslgh.engine.signals import Stopped
+from sslgh.engine.telling import tell
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.printable import printable
 
@@ -69,11 +69,10 @@ def _report(recipe: Recipe | None, state: State, message: str, code: int, begun:
     message = printable(message)
     _record(recipe, state, message, begun)
     if is_main():
-        print(f"sslgh: {message}", file=sys.stderr, flush=True)
+        tell(f"sslgh: {message}")
     elif code != STOPPED:
         time.sleep(GRACE_SECONDS)
-        rank = os.environ["RANK"]
-        print(f"sslgh (process {rank}): {message}", file=sys.stderr, flush=True)
+        tell(f"sslgh (process {os.environ['RANK']}): {message}")
     return code
 
 
@@ -97,7 +96,10 @@ def _failed_since(recipe: Recipe, begun: datetime) -> bool:
     status = read_status(recipe.directory)
     if not several or status.get("state") != "failed":
         return False
-    return datetime.fromisoformat(status["time"]) >= begun
+    try:
+        return datetime.fromisoformat(status["time"]) >= begun
+    except (KeyError, ValueError, TypeError):
+        return False
 
 
 def is_main() -> bool:

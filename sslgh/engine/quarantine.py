@@ -78,8 +78,7 @@ class Quarantine(Iterator[Batch]):
             self._last = tuple(batch)
             self._new.update(set(broken[broken >= 0].tolist()) - self._known)
         # Every process asks for its first batch: without one there is nothing to give again.
-        alone = world().size == 1
-        if (first or alone) and any_process(self._failure is not None, self.device):
+        if first and any_process(self._failure is not None, self.device):
             raise DataError(next(why for why in gather_object([self._failure]) if why is not None))
         assert self._last is not None
         return self._last

@@ -122,6 +122,7 @@ def open_run(run: Run, said: Iterable[str], *, note: str = "") -> Progress:
     """
     recipe, accelerator = run.recipe, run.accelerator
     batch_order(run, Progress())  # refuses an impossible batch before anything is written
+    _check_images(run)
     world = describe_world(accelerator) + note
     accelerator.print(f"{recipe.name}: {len(run.images)} images, {world}")
     for sentence in said:
@@ -134,6 +135,20 @@ def open_run(run: Run, said: Iterable[str], *, note: str = "") -> Progress:
     load_checkpoint(found, module=run.module, memory=run.memory, optimiser=run.optimiser)
     accelerator.print(f"going on from epoch {progress.epoch}, step {progress.total} ({found})")
     return progress
+
+
+def _check_images(run: Run) -> None:
+    """A collective.
+
+    Raises:
+        RecipeError: If processes list other images, whose positions would then mean other files.
+    """
+    found = gather_object([run.setting.images])
+    if any(images != found[0] for images in found):
+        raise RecipeError(
+            f"the images of data.root {run.recipe.data.root} differ between processes; wait until all are copied, or "
+            "choose a folder that all machines share"
+        )
 
 
 def _find(run: Run, world: str) -> Path | None:

@@ -52,14 +52,23 @@ def check_directory(recipe: Recipe) -> bool:
     if (directory / RECIPE).is_file():
         _agree(recipe, directory)
         return True
-    foreign = (
-        [p.name for p in directory.iterdir() if p.name != STATUS] if directory.exists() else []
-    )
+    foreign = [path.name for path in _entries(directory) if not _is_left_over(path)]
     if foreign:
         raise RecipeError(
             f"run directory {directory} holds {sorted(foreign)[0]} but no run; choose another run_dir"
         )
     return False
+
+
+def _entries(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.exists() else []
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a run that was killed before it had written its recipe may have left this."""
+    if path.is_dir():
+        return path.name == "checkpoints" and not any(path.iterdir())
+    return path.name == STATUS or path.suffix == ".tmp"
 
 
 def _agree(recipe: Recipe, directory: Path) -> None:
@@ -102,10 +111,11 @@ def open_directory(recipe: Recipe, environment: dict[str, Any]) -> None:
     """
     directory = recipe.directory
     try:
-        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"run_dir {directory} cannot be made: {error.strerror}") from None
     write_text(directory / RECIPE, recipe_text(recipe))
+    (directory / "checkpoints").mkdir(exist_ok=True)
     versions = {name: _version(name) for name in PACKAGES}
     text = json.dumps({"versions": versions, **environment}, indent=2)
     write_text(directory / "environment.json", text + "\n")
@@ -130,7 +140,7 @@ def read_status(directory: Path) -> dict[str, Any]:
     """The content of ``status.json``; empty where there is none, or a torn one."""
     try:
         return dict(json.loads((directory / STATUS).read_text()))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return {}
 
 

@@ -30,7 +30,7 @@ class BYOL(Method):
         momentum: Of the teacher at the start; it rises to 1 along a cosine over the run.
 
     Raises:
-        ValueError: If ``momentum`` is not in (0, 1].
+        ValueError: If ``momentum`` is not in (0, 1).
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class BYOL(Method):
                 "method.momentum is 0, a teacher that is the student itself, with which BYOL is known "
                 "to collapse; set it near 1, such as 0.996"
             )
-        if not 0 < momentum <= 1:
-            raise ValueError(f"method.momentum must be in (0, 1], got {momentum}")
+        if not 0 < momentum < 1:
+            raise ValueError(
+                f"method.momentum must lie in (0, 1), got {momentum}; at 1 the teacher stays as it was drawn"
+            )
         self.backbone = backbone
         self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
         self.predictor: nn.Module = BYOLPredictionHead(out, hidden, out)

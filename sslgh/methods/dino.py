@@ -71,13 +71,26 @@ class DINO(Method):
             teacher_temperature=teacher_temperature,
             warmup_temperature=warmup_temperature,
         )
+        if prototypes < 2 or warmup_epochs < 0:
+            raise ValueError(
+                f"method.prototypes must be at least 2 and method.warmup_epochs at least 0, got {prototypes} and "
+                f"{warmup_epochs}"
+            )
+        if max(teacher_temperature, warmup_temperature) >= student_temperature:
+            raise ValueError(
+                f"method.teacher_temperature {teacher_temperature} and method.warmup_temperature "
+                f"{warmup_temperature} must lie below method.student_temperature {student_temperature}: a teacher "
+                "that is not sharper is known to collapse"
+            )
         if momentum == 0:
             raise ValueError(
                 "method.momentum is 0, a teacher that is the student itself, with which DINO does not "
                 "learn; set it near 1, such as 0.996"
             )
-        if not 0 < momentum <= 1:
-            raise ValueError(f"method.momentum must be in (0, 1], got {momentum}")
+        if not 0 < momentum < 1:
+            raise ValueError(
+                f"method.momentum must lie in (0, 1), got {momentum}; at 1 the teacher stays as it was drawn"
+            )
         self.backbone = backbone
         self.projector = dino_projector(
             features, hidden=hidden, out=out, layers=layers, batch_norm=batch_norm
@@ -94,6 +107,7 @@ class DINO(Method):
         self.warmup_epochs = warmup_epochs
         self.momentum = momentum
         self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self._sums: list[Tensor] = []  # of this step; empty where a checkpoint is taken
         self.epoch = 0  # no buffer: whoever resumes begins the epoch again
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
@@ -105,6 +119,8 @@ class DINO(Method):
         # lightly's schedule ends at max_steps - 1: here a step is the whole run.
         momentum = cosine_schedule(done, 2, self.momentum, 1.0)
         update_momentum(self._student(), self.teacher, momentum)
+        if self._sums:
+            self._move_centre()
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
         """The two full views in one pass, then all local crops in one."""
@@ -128,7 +144,7 @@ class DINO(Method):
             student_temperature=self.student_temperature,
         )
         if self.training:
-            self._move_centre(seen)
+            self._gather_sums(seen)
         z1, z2 = z[: 2 * n].chunk(2)
         features = h[:n].detach()
         return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2), features)
@@ -145,16 +161,26 @@ class DINO(Method):
         )
 
     @torch.no_grad()
-    def _move_centre(self, seen: Tensor) -> None:
-        """Average in the mean over the rows of all processes, however many each of them has.
+    def _gather_sums(self, seen: Tensor) -> None:
+        """Sum and number of the rows of all processes, however many each of them has.
 
         lightly's centre takes the mean of the processes' means instead.
         """
         rows = seen.flatten(0, 1)
         sums, _ = gather(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])[None])
-        total = sums.sum(0)
+        self._sums.append(sums.sum(0))
+
+    @torch.no_grad()
+    def _move_centre(self) -> None:
+        """Average in the mean over all parts of the step, which were judged by one centre."""
+        total = torch.stack(self._sums).sum(0)
         mean = (total[:-1] / total[-1]).to(self.centre.dtype)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
+        self._sums.clear()
+
+    def skip_step(self) -> None:
+        """Forget what waits for the centre."""
+        self._sums.clear()
 
 
 @in_float32

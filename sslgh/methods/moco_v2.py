@@ -39,7 +39,7 @@ class MoCoV2(Method):
 
     Raises:
         ValueError: If ``temperature`` or ``queue`` is not positive or ``momentum`` lies outside
-            [0, 1]; at the first forward if the global batch is larger than the queue.
+            (0, 1); at the first forward if the global batch is larger than the queue.
     """
 
     def __init__(
@@ -57,8 +57,11 @@ class MoCoV2(Method):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {temperature}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"method.momentum must lie in [0, 1], got {momentum}")
+        if not 0 < momentum < 1:
+            raise ValueError(
+                f"method.momentum must lie in (0, 1), got {momentum}; at 0 MoCo is known to fail, at 1 the teacher "
+                "stays as it was drawn; set it near 1, such as 0.999"
+            )
         self.backbone = backbone
         self.projector = moco_projector(features, hidden=hidden, out=out, layers=layers)
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.projector))
@@ -76,7 +79,7 @@ class MoCoV2(Method):
         with torch.no_grad():
             own = self.teacher(views[1])
             keys, _ = gather(own)
-        self.queue.check(keys)
+        self.queue.check(len(keys))
         if self.training:
             self._fresh.append(keys)
         per_sample = queued_info_nce(z1, own, self.queue.rows, temperature=self.temperature)

@@ -25,15 +25,17 @@ class MoCoV3(Method):
         features: F.
         hidden: Width of the hidden layers of both heads.
         out: Embedding width D.
-        layers: Linear layers of the projector; the official code takes 2 for a ResNet.
-        temperature: None: 0.2 for a transformer (a backbone with ``patch_embed``), else 1, the
-            settings of the official code for ViT and ResNet-50.
+        layers: Linear layers of the projector; None: 3 for a transformer (a backbone with
+            ``patch_embed``), else 2, as in the official code, whose predictor of a ResNet also lacks
+            the last batch norm.
+        temperature: None: 0.2 for a transformer, else 1, the settings of the official code for ViT
+            and ResNet-50.
         momentum: Share of the teacher that stays in a step; rises to 1 along a half cosine. 0.99
             as in the official code (its 1,000 epochs of ResNet-50: 0.996).
         freeze_patch: Train no patch projection; nothing where the backbone has none.
 
     Raises:
-        ValueError: If ``temperature`` is not positive or ``momentum`` lies outside [0, 1].
+        ValueError: If ``temperature`` is not positive or ``momentum`` lies outside [0, 1).
     """
 
     contrasts_batch = True
@@ -45,7 +47,7 @@ class MoCoV3(Method):
         features: int,
         hidden: int = 4096,
         out: int = 256,
-        layers: int = 3,
+        layers: int | None = None,
         temperature: float | None = None,
         momentum: float = 0.99,
         freeze_patch: bool = True,
@@ -56,13 +58,19 @@ class MoCoV3(Method):
             temperature = 1.0 if patch is None else 0.2
         if not temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {temperature}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"method.momentum must lie in [0, 1], got {momentum}")
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"method.momentum must lie in [0, 1), got {momentum}; at 1 the teacher stays as it was drawn"
+            )
+        if layers is None:
+            layers = 2 if patch is None else 3
         if freeze_patch and patch is not None:
             deactivate_requires_grad(getattr(patch, "proj", patch))
         self.backbone = backbone
         self.projector = moco_v3_head(features, hidden=hidden, out=out, layers=layers)
-        self.predictor = moco_v3_head(out, hidden=hidden, out=out, layers=2)
+        self.predictor = moco_v3_head(
+            out, hidden=hidden, out=out, layers=2, last_norm=patch is not None
+        )
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.projector))
         deactivate_requires_grad(self.teacher)
         self.embedding_dim = out

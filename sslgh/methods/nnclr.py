@@ -69,7 +69,7 @@ class NNCLR(Method):
         z1, z2 = z.chunk(2)
         p1, p2 = self.predictor(z).chunk(2)
         newest, _ = gather(z1.detach())
-        self.queue.check(newest)
+        self.queue.check(len(newest))
         if self.training:
             self._fresh.append(newest)
         n1, n2 = self.queue.nearest(z.detach()).chunk(2)

@@ -33,15 +33,15 @@ class Queue(nn.Module):
         self.register_buffer("rows", F.normalize(torch.randn(size, dim)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
 
-    def check(self, batch: Tensor) -> None:
-        """Refuse a batch that the queue cannot hold.
+    def check(self, rows: int) -> None:
+        """Refuse a batch of so many rows that the queue cannot hold.
 
         Raises:
             ValueError: With the remedy.
         """
-        if len(batch) > len(self.rows):
+        if rows > len(self.rows):
             raise ValueError(
-                f"method.queue {len(self.rows)} is smaller than the batch of {len(batch)} images; "
+                f"method.queue {len(self.rows)} is smaller than the batch of {rows} images; "
                 f"raise method.queue to at least train.batch_size, or lower train.batch_size"
             )
 
@@ -52,7 +52,7 @@ class Queue(nn.Module):
         Raises:
             ValueError: If there are more rows than the queue has.
         """
-        self.check(batch)
+        self.check(len(batch))
         position = torch.arange(len(batch), device=batch.device) + self.oldest
         fresh = F.normalize(batch.to(self.rows.dtype))
         self.rows.index_copy_(0, position % len(self.rows), fresh)

@@ -34,7 +34,14 @@ class SimSiam(Method):
         super().__init__()
         self.backbone = backbone
         self.projector = simsiam_projector(features, hidden=hidden, out=out, layers=layers)
-        self.predictor = simsiam_predictor(out, hidden=predictor_hidden or max(out // 4, 1))
+        if predictor_hidden is None:
+            predictor_hidden = max(out // 4, 1)
+        if predictor_hidden < 1 or out < 2:
+            raise ValueError(
+                f"method.predictor_hidden must be at least 1 and model.projector.out at least 2, got "
+                f"{predictor_hidden} and {out}"
+            )
+        self.predictor = simsiam_predictor(out, hidden=predictor_hidden)
         self.embedding_dim = out
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:

@@ -110,7 +110,7 @@ class SwAV(Method):
         """Scores of the queues (2, Q, K) once they are full; then the batch joins them."""
         everyone, _ = gather(torch.cat(embeddings, dim=1))
         queues = [queue for queue in self.queues if isinstance(queue, Queue)]
-        queues[0].check(everyone)  # from the first step on, not only when the queue starts
+        queues[0].check(len(everyone))  # from the first step on, not only when the queue starts
         if self.epoch < self.queue_start:
             return None
         scores = None

@@ -1,9 +1,12 @@
 """A network on disk: ``backbone.safetensors`` beside ``backbone.json``, and its classifier."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,12 +29,26 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
     weights = {
         name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()
     }
-    temporary = directory / f"{WEIGHTS}.tmp"
-    save_file(weights, temporary)
-    temporary.replace(directory / WEIGHTS)
-    temporary = directory / f"{CARD}.tmp"
-    temporary.write_text(json.dumps(card, indent=2) + "\n")
-    temporary.replace(directory / CARD)
+    _replace(directory / WEIGHTS, lambda file: save_file(weights, file))
+    text = json.dumps(card, indent=2) + "\n"
+    _replace(directory / CARD, lambda file: file.write_text(text))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, flush it, rename it: a reader never sees a part.
+
+    Raises:
+        OSError: If that fails; what was there stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]})") from None
+    temporary.replace(path)
 
 
 def load_backbone(
@@ -78,9 +95,7 @@ def save_classifier(classifier: nn.Linear | CosineClassifier, directory: Path) -
     tensors = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
     if isinstance(classifier, CosineClassifier):
         tensors["scale"] = Tensor([classifier.scale])
-    temporary = directory / f"{CLASSIFIER}.tmp"
-    save_file(tensors, temporary)
-    temporary.replace(directory / CLASSIFIER)
+    _replace(directory / CLASSIFIER, lambda file: save_file(tensors, file))
 
 
 def load_classifier(directory: Path) -> nn.Linear | CosineClassifier:

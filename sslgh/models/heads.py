@@ -92,15 +92,19 @@ def moco_projector(features: int, *, hidden: int | None, out: int, layers: int) 
     return head
 
 
-def moco_v3_head(features: int, *, hidden: int, out: int, layers: int) -> nn.Module:
-    """(Linear-BN-ReLU-)...Linear-BN, the last BN without scale and shift; (N, F) -> (N, D).
+def moco_v3_head(
+    features: int, *, hidden: int, out: int, layers: int, last_norm: bool = True
+) -> nn.Module:
+    """(Linear-BN-ReLU-)...Linear(-BN), the last BN without scale and shift; (N, F) -> (N, D).
 
-    As the official code has it, for projector and predictor. lightly's ``MoCoProjectionHead`` would give the
+    As the official code has it, which leaves the last one out of a ResNet's predictor. lightly's ``MoCoProjectionHead`` would give the
     last norm a scale and a shift.
     """
     widths = [features] + [hidden] * (layers - 1)
     blocks = [(one, two, nn.BatchNorm1d(two), nn.ReLU()) for one, two in pairwise(widths)]
-    head: nn.Module = ProjectionHead(
-        [*blocks, (hidden, out, nn.BatchNorm1d(out, affine=False), None)]
-    )
+    norm = nn.BatchNorm1d(out, affine=False) if last_norm else None
+    head: nn.Module = ProjectionHead([*blocks, (hidden, out, norm, None)])
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            module.bias = None  # lightly gives one to a layer without a norm
     return head

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -28,10 +29,40 @@ def test_the_latest_stay_and_those_of_every_few_epochs(tmp_path, save) -> None:
     for epoch in range(1, 7):
         save(tmp_path, epoch, 0, epoch)
     save(tmp_path, 6, 2, 8)
-    drop_old_checkpoints(tmp_path, keep_last=2, keep_every=2)
+    newest = tmp_path / "step-000000008"
+    drop_old_checkpoints(tmp_path, newest, keep_last=2, keep_every=2)
     assert [int(name[5:]) for name in names(tmp_path)] == [2, 4, 6, 8]
-    drop_old_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    drop_old_checkpoints(tmp_path, newest, keep_last=1, keep_every=None)
     assert [int(name[5:]) for name in names(tmp_path)] == [8]
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_one_that_cannot_be_read_never_takes_the_room_of_a_whole_one(
+    tmp_path, save, keep_last
+) -> None:
+    save(tmp_path, 1, 0, 1)
+    torn = save(tmp_path, 2, 0, 2)
+    (torn / "progress.json").unlink()
+    newest = save(tmp_path, 3, 0, 3)
+    drop_old_checkpoints(tmp_path, newest, keep_last=keep_last, keep_every=None)
+    kept = ["step-000000001", newest.name][-keep_last:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+def test_a_fault_that_may_pass_sets_no_good_checkpoint_aside(
+    tmp_path, save, monkeypatch, number
+) -> None:
+    path = save(tmp_path)
+    import sslgh.engine.checkpoint_folder as module  # noqa: PLC0415
+
+    def unreachable(folder) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, "check_manifest", unreachable)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        last_whole_checkpoint(tmp_path)
+    assert path.is_dir()
 
 
 @pytest.mark.parametrize(

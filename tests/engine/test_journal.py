@@ -16,9 +16,7 @@ def test_lines_that_find_no_room_are_kept_and_written_later(tmp_path) -> None:
     path.symlink_to("/dev/full")
     with LineFile(path) as file:
         assert file.write("first").errno == errno.ENOSPC
-        file._file.close()
         path.unlink()
-        file._file = None
         assert file.write("second") is None
     assert path.read_text() == "first\nsecond\n"
 
@@ -44,6 +42,15 @@ def test_a_line_that_a_full_disk_has_cut_is_finished_when_there_is_room(tmp_path
         assert file.write("a long line") is not None
         assert file.write("another") is None
     assert (tmp_path / "lines").read_text() == "a long line\nanother\n"
+
+
+def test_lines_that_wait_at_the_end_are_tried_once_more(tmp_path) -> None:
+    path = tmp_path / "lines"
+    path.symlink_to("/dev/full")
+    with LineFile(path) as file:
+        assert file.write("the last") is not None
+        path.unlink()
+    assert path.read_text() == "the last\n"
 
 
 def journal(directory: Path) -> Journal:

@@ -186,13 +186,15 @@ def test_the_end_ends_the_workers(folder):
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_one_process_stops_at_once_without_images(folder):
+def test_one_process_stops_at_the_next_check_without_images(folder):
     batches = opened(folder, epochs=2)
     next(batches)
     for path in (folder / "data").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="20 images drawn at random cannot be read"):
-        next(batches)
+    next(batches)
+    assert batches.failed
+    with pytest.raises(DataError, match=r"100 images drawn .* cannot be read.*quarantine.json"):
+        batches.check(Accelerator(cpu=True))
 
 
 @contextmanager
@@ -254,7 +256,7 @@ def without_images(folder):
 
 def test_a_process_without_images_stops_all(two_processes, folder):
     first, second = two_processes(without_images, str(folder))
-    assert first.startswith("20 images drawn at random cannot be read")
+    assert first.startswith("100 images drawn at random cannot be read")
     assert first == second
 
 

@@ -126,7 +126,7 @@ def test_byol_refuses_a_teacher_that_is_the_student_and_names_the_way_out() -> N
         build(momentum=0.0)
 
 
-@pytest.mark.parametrize("momentum", [-0.1, 1.1, math.nan])
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.1, math.nan])
 def test_byol_refuses_a_momentum_that_is_none(momentum) -> None:
-    with pytest.raises(ValueError, match=r"method.momentum must be in \(0, 1\], got"):
+    with pytest.raises(ValueError, match=r"method.momentum must lie in \(0, 1\), got"):
         build(momentum=momentum)

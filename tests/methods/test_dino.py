@@ -58,6 +58,7 @@ def test_dino_has_the_loss_the_gradient_and_the_next_centre_of_lightly(local) ->
     criterion = DINOLoss(10, teacher_temp=0.07, student_temp=0.1, center_momentum=0.9).double()
     criterion.center = again.centre[None, None].clone()
     ours = method(views).loss
+    method.after_step(1.0)  # at the end of a run the teacher stays
     teacher, student = by_hand(again, views)
     theirs = criterion([logits.detach() for logits in teacher], student)
     torch.testing.assert_close(ours, theirs)
@@ -175,6 +176,7 @@ def test_dino_under_autocast_takes_logits_and_loss_in_float32() -> None:
         output = method(views)
     assert output.per_sample.dtype == method.centre.dtype == torch.float32
     assert output.loss.isfinite()
+    method.after_step(1.0)
     mean = (method.centre - 0.9 * torch.linspace(-0.1, 0.1, 10)) * 10
     assert (mean - mean.bfloat16().float()).abs().max() > 1e-5
 
@@ -182,8 +184,24 @@ def test_dino_under_autocast_takes_logits_and_loss_in_float32() -> None:
 def test_dino_refuses_what_collapses_it_and_names_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"method.momentum is 0, .* set it near 1"):
         build(momentum=0.0)
-    with pytest.raises(ValueError, match=r"method.momentum must be in \(0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"method.momentum must lie in \(0, 1\), got 2"):
         build(momentum=2.0)
+    with pytest.raises(ValueError, match=r"must lie below method.student_temperature 0.05"):
+        build(student_temperature=0.05)
+    with pytest.raises(ValueError, match=r"method.prototypes must be at least 2 .* got 1 and"):
+        build(prototypes=1)
+
+
+def test_dino_moves_its_centre_once_a_step_by_all_parts_of_the_batch() -> None:
+    whole, parted, views = moved(build()), moved(build()), crops(0)
+    for method in (whole, parted):
+        method.eval().training = True  # statistics of the batch norms would tell the parts apart
+    whole(views)
+    for half in zip(*(view.chunk(2) for view in views), strict=True):
+        parted(list(half))
+    for method in (whole, parted):
+        method.after_step(1.0)
+    torch.testing.assert_close(parted.centre, whole.centre)
 
 
 @pytest.mark.parametrize(

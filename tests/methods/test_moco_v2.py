@@ -117,7 +117,7 @@ def test_a_batch_larger_than_the_queue_is_refused_at_the_first_forward() -> None
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"method.temperature must be positive, got 0"):
         build(temperature=0.0)
-    with pytest.raises(ValueError, match=r"method.momentum must lie in \[0, 1\], got 1.1"):
+    with pytest.raises(ValueError, match=r"method.momentum must lie in \(0, 1\), got 1.1"):
         build(momentum=1.1)
     with pytest.raises(ValueError, match=r"method.queue must be at least 1, got 0"):
         build(queue=0)

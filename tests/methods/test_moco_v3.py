@@ -98,18 +98,24 @@ def test_a_patch_embedding_without_a_projection_inside_is_frozen_whole() -> None
 
 
 def test_the_heads_are_those_of_the_official_code() -> None:
-    method = build()
-    for head, widths in ((method.projector, [64, 32, 32, 16]), (method.predictor, [16, 32, 16])):
+    resnet, vit = build(), transformer()
+    features = vit.backbone.num_features
+    for head, widths, last in (
+        (resnet.projector, [64, 32, 16], [False]),
+        (resnet.predictor, [16, 32, 16], []),
+        (vit.projector, [features, 32, 32, 16], [False]),
+        (vit.predictor, [16, 32, 16], [False]),
+    ):
         linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
         norms = [module for module in head.modules() if isinstance(module, nn.BatchNorm1d)]
         assert [linear[0].in_features, *(layer.out_features for layer in linear)] == widths
         assert all(layer.bias is None for layer in linear)
-        assert [norm.affine for norm in norms] == [True] * (len(linear) - 1) + [False]
+        assert [norm.affine for norm in norms] == [True] * (len(linear) - 1) + last
         assert sum(isinstance(module, nn.ReLU) for module in head.modules()) == len(linear) - 1
 
 
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"method.temperature must be positive, got 0"):
         build(temperature=0.0)
-    with pytest.raises(ValueError, match=r"method.momentum must lie in \[0, 1\], got -0.1"):
+    with pytest.raises(ValueError, match=r"method.momentum must lie in \[0, 1\), got -0.1"):
         build(momentum=-0.1)

@@ -73,6 +73,6 @@ def test_a_batch_larger_than_the_queue_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"method.queue 4 is smaller than the batch of 5 images"):
         queue.push(draw(5, 2))
     with pytest.raises(ValueError, match=r"or lower train.batch_size"):
-        queue.check(draw(5, 2))
+        queue.check(5)
     with pytest.raises(ValueError, match=r"method.queue must be at least 1, got 0"):
         Queue(0, 2)
