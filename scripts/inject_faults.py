@@ -97,8 +97,9 @@ def main() -> int:
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     whole = run(options.out / "whole")
+    every = run(options.out / "every", keep_last=9)
     results = {
-        "altered files": altered(whole, options.out / "altered", options.places),
+        "altered files": altered(every, options.out / "altered", options.places),
         "failing operations": operations(whole, options.out),
         "file-size limits": limits(whole, options.out),
     }
@@ -116,10 +117,10 @@ def settings(directory: Path, **train: Any) -> Recipe:
     return make_recipe(SETTINGS | changed)
 
 
-def run(directory: Path) -> Path:
+def run(directory: Path, **train: Any) -> Path:
     """Train in this process, quietly."""
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return pretrain(settings(directory), start_world())
+        return pretrain(settings(directory, **train), start_world())
 
 
 def altered(whole: Path, folder: Path, places: int) -> Outcome:
@@ -199,23 +200,18 @@ def strike_once(
     )
 
 
-_begun: list[Path] = []
-
-
 def begun(directory: Path) -> None:
     """A copy of a run that was stopped after its first epoch."""
-    if not _begun:
-        first = directory.with_name("begun")
-        _begun.append(first)
-        # Kept whole, then cut back to what one epoch leaves.
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            pretrain(settings(first, keep_last=9), start_world())
-        late = list_checkpoints(first / "checkpoints")
-        for path in late[1:]:
+    first = directory.with_name("begun")
+    if not first.is_dir():
+        shutil.copytree(directory.with_name("every"), first)
+        for path in list_checkpoints(first / "checkpoints")[1:]:
             shutil.rmtree(path)
+        text = (first / "recipe.yaml").read_text()
+        (first / "recipe.yaml").write_text(text.replace("keep_last: 9", "keep_last: 1"))
         for name in ("backbone.safetensors", "backbone.json", "status.json"):
             (first / name).unlink()
-    shutil.copytree(_begun[0], directory)
+    shutil.copytree(first, directory)
 
 
 def limits(whole: Path, out: Path) -> Outcome:

@@ -103,8 +103,6 @@ def moco_v3_head(
     widths = [features] + [hidden] * (layers - 1)
     blocks = [(one, two, nn.BatchNorm1d(two), nn.ReLU()) for one, two in pairwise(widths)]
     norm = nn.BatchNorm1d(out, affine=False) if last_norm else None
-    head: nn.Module = ProjectionHead([*blocks, (hidden, out, norm, None)])
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            module.bias = None  # lightly gives one to a layer without a norm
+    # lightly would give a bias to a layer without a norm.
+    head: nn.Module = ProjectionHead([*blocks, (hidden, out, norm, None, False)])
     return head
