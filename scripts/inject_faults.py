@@ -30,8 +30,8 @@ from sslgh.engine.pretraining import pretrain
 from sslgh.engine.world import start_world
 from sslgh.recipe import Recipe, make_recipe
 
-SETTINGS = RECIPE | {"train": RECIPE["train"] | {"epochs": 4, "log_every": 1, "keep_last": 1}}
-ERRORS = (errno.ENOSPC, errno.EIO)
+SETTINGS = RECIPE | {"train": RECIPE["train"] | {"epochs": 3, "log_every": 2, "keep_last": 1}}
+ERRORS = (errno.ENOSPC, errno.ESTALE)
 # What Python tells its audit hooks before it does it; a hook that raises is a call that fails.
 AUDITED = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.rmtree"}
 LIMITS = (1, 4, 16, 64, 150, 200, 300)  # KiB
@@ -145,7 +145,8 @@ def altered(whole: Path, folder: Path, places: int) -> Outcome:
             good = last_whole_checkpoint(folder)[0] == before
             survived += good
             lost += [] if good else [f"{file.name}: {what}"]
-            after.with_name(f"{after.name}.damaged").rename(after)
+            if not after.exists():
+                after.with_name(f"{after.name}.damaged").rename(after)
             file.write_bytes(content)
     return tried, survived, lost
 
@@ -158,7 +159,7 @@ def operations(whole: Path, out: Path) -> Outcome:
     tried = survived = 0
     lost: list[str] = []
     directory = out / "operation"
-    for lasting, numbers in ((False, ERRORS), (True, (errno.ENOSPC,))):
+    for lasting, numbers in ((False, (ERRORS[0],)), (True, ERRORS)):
         for number in numbers:
             countdown, happened = 0, True
             while happened:
@@ -168,6 +169,7 @@ def operations(whole: Path, out: Path) -> Outcome:
                 if not happened:
                     break
                 tried += 1
+                print(f"operation {tried}", end="\r", file=sys.stderr)
                 reason = reason or "; ".join(differences(run(directory), whole))
                 survived += not reason
                 lost += (
