@@ -98,14 +98,17 @@ def main() -> int:
     options.out.mkdir(parents=True)
     whole = run(options.out / "whole")
     every = run(options.out / "every", keep_last=9)
-    results = {
-        "altered files": altered(every, options.out / "altered", options.places),
-        "failing operations": operations(whole, options.out),
-        "file-size limits": limits(whole, options.out),
+    parts = {
+        "altered files": lambda: altered(every, options.out / "altered", options.places),
+        "file-size limits": lambda: limits(whole, options.out),
+        "failing operations": lambda: operations(whole, options.out),
     }
-    for name, (tried, survived, lost) in results.items():
-        print(f"{name}: {tried} tried, {survived} survived", *lost[:5], sep="\n  ")
-    return 0 if all(tried == survived > 0 for tried, survived, _ in results.values()) else 1
+    sound = True
+    for name, part in parts.items():
+        tried, survived, lost = part()
+        print(f"{name}: {tried} tried, {survived} survived", *lost[:5], sep="\n  ", flush=True)
+        sound = sound and tried == survived > 0
+    return 0 if sound else 1
 
 
 Outcome = tuple[int, int, list[str]]
