@@ -108,7 +108,7 @@ def test_files_that_are_all_broken_are_one_sentence_from_workers_too(files, work
     assert set(multiprocessing.active_children()) <= before
     assert len(before) >= workers
     said = str(error.value)
-    assert said.startswith("20 images drawn at random cannot be read, so")
+    assert said.startswith("100 images drawn at random cannot be read, so")
     assert said.endswith("(not a known image format); repair it or take it out of the data)")
     assert "\n" not in said
 
