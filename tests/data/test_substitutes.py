@@ -109,7 +109,9 @@ def test_images_in_memory_are_never_replaced():
 
 def test_a_set_without_a_readable_image_is_given_up_after_100_tries(tmp_path):
     images = ImageSet((tmp_path / "a", tmp_path / "b"), None, (), ("a", "b"))
-    with pytest.raises(DataError, match=r"^100 images drawn at random cannot be read, .*bring them"):
+    with pytest.raises(
+        DataError, match=r"^100 images drawn at random cannot be read, .*bring them"
+    ):
         shown_image(images, (0, 0), seed=0)
 
 
