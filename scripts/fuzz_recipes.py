@@ -1,18 +1,22 @@
 """Fuzz recipes and overrides: each is built, or refused in one sentence.
 
-    python scripts/fuzz_recipes.py [--count 1000] [--seed 0]
+    python scripts/fuzz_recipes.py [--count 1000] [--seed 0] [--steps]
 
 Recipes of the shelf are changed at random, as values and as text, and go through what ``sslgh pretrain --dry-run``
-does before its step: read, override, check, cut the data, size the run, build method, companions and optimiser. The
-step itself is left out: a recipe may ask for images of any size.
+does before its step: read, override, check, cut the data, size the run, build method, companions and optimiser. With
+``--steps`` those that were built then take the step too, each in a process of its own. One that takes longer than a
+minute is counted and let go: a recipe may ask for images and batches of any size.
 
-A violation is a traceback, an exit code other than 0 and 2, a refusal that is not one line or names no key, line
-or override, 20 seconds without an end, or more memory than the bound. Exit code 1 if there is one.
+A violation is a traceback, an exit code other than 0 and 2 (in the step, where numbers may overflow and memory may not
+do, also 1), a refusal that is not one line or names no key, line or override, 20 seconds without an end, or more memory
+than the bound. Exit code 1 if there is one.
 """
 
 import argparse
 import contextlib
 import io
+import multiprocessing
+import os
 import re
 import resource
 import signal
@@ -32,15 +36,19 @@ from hypothesis import strategies as st
 from sslgh.data import input_size, training_set
 from sslgh.engine.build import build_method, build_network
 from sslgh.engine.companions import build_companions
+from sslgh.engine.finetuning import try_finetuning
 from sslgh.engine.optimiser import build_optimiser
 from sslgh.engine.outcome import conclude
+from sslgh.engine.pretraining import try_pretraining
 from sslgh.engine.run_size import check_size
+from sslgh.engine.world import start_world
 from sslgh.methods import METHODS
 from sslgh.recipe import Recipe, load_recipe
 from sslgh.recipe.errors import _model_in
 from sslgh.recipe.shelf import recipe_files
 
 SECONDS = 20
+STEP_SECONDS = 60
 # Address space beyond what Python and torch have mapped at the start.
 ROOM = 4 * 2**30
 SHELF = [p for p in recipe_files() if p.parent.name in ("digits-lt", "folder", "imagenet-lt")]
@@ -200,6 +208,41 @@ def build(path: Path, overrides: list[str]) -> None:
     build_optimiser(method, recipe.optim)
 
 
+def take_step(path: Path, overrides: list[str], said: Path) -> None:
+    """What a dry run does, in a process that is there for it; what it says goes to a file."""
+    os.setsid()  # so that its workers can be ended with it
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+    def attempt() -> None:
+        recipe = load_recipe(path, overrides)
+        try_ = try_pretraining if recipe.finetune is None else try_finetuning
+        try_(recipe, start_world(recipe.train.processes))
+
+    sys.exit(conclude(attempt))
+
+
+def step_outcome(case: Case, folder: Path) -> tuple[str, str]:
+    """How the first step of a recipe that can be built ends, and what was said."""
+    path, said = folder / "fuzzed.yaml", folder / "said"
+    path.write_bytes(case.text.encode("utf-8", "surrogatepass"))
+    # A fork, which has torch imported already.
+    process = multiprocessing.get_context("fork").Process(
+        target=take_step, args=(path, case.overrides, said)
+    )
+    process.start()
+    process.join(STEP_SECONDS)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return "unfinished", ""
+    text = said.read_text(errors="replace")
+    if process.exitcode not in (0, 1, 2) or "Traceback" in text:
+        return f"exit {process.exitcode}", text
+    return ("stepped", "failed in one sentence", "refused")[process.exitcode], text
+
+
 class HangError(BaseException):
     """More seconds than a recipe may take; no `conclude` may catch it."""
 
@@ -240,9 +283,18 @@ def _names_a_place(sentence: str) -> bool:
     return bool(NAMES & set(re.findall(r"\w+", text))) or "line " in text or "override " in text
 
 
-def fuzz(count: int, start: int = 0) -> tuple[Counter[str], list[tuple[Case, str, str]]]:
-    """Outcomes of so many cases, and those that are violations."""
+class Fuzzed(NamedTuple):
+    """Outcomes counted, cases that could be built, and those that are violations."""
+
+    outcomes: Counter[str]
+    built: list[Case]
+    violations: list[tuple[Case, str, str]]
+
+
+def fuzz(count: int, start: int = 0) -> Fuzzed:
+    """Look at so many cases."""
     outcomes: Counter[str] = Counter()
+    built: list[Case] = []
     violations: list[tuple[Case, str, str]] = []
 
     @seed(start)
@@ -257,13 +309,29 @@ def fuzz(count: int, start: int = 0) -> tuple[Counter[str], list[tuple[Case, str
     def look(case: Case) -> None:
         kind, said = outcome(case, folder)
         outcomes[kind] += 1
-        if kind not in ("built", "refused"):
+        if kind == "built":
+            built.append(case)
+        elif kind != "refused":
             violations.append((case, kind, said))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         look()
-    return outcomes, violations
+    return Fuzzed(outcomes, built, violations)
+
+
+def fuzz_steps(cases_: list[Case]) -> Fuzzed:
+    """Have recipes that can be built take their first step."""
+    outcomes: Counter[str] = Counter()
+    violations: list[tuple[Case, str, str]] = []
+    with tempfile.TemporaryDirectory() as name:
+        for case in cases_:
+            kind, said = step_outcome(case, Path(name))
+            outcomes[kind] += 1
+            if kind.startswith("exit"):
+                violations.append((case, kind, said))
+            print(f"{sum(outcomes.values())} of {len(cases_)}", end="\r", file=sys.stderr)
+    return Fuzzed(outcomes, cases_, violations)
 
 
 def bound_memory(room: int = ROOM) -> None:
@@ -279,18 +347,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", action="store_true")
     asked = parser.parse_args()
     bound_memory()
-    outcomes, violations = fuzz(asked.count, asked.seed)
-    for case, kind, said in violations[:20]:
-        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{said}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    found = ", ".join(f"{number} {kind}" for kind, number in outcomes.most_common())
+    found = fuzz(asked.count, asked.seed)
+    sound = report("recipes", found)
+    if asked.steps:
+        sound = report("steps", fuzz_steps(found.built)) and sound
+    return 0 if sound else 1
+
+
+def report(what: str, found: Fuzzed) -> bool:
+    """Print violations and one line of figures; whether there are none."""
+    for case, kind, said in found.violations[:20]:
+        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{said[-3000:]}")
+    who = resource.RUSAGE_CHILDREN if what == "steps" else resource.RUSAGE_SELF
+    peak = resource.getrusage(who).ru_maxrss / 1e6
+    counts = ", ".join(f"{number} {kind}" for kind, number in found.outcomes.most_common())
     print(
-        f"{sum(outcomes.values())} recipes: {found}; {len(violations)} violations; peak {peak:.2f} GB resident, "
-        f"{ROOM / 2**30:.0f} GiB of address space allowed beyond the start"
+        f"{found.outcomes.total()} {what}: {counts}; {len(found.violations)} violations; peak {peak:.2f} GB resident, "
+        f"{ROOM / 2**30:.0f} GiB of address space allowed beyond the start",
+        flush=True,
     )
-    return 1 if violations else 0
+    return not found.violations
 
 
 if __name__ == "__main__":

@@ -182,6 +182,8 @@ def notice(fault: Fault, folder: Path) -> str:
     if ended.returncode != 1:
         return f"SURVIVED (pytest exit {ended.returncode})"
     failed = [line for line in ended.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if failed and "::" not in failed[0]:
+        return "NOT PLANTED (the tests cannot be imported)"
     return "caught by " + (failed[0].split("::")[-1].split(" - ")[0] if failed else "a failure")
 
 

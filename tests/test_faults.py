@@ -33,6 +33,12 @@ def test_every_text_is_in_its_file_once_and_is_changed(faults) -> None:
     assert {name: count for name, count in places.items() if count != 1} == {}
 
 
+def test_what_is_planted_is_python(faults) -> None:
+    for fault in faults:
+        text = (REPOSITORY / "sslgh" / fault.file).read_text()
+        compile(text.replace(fault.old, fault.new), fault.name, "exec")
+
+
 def test_names_are_unique(faults) -> None:
     assert len({fault.name for fault in faults}) == len(faults)
 

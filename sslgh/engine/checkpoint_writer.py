@@ -74,12 +74,10 @@ class CheckpointWriter:
     ) -> None:
         """Let a run that failed still write what it had handed over; a second Ctrl-C does not wait."""
         with self._changed:
-            if kind is not KeyboardInterrupt:
-                self._changed.wait_for(lambda: self._waiting is None and not self._busy)
             self._closed = True
             self._changed.notify_all()
         if kind is not KeyboardInterrupt:
-            self._thread.join()
+            self._thread.join()  # which writes what waits first
 
     def _work(self) -> None:
         while True:
