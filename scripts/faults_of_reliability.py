@@ -20,7 +20,7 @@ FAULTS = [
     Fault("altered format believed", FOLDER, "    if (path / MANIFEST).exists():\n        return\n", "", "engine/test_checkpoint_folder.py"),
     Fault("snapshot shares memory", CHECKPOINT, 'value.detach().to("cpu", copy=True)', 'value.detach().to("cpu")', "engine/test_checkpoint.py"),
     Fault("half a checkpoint left", CHECKPOINT, "        shutil.rmtree(temporary, ignore_errors=True)  # a full", "        pass  # a full", "engine/test_checkpoint.py"),
-    Fault("lost mount made again", CHECKPOINT, "        temporary.mkdir()\n", "        temporary.mkdir(parents=True)\n", "engine/test_checkpoint.py -k gone"),
+    Fault("lost mount unnamed", CHECKPOINT, "if not directory.is_dir():", "if False:", "engine/test_checkpoint.py -k gone"),
     Fault("pickles executed", CHECKPOINT, "weights_only=True)", "weights_only=False)", "engine/test_checkpoint.py"),
     Fault("training waits for the disk", WRITER, "if self._waiting is not None and stays(", "if self._busy or stays(", "engine/test_checkpoint_writer.py"),
     Fault("milestone passed over", WRITER, "if self._waiting is not None and stays(self._waiting.progress, self.keep_every):", "if False:", "engine/test_checkpoint_writer.py"),

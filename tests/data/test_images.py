@@ -310,11 +310,19 @@ def make_device(path):
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("make", [make_folder, os.mkfifo, make_device, make_socket])
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, make):
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (make_folder, "Is a directory"),
+        (os.mkfifo, "not a regular file"),
+        (make_device, "not a regular file"),
+        (make_socket, "No such device"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, make, words):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "x.jpg")
-    with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image"):
+    with pytest.raises(DataError, match=rf"x\.jpg cannot be read as an image .*{words}"):
         read_image(tmp_path / "x.jpg")
 
 

@@ -116,3 +116,9 @@ def test_a_run_that_only_skips_stops(tiny, monkeypatch) -> None:
     poison(monkeypatch, *range(3, 1000))
     with pytest.raises(NotFiniteError, match="as in the 9 steps before it"):
         pretrain(tiny("train.not_finite=skip"), start_world())
+
+
+def test_skips_that_are_not_in_a_row_do_not_stop_a_run(tiny, monkeypatch) -> None:
+    poison(monkeypatch, *range(1, 1000, 2))
+    directory = pretrain(tiny("train.not_finite=skip", "train.epochs=6"), start_world())
+    assert len(events(directory, "skipped")) == 12
