@@ -303,7 +303,7 @@ def _finetune(recipe: "Recipe") -> "Row":
     from sslgh.engine.world import start_world
     from sslgh.evaluation import check_probes
 
-    check_probes(recipe.data, recipe.probe)
+    check_probes(recipe.data, recipe.probe, recipe.directory)
     finetune_recipe(recipe, start_world(recipe.train.processes))
     return _probe_run(recipe)
 
@@ -313,7 +313,7 @@ def _pretrain_and_probe(recipe: "Recipe") -> "Row":
 
     if recipe.finetune is not None:
         return _finetune(recipe)
-    check_probes(recipe.data, recipe.probe)
+    check_probes(recipe.data, recipe.probe, recipe.directory)
     _pretrain(recipe)
     return _probe_run(recipe)
 

@@ -302,3 +302,10 @@ def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, sslgh.cli; print('torch' in sys.modules, 'pydantic' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["False", "False"]
+
+
+def test_a_reader_that_has_seen_enough_ends_a_listing_in_peace() -> None:
+    command = f"{sys.executable} -m sslgh recipe list | head -1"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == 1

@@ -6,7 +6,7 @@ from sslgh.data.images import DataError, ImageSet
 from sslgh.data.labelled_views import LabelledViews
 from sslgh.data.loading import end_workers, labelled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
-from sslgh.data.order import BatchOrder
+from sslgh.data.order import BatchOrder, part_shares
 from sslgh.data.policies import Policy
 from sslgh.data.sources import input_size, load_images, training_set
 from sslgh.data.views import Plain, TwoViews, Weak, local_side
@@ -31,6 +31,7 @@ __all__ = [
     "load_images",
     "local_side",
     "normalize",
+    "part_shares",
     "render_local_views",
     "render_views",
     "select_long_tail",

@@ -1,14 +1,32 @@
 """Images in ``.npz`` archives."""
 
+import lzma
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.images import DataError, ImageSet
+from sslgh.data.images import DataError, ImageSet, check_classes
 
+# What reading a damaged .npz file raises. RuntimeError: a flipped bit says that it is encrypted, or
+# compressed in a way that there is none of. TokenError: the head of an array ends too early. MemoryError:
+# it tells of petabytes.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 _WAY_OUT = "write it with numpy.savez(file, images=..., labels=..., class_names=...)"
 
 
@@ -70,6 +88,7 @@ def _labels(file: Path) -> NDArray[np.int64] | None:
         raise DataError(f"{file}: labels must be integers (N,), got {labels.dtype} {labels.shape}")
     if labels.size == 0 or labels.min() < 0:
         raise DataError(f"{file}: labels must count from 0; leave them out of an unlabelled set")
+    check_classes(f"{file}", int(labels.max()))
     return labels.astype(np.int64)
 
 
@@ -81,5 +100,5 @@ def _load(file: Path, key: str) -> NDArray[Any] | None:
             return np.asarray(archive[key]) if key in archive else None
     except FileNotFoundError:
         raise DataError(f"{file} does not exist; {_WAY_OUT}") from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataError(f"{file}: {key} cannot be read ({error}); {_WAY_OUT}") from error

@@ -1,14 +1,22 @@
 """Trees of image files: flat, nested, or one folder a class."""
 
+import functools
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from sslgh.data.images import DataError, ImageSet
 from sslgh.data.walking import EXTENSIONS, is_folder, tree
+from sslgh.distributed import world
 from sslgh.recipe.printable import printable
 
+log = logging.getLogger(__name__)
+
+# Photos that Pillow alone does not read.
+UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 # Names a folder may have beside "train" in a tree that is divided into splits.
 SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
 
@@ -66,7 +74,13 @@ def read_folder(
     _check_found(folder, paths)
     relative = [path.relative_to(folder) for path in paths]
     names = tuple(path.as_posix() for path in relative)
-    nested = all(len(path.parts) > 1 for path in relative)
+    strays = [path for path in relative if len(path.parts) == 1]
+    if 0 < len(strays) < len(relative) / 2:
+        _say_once(
+            f"{len(strays)} of the images in {printable(folder)} lie in no folder of a class, the first is "
+            f"{printable(strays[0])}: none has a label; move each into the folder of its class if labels are wanted"
+        )
+    nested = not strays
     found = sorted({path.parts[0] for path in relative}) if nested else []
     class_names = classes or (tuple(found) if len(found) > 1 else ())
     if not class_names:
@@ -111,7 +125,20 @@ def _find_images(folder: Path, without: Path | None) -> list[Path]:
     if found.unreadable:
         path, reason = found.unreadable[0]
         raise _unlistable(path, reason)
+    endings = Counter(path.suffix.lower() for path in found.others)
+    if unread := {ending: endings[ending] for ending in sorted(UNREAD & endings.keys())}:
+        _say_once(
+            f"{sum(unread.values())} photos in {printable(folder)} are left out by their extension "
+            f"({', '.join(unread)}); convert them to JPEG or PNG to use them"
+        )
     return found.images
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    """A command lists its folders several times."""
+    if world().rank == 0:
+        log.warning("%s", sentence)
 
 
 def _subfolders(folder: Path) -> set[str]:

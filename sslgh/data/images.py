@@ -2,16 +2,29 @@
 
 import hashlib
 import re
+import stat
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from sslgh.data.decoding import BROKEN, opened_image, reason, upright_rgb
+from sslgh.distributed import world
 from sslgh.recipe.printable import printable
+
+# More than any published data set has; a number of another meaning (a date, an identity) among the labels
+# would otherwise become as many classes, and take the memory for them.
+MAX_CLASSES = 1_000_000
+# Threads that hash files (hashing leaves Python's lock, and a disk answers several at once), files that one
+# is given at a time, and files from which on a bar shows how far they are.
+_THREADS, _CHUNK, _LONG = 8, 64, 500
+_GONE = bytes(16)
 
 
 class DataError(ValueError):
@@ -107,17 +120,19 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Hash of the pixels, or of file names and sizes, and of the labels (32 hex digits).
+        """Hash of the pixels, or of the names of files and all their bytes, and of the labels (32 hex digits).
 
-        A file that has gone counts as gone: it changes the fingerprint and is found when it is read.
+        Files are read whole: a file of the same size may hold other pixels. That costs one pass over the
+        disk, far less than decoding them and a network, and what is decoded next is in memory then. A file
+        that has gone counts as gone: it changes the fingerprint and is found when it is read.
         """
         digest = hashlib.blake2b(digest_size=16)
         if isinstance(self.images, np.ndarray):
             digest.update(repr(self.images.shape).encode())
             digest.update(np.ascontiguousarray(self.images).data)
         else:
-            for name, path in zip(self.names, self.images, strict=True):
-                digest.update(f"{name}\0{_size(path)}\0".encode("utf-8", "surrogateescape"))
+            digest.update("\0".join([*self.names, ""]).encode("utf-8", "surrogateescape"))
+            digest.update(_hashes(self.images))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -145,9 +160,48 @@ def read_image(path: Path) -> Image.Image:
         ) from error
 
 
-def _size(path: Path) -> str:
-    """Bytes of a file as text; a folder's list may hold files that have gone."""
+def check_classes(holder: str, largest: int) -> None:
+    """Refuse labels that count something else than classes, before they are given memory.
+
+    Args:
+        holder: What holds the labels, the first words of the message.
+        largest: The largest label.
+
+    Raises:
+        DataError: If there are more than `MAX_CLASSES`.
+    """
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"{holder} holds label {largest}, but labels count classes from 0 and end below "
+            f"{MAX_CLASSES}; number the classes"
+        )
+
+
+def _hashes(paths: tuple[Path, ...]) -> bytes:
+    """Hashes of files, 16 bytes each, one behind the other."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    hidden = len(paths) < _LONG or world().rank != 0
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(desc="hashing", total=len(paths), unit="file", disable=hidden, leave=False) as bar,
+    ):
+        found = []
+        for hashes in pool.map(_hashes_of_some, chunks):
+            bar.update(len(hashes) // len(_GONE))
+            found.append(hashes)
+    return b"".join(found)
+
+
+def _hashes_of_some(paths: tuple[Path, ...]) -> bytes:
+    return b"".join(map(_hash, paths))
+
+
+def _hash(path: Path) -> bytes:
+    """Hash of a file's bytes; a folder's list may hold what has gone or is no file (a pipe has no end)."""
     try:
-        return str(path.stat().st_size)
+        if not stat.S_ISREG(path.stat().st_mode):
+            return _GONE
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
     except OSError:
-        return "gone"
+        return _GONE

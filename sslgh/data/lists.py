@@ -6,12 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sslgh.data.images import DataError, ImageSet
+from sslgh.data.images import DataError, ImageSet, check_classes
 from sslgh.recipe.printable import printable
 
-# More than any published list has; a number of another meaning (a date, an identity) in the column of
-# labels would otherwise become as many classes, and take the memory for them.
-MAX_CLASSES = 1_000_000
 _LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
 
 
@@ -56,11 +53,7 @@ def _check_labels(file: Path, largest: int, *, key: str, classes: tuple[str, ...
             f"{key} {printable(file)} holds label {largest}, but the training set has labels "
             f"0..{len(classes) - 1}; give both lists the same classes"
         )
-    if largest >= MAX_CLASSES:
-        raise DataError(
-            f"{key} {printable(file)} holds label {largest}, but labels count classes from 0 and end "
-            f"below {MAX_CLASSES}; number the classes"
-        )
+    check_classes(f"{key} {printable(file)}", largest)
 
 
 def _lines(file: Path, key: str) -> list[str]:

@@ -123,8 +123,11 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, first_step = self.start
         for epoch in range(first_epoch, self.epochs):
+            steps = range(first_step if epoch == first_epoch else 0, self.steps_per_epoch)
+            if not steps:  # stopped after its last one: a sequence that is drawn no longer knows it
+                continue
             keys = self._keys(epoch)
-            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+            for step in steps:
                 batch = keys[step * self.batch_size : (step + 1) * self.batch_size]
                 for own in self._own_parts(batch):
                     yield [(draw, index) for draw, index in own.tolist()]
@@ -145,6 +148,31 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     def _own_parts(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for part in np.array_split(batch, self.accumulation):
             yield np.array_split(part, self.world)[self.rank]
+
+
+def part_shares(
+    num_samples: int, batch_size: int, *, accumulation: int, step: int
+) -> tuple[float, ...]:
+    """The share of a step's images that each of its parts holds, on all processes together.
+
+    Args:
+        num_samples: Images of the training set.
+        batch_size: Images of a full step.
+        accumulation: Parts of a step.
+        step: Within its epoch, from 0.
+
+    Returns:
+        As many shares as parts; they sum to 1.
+
+    Examples:
+        >>> part_shares(10, 8, accumulation=4, step=0)
+        (0.25, 0.25, 0.25, 0.25)
+        >>> part_shares(13, 8, accumulation=4, step=1)
+        (0.4, 0.2, 0.2, 0.2)
+    """
+    images = min(batch_size, num_samples - step * batch_size)
+    each, rest = divmod(images, accumulation)
+    return tuple((each + (part < rest)) / images for part in range(accumulation))
 
 
 def _repetitions(positions: NDArray[np.int64]) -> NDArray[np.int64]:

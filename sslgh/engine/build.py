@@ -163,7 +163,8 @@ def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHar
     settings = recipe.harmonize.model_dump(exclude={"vertices", "warmup_epochs"})
     if recipe.harmonize.vertices > num_samples:
         raise RecipeError(
-            f"harmonize.vertices is {recipe.harmonize.vertices}, but there are only {num_samples} images"
+            f"harmonize.vertices is {recipe.harmonize.vertices}, but there are only {num_samples} images; "
+            f"set harmonize.vertices={num_samples // 2 or 1} or fewer"
         )
     return GeometricHarmonizer(
         num_samples,

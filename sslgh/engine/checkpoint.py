@@ -35,11 +35,13 @@ class Progress(NamedTuple):
         epoch: The epoch of the next step.
         step: Steps of that epoch already taken.
         total: Steps taken since the start.
+        skipped: The last of them in a row that were passed over.
     """
 
     epoch: int = 0
     step: int = 0
     total: int = 0
+    skipped: int = 0
 
 
 class Setting(NamedTuple):
@@ -183,7 +185,7 @@ def read_progress(path: Path) -> tuple[Progress, Setting]:
             "run_dir, or the sslgh that wrote it"
         )
     return (
-        Progress(*(held[key] for key in Progress._fields)),
+        Progress(held["epoch"], held["step"], held["total"], held.get("skipped", 0)),
         Setting(*(held[key] for key in Setting._fields)),
     )
 
@@ -205,7 +207,9 @@ def load_checkpoint(
         if memory is not None:
             _load(memory, load_file(path / MEMORY), path / MEMORY)
         optimiser.load_state_dict(cut_optimiser_state(_read_optimiser(path / OPTIMISER), optimiser))
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is damaged ({reason}); delete it to go on from the checkpoint before it"

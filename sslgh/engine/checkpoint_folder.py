@@ -122,8 +122,7 @@ def drop_old_checkpoints(
     """
     others = [path for path in directory.glob("step-*[0-9]") if path != newest]
     others.sort(key=lambda path: (_place(path)[0] < float("inf"), _place(path)))
-    kept = keep_last - 1
-    for path in others[: len(others) - kept]:
+    for path in others[: max(len(others) - (keep_last - 1), 0)]:
         if not _stays(path, keep_every):
             # Under another name first: a kill in the middle of the deletion leaves no torn checkpoint.
             gone = path.with_name(f".{path.name}.gone")

@@ -29,11 +29,11 @@ from sslgh.data import (
     render_views,
     training_set,
 )
+from sslgh.data.image_list import run_images
 from sslgh.distributed import gather, weighted_mean
 from sslgh.engine.build import CONTRAST_VIEWS, build_network
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.image_list import run_images
 from sslgh.engine.loop import (
     Batch,
     Moment,

@@ -51,11 +51,13 @@ class Journal:
         if not active:
             return
         # A refresh is told before the step that follows it, the health before the end of an epoch is saved.
-        _drop_after(
+        shown = _drop_after(
             directory / METRICS, start, {"refresh", "health"} if within_epoch else {"refresh"}
         )
         self.file = self._open.enter_context(LineFile(directory / METRICS))
         self.board = self._open.enter_context(Board(directory / "tensorboard", start))
+        for line in shown:
+            self._show(line)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=steps,
@@ -93,7 +95,7 @@ class Journal:
             rate = (step - self.clock_step) * self.images_per_step / (now - self.clock)
             values = values | {"images_per_second": rate}
         self.clock, self.clock_step = now, step
-        self._write({"kind": "train", "step": step, "epoch": epoch} | values, "train")
+        self._write({"kind": "train", "step": step, "epoch": epoch} | values)
         shown = {"images_per_second": "img/s"}
         parts = ("loss", "ssl", "gh", "images_per_second")
         self.bar.set_postfix(
@@ -104,25 +106,28 @@ class Journal:
     def event(self, kind: str, step: int, epoch: int, values: dict[str, Any]) -> None:
         """Log something that happens now and then, such as a refresh of the population."""
         if self.active:
-            self._write({"kind": kind, "step": step, "epoch": epoch} | values, kind)
+            self._write({"kind": kind, "step": step, "epoch": epoch} | values)
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""
         if self.active:
             tell(text)
 
-    def _write(self, line: dict[str, Any], kind: str) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}
         fault = self.file.write(json.dumps(rounded))
         if fault is None:
             self._faultless(METRICS)
         else:
             self._complain(METRICS, fault)
-        for name, value in line.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                self.board.scalar(f"{kind}/{name}", value, line["step"])
+        self._show(line)
         if self.board.fault is not None:
             self._complain("tensorboard", self.board.fault)
+
+    def _show(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                self.board.scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def _complain(self, name: str, error: OSError) -> None:
         if name not in self._said:
@@ -151,25 +156,30 @@ class Journal:
         self._open.close()
 
 
-def _drop_after(path: Path, start: int, again: set[str]) -> None:
+def _drop_after(path: Path, start: int, again: set[str]) -> list[dict[str, Any]]:
     """Take out the lines of what will happen again, and a line cut off by a kill.
 
     Args:
         path: Of the file.
         start: Steps already taken.
         again: Kinds of lines that a resumed run writes again at that step.
+
+    Returns:
+        The lines of step ``start`` that stay: TensorBoard forgets that step whole.
     """
     if not path.is_file():
-        return
-    kept = []
+        return []
+    kept, shown = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             content = json.loads(line)
             last = start - 1 if content["kind"] in again else start
             if content["step"] <= last:
                 kept.append(line + "\n")
+                shown += [content] if content["step"] == start else []
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
+    return shown

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslgh.data import part_shares
 from sslgh.distributed import any_of, any_process
 from sslgh.engine.checkpoint import Progress, take_snapshot
 from sslgh.engine.checkpoint_writer import CheckpointWriter
@@ -23,7 +24,7 @@ from sslgh.engine.finite import (
 from sslgh.engine.journal import Journal
 from sslgh.engine.optimiser import set_learning_rate
 from sslgh.engine.quarantine import Quarantine
-from sslgh.engine.run import Run, within
+from sslgh.engine.run import Run, unlocked_after, within
 from sslgh.engine.schedule import learning_rate
 from sslgh.engine.sharding import make_whole, own_part
 from sslgh.engine.signals import Stopped, StopRequest
@@ -42,12 +43,14 @@ class Moment(NamedTuple):
         total: Optimiser steps of the run, this one included.
         done: Share of the run's steps, this one included, in (0, 1].
         logged: Whether the numbers of this step are written down.
+        shares: The share of the step's images in each of its parts.
     """
 
     epoch: int
     total: int
     done: float
     logged: bool
+    shares: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ def train(
         within_epoch=progress.step > 0,
     )
     with (
+        unlocked_after(run),
         journal,
         _writer(run) as writer,
         StopRequest() as stop,
         _ended(batches),
         determinism(recipe.train.deterministic),
     ):
-        loop = _Loop(run, task, batches, journal, writer, stop)
+        loop = _Loop(run, task, batches, journal, writer, stop, skipped=progress.skipped)
         for epoch in range(progress.epoch, recipe.train.epochs):
             journal.running(epoch, progress.total)
             if task.begin_epoch is not None:
@@ -131,6 +135,9 @@ def train(
                 loop.save(Progress(epoch + 1, 0, progress.total))
             progress = Progress(epoch + 1, 0, progress.total)
         loop.finish_writing()
+        # What comes after, a probe or another recipe, must not begin in a job that is to end.
+        if any_process(stop.asked, run.accelerator.device):
+            raise Stopped("stopped after the last step; run the same command to finish")
     make_whole(run.module)
 
 
@@ -149,12 +156,14 @@ class _Loop:
         journal: Journal,
         writer: CheckpointWriter | None,
         stop: StopRequest,
+        *,
+        skipped: int = 0,
     ) -> None:
         self.run, self.task, self.batches = run, task, batches
         self.journal, self.writer, self.stop = journal, writer, stop
         skips = run.recipe.train.not_finite == "skip"
         self.backup = BufferBackup(run.module) if skips else None
-        self.skipped = 0
+        self.skipped = skipped
 
     def step(self, progress: Progress, steps_per_epoch: int) -> Progress:
         """Take the next step, tell of it, and leave if that was asked for.
@@ -164,7 +173,7 @@ class _Loop:
         """
         run = self.run
         rate = _learning_rate(run, progress.total, steps_per_epoch)
-        moment = _moment(run.recipe, progress.epoch, progress.total, steps_per_epoch)
+        moment = _moment(run, progress.epoch, progress.total, steps_per_epoch)
         taken = _step(
             run, self.task, self.batches, moment, rate, stop=self.stop, backup=self.backup
         )
@@ -244,7 +253,7 @@ class _Loop:
             )
         if writer is not None or run.accelerator.is_fsdp2:
             snapshot = take_snapshot(
-                progress,
+                progress._replace(skipped=self.skipped),
                 run.setting,
                 module=run.module,
                 memory=run.memory,
@@ -264,12 +273,17 @@ class _Loop:
         self._say_what_was_not_written()
 
 
-def _moment(recipe: Recipe, epoch: int, taken: int, steps_per_epoch: int) -> Moment:
-    steps = recipe.train.epochs * steps_per_epoch
-    total = taken + 1
-    return Moment(
-        epoch, total, total / steps, total % recipe.train.log_every == 0 or total == steps
+def _moment(run: Run, epoch: int, taken: int, steps_per_epoch: int) -> Moment:
+    settings = run.recipe.train
+    steps, total = settings.epochs * steps_per_epoch, taken + 1
+    shares = part_shares(
+        len(run.images),
+        settings.batch_size,
+        accumulation=settings.accumulation,
+        step=taken - epoch * steps_per_epoch,
     )
+    logged = total % settings.log_every == 0 or total == steps
+    return Moment(epoch, total, total / steps, logged, shares)
 
 
 @contextmanager
@@ -304,7 +318,7 @@ def try_step(run: Run, task: Task, batches: Quarantine, steps_per_epoch: int) ->
     started = time.perf_counter()
     run.model.train()
     with _ended(batches), determinism(recipe.train.deterministic):
-        moment = _moment(recipe, 0, 0, steps_per_epoch)
+        moment = _moment(run, 0, 0, steps_per_epoch)
         taken = _step(run, task, batches, moment, _learning_rate(run, 0, steps_per_epoch))
     if taken.fault is not None:
         raise NotFiniteError(f"{taken.fault} in the first step")
@@ -350,7 +364,7 @@ def _step(
     for part in range(recipe.train.accumulation):
         last = part == recipe.train.accumulation - 1
         with nullcontext() if last else accelerator.no_sync(run.model):
-            parts.append(_part(run, task, next(batches), moment))
+            parts.append(_part(run, task, next(batches), moment, moment.shares[part]))
     norm = gradient_norm(run.model)
     fault = find_fault(parts, norm, run.model)
     asked = stop is not None and stop.asked
@@ -372,10 +386,11 @@ def _step(
     return Taken(parts[-1] | {"grad_norm": norm} | more, None, stopping, broken)
 
 
-def _part(run: Run, task: Task, batch: Batch, moment: Moment) -> Values:
+def _part(run: Run, task: Task, batch: Batch, moment: Moment, share: float) -> Values:
     device = run.accelerator.device
     values = task.part(tuple(tensor.to(device, non_blocking=True) for tensor in batch), moment)
-    run.accelerator.backward(values["loss"] / run.recipe.train.accumulation)
+    # Parts may differ by an image, and each image counts alike.
+    run.accelerator.backward(share * values["loss"])
     return {name: value.detach() for name, value in values.items()}
 
 
@@ -386,4 +401,6 @@ def _numbers(run: Run, values: Values, rate: float) -> dict[str, float]:
 
 
 def _checkpoint_due(recipe: Recipe, epoch: int) -> bool:
-    return (epoch + 1) % recipe.train.checkpoint_every == 0 or epoch + 1 == recipe.train.epochs
+    settings, ended = recipe.train, epoch + 1
+    kept = settings.keep_every is not None and ended % settings.keep_every == 0
+    return ended % settings.checkpoint_every == 0 or ended == settings.epochs or kept

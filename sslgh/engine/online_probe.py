@@ -34,7 +34,8 @@ class OnlineProbe(nn.Module):
 
     Args:
         num_features: F.
-        class_counts: Training images of each class, shape (C,); a class without any is never predicted.
+        class_counts: Training images of each class, shape (C,); a class without any is never predicted, and
+            in no group.
 
     Raises:
         ValueError: If ``class_counts`` is not (C,) or counts nothing.
@@ -58,6 +59,7 @@ class OnlineProbe(nn.Module):
             )
         num_classes = len(class_counts)
         self.window = SHARE_WINDOW * int(class_counts.sum())
+        self.held = (class_counts > 0).cpu()
         # The last column is the bias.
         for name in ("weight", "first", "second"):
             self.register_buffer(name, torch.zeros(num_classes, num_features + 1))
@@ -100,7 +102,7 @@ class OnlineProbe(nn.Module):
         return self.hits / self.trials
 
     def group_accuracy(self, groups: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean of `class_accuracy` over the classes of each group, every class counting the same.
+        """Mean of `class_accuracy` over the classes of each group that have images, each counting the same.
 
         Args:
             groups: Masks of shape (C,), as `shot_groups` gives them, on any device.
@@ -109,9 +111,11 @@ class OnlineProbe(nn.Module):
             Shape () each; a group without classes is left out.
         """
         accuracy = self.class_accuracy
+        # A class without images would keep the imagined accuracy it began with.
+        held = {name: mask.cpu() & self.held for name, mask in groups.items()}
         return {
             name: accuracy[mask.nonzero().flatten().to(accuracy.device)].mean()
-            for name, mask in groups.items()
+            for name, mask in held.items()
             if mask.any()
         }
 

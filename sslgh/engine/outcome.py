@@ -10,6 +10,7 @@ from torch.distributed import DistError
 
 from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.run_directory import State, check_directory, read_status, write_status
+from sslgh.engine.run_lock import BusyError
 from sslgh.engine.signals import Stopped
 from sslgh.engine.telling import tell
 from sslgh.recipe import Recipe, RecipeError
@@ -46,8 +47,13 @@ def conclude(action: Callable[[], None], recipe: Recipe | None = None) -> int:
         return _report(recipe, "failed", INTERRUPTED, FAILED, begun)
     except ValueError as error:
         logger.debug("traceback of a user's error", exc_info=True)
-        return _report(recipe, "failed", str(error), BAD_INPUT, begun)
+        # Where another process trains, the status is that of its run.
+        return _report(
+            None if isinstance(error, BusyError) else recipe, "failed", str(error), BAD_INPUT, begun
+        )
     except (NotFiniteError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and recipe is None:
+            raise  # ``| head`` has what it wanted, and the command line knows how to end then
         return _report(recipe, "failed", str(error), FAILED, begun)
     except BaseException as error:
         if _left_alone(error):
@@ -85,7 +91,10 @@ def _record(recipe: Recipe | None, state: State, message: str, begun: datetime) 
         return
     try:
         check_directory(recipe)
-        if not _failed_since(recipe, begun):
+        # What fails or is stopped beside a training that is done, a probe or a start with other settings,
+        # undoes none of it.
+        done = read_status(recipe.directory).get("state") == "done"
+        if not done and not _failed_since(recipe, begun):
             write_status(recipe.directory, state, message)
     except (RecipeError, OSError):
         return

@@ -17,12 +17,13 @@ from sslgh.data import (
     training_set,
     view_loader,
 )
+from sslgh.data.image_list import run_images
+from sslgh.distributed import weighted_mean
 from sslgh.engine.build import build_method
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.companions import Companions, build_companions
 from sslgh.engine.health import batch_health, gh_share
-from sslgh.engine.image_list import run_images
 from sslgh.engine.journal import Journal
 from sslgh.engine.loop import (
     Batch,
@@ -174,7 +175,9 @@ def _part(run: Run, batch: Batch, moment: Moment, beside: Companions, shown: lis
     precision = recipe.train.precision
     with torch.autocast(index.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = run.model(views, weights)
-    length = torch.cat(output.embeddings).detach().float().norm(dim=1).mean()
+    lengths = torch.cat(output.embeddings).detach().float().norm(dim=1)
+    # As the mean of the processes' means, a process with fewer images would count as much as the others.
+    length = weighted_mean(lengths) if moment.logged else lengths.mean()
     values: Values = {"loss": output.loss, "ssl": output.loss, "embedding_norm": length}
     if harmonizer is not None:
         values["gh"] = harmonizer(*output.embeddings)

@@ -1,6 +1,8 @@
 """A run: its objects, its directory, and where it goes on."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sslgh.data import BatchOrder, ImageSet
+from sslgh.data.image_list import IMAGES, image_fingerprint, record_text
 from sslgh.engine.checkpoint import (
     CheckpointError,
     Progress,
@@ -21,9 +24,9 @@ from sslgh.engine.checkpoint import (
     read_progress,
 )
 from sslgh.engine.checkpoint_folder import last_whole_checkpoint, list_checkpoints, tidy
-from sslgh.engine.image_list import IMAGES, image_fingerprint, record_images
+from sslgh.engine.journal import METRICS
 from sslgh.engine.quarantine import Quarantine
-from sslgh.engine.run_directory import check_directory, open_directory, read_status
+from sslgh.engine.run_directory import check_directory, open_directory, read_status, write_text
 from sslgh.engine.sharding import make_shardable
 from sslgh.engine.world import check_world, describe_world, from_main, world_environment
 from sslgh.recipe import Recipe, RecipeError
@@ -39,6 +42,7 @@ class Run:
         module: The bare module that is trained.
         model: What Accelerate made of it.
         memory: State beside the module that belongs to a checkpoint: a harmonizer, a moving average.
+        lock: What keeps other processes out of the directory, on process 0, until `unlocked_after`.
     """
 
     recipe: Recipe
@@ -48,6 +52,7 @@ class Run:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     memory: nn.Module | None
+    lock: int | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -81,6 +86,17 @@ def make_run(
     if memory is not None:
         memory = memory.to(accelerator.device)
     return Run(recipe, accelerator, images, module, model, optimiser, memory)
+
+
+@contextmanager
+def unlocked_after(run: Run) -> Iterator[None]:
+    """Let other processes into the run directory when this block is left."""
+    try:
+        yield
+    finally:
+        if run.lock is not None:
+            os.close(run.lock)
+            run.lock = None
 
 
 def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
@@ -153,13 +169,17 @@ def _check_images(run: Run) -> None:
 
 def _find(run: Run, world: str) -> Path | None:
     """The checkpoint to go on from, after the directory is in order; process 0 only."""
-    open_directory(run.recipe, {"world": world, **world_environment()})
+    run.lock = open_directory(run.recipe, {"world": world, **world_environment()})
     if not (run.recipe.directory / IMAGES).exists():
-        record_images(run.recipe.directory, run.images)
+        write_text(run.recipe.directory / IMAGES, record_text(run.images))
     tidy(run.checkpoints)
     found, said = last_whole_checkpoint(run.checkpoints)
     for sentence in said:
         run.accelerator.print(sentence)
+    if found is None and (run.recipe.directory / METRICS).exists():
+        run.accelerator.print(
+            f"{run.checkpoints} holds no checkpoint: the run begins from its start"
+        )
     return found
 
 
@@ -219,10 +239,11 @@ def within(progress: Progress, steps_per_epoch: int) -> Progress:
 
     Examples:
         >>> within(Progress(epoch=1, step=3, total=7), 3)
-        Progress(epoch=1, step=3, total=6)
+        Progress(epoch=1, step=3, total=6, skipped=0)
     """
     step = min(progress.step, steps_per_epoch)
-    return Progress(progress.epoch, step, progress.epoch * steps_per_epoch + step)
+    total = progress.epoch * steps_per_epoch + step
+    return progress._replace(step=step, total=total)
 
 
 def open_quarantine(batches: Iterator[Any], run: Run, directory: Path | None) -> Quarantine:

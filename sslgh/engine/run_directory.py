@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from sslgh.engine.run_lock import LOCK, hold
 from sslgh.recipe import Recipe, RecipeError, recipe_text
 
 State = Literal["running", "done", "failed", "stopped"]
@@ -68,7 +69,7 @@ def _is_left_over(path: Path) -> bool:
     """Whether a run that was killed before it had written its recipe may have left this."""
     if path.is_dir():
         return path.name == "checkpoints" and not any(path.iterdir())
-    return path.name == STATUS or path.suffix == ".tmp"
+    return path.name in (STATUS, LOCK) or path.suffix == ".tmp"
 
 
 def _agree(recipe: Recipe, directory: Path) -> None:
@@ -103,22 +104,28 @@ def _differences(
     return [(path, old, new)]
 
 
-def open_directory(recipe: Recipe, environment: dict[str, Any]) -> None:
+def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
     """Make the directory, with the resolved recipe and the environment in it.
+
+    Returns:
+        What keeps other processes out of it, as `hold` has it.
 
     Raises:
         RecipeError: If it cannot be made.
+        BusyError: If another process trains in it.
     """
     directory = recipe.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"run_dir {directory} cannot be made: {error.strerror}") from None
+    lock = hold(directory)
     write_text(directory / RECIPE, recipe_text(recipe))
     (directory / "checkpoints").mkdir(exist_ok=True)
     versions = {name: _version(name) for name in PACKAGES}
     text = json.dumps({"versions": versions, **environment}, indent=2)
     write_text(directory / "environment.json", text + "\n")
+    return lock
 
 
 def _version(package: str) -> str | None:

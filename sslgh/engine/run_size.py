@@ -77,7 +77,7 @@ def run_size(
         weights=_bytes(network),
         trained=trained,
         optimiser=COPIES[recipe.optim.name] * trained,
-        memory=_remembered(recipe, num_images, width),
+        memory=_remembered(recipe, num_images, width) + _averaged(recipe, network),
     )
 
 
@@ -118,6 +118,12 @@ def _remembered(recipe: Recipe, num_images: int, width: int) -> int:
     vertices = recipe.harmonize.vertices
     row = width if recipe.harmonize.population == "faiss" else vertices
     return tracked + num_images * (row * FLOAT + OF_AN_IMAGE) + vertices * width * FLOAT
+
+
+def _averaged(recipe: Recipe, network: nn.Module) -> int:
+    """Of the moving average of a supervised run's weights."""
+    averaged = recipe.finetune is not None and recipe.finetune.ema is not None
+    return _bytes(network) if averaged else 0
 
 
 def check_memory(size: RunSize, free: int, *, on_device: bool) -> None:

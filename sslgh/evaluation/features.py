@@ -6,9 +6,10 @@ Shapes: N images, S side (pixels), F features.
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
@@ -152,7 +153,9 @@ def cached_features(
     """`extract_features` of images, or what ``directory/features`` holds of the same.
 
     The file is named by a hash of weights, architecture, images and transform and carries a
-    hash of its content: what is stale or damaged is extracted again.
+    hash of its content: what is stale or damaged is extracted again. Images count by their bytes,
+    so that image files are read once also where the cache holds their features. A cache that
+    cannot be written is said in the log and costs nothing but time.
 
     Args:
         backbone: (N, 3, S, S) to (N, F).
@@ -171,8 +174,10 @@ def cached_features(
     """
     dataset = Weak(images, size=size, seed=0) if weak else Plain(images, size=size)
     view = f"{type(dataset).__name__} size {size} seed 0 version {VERSION}"
-    path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
-    features = _read(path) if accelerator.is_main_process else None
+    features = None
+    if accelerator.is_main_process:  # the others would read all the files once more
+        path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
+        features = _read(path)
     # One answer for all: a process that missed the file would wait for gathers that never come.
     held = [features is not None]
     broadcast_object_list(held)
@@ -219,7 +224,7 @@ def _read(path: Path) -> Tensor | None:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
             metadata = file.metadata() or {}
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         log.warning("%s is damaged (%s); its features are extracted again", path, error)
         return None
     if metadata.get("content") != _content(features):
@@ -229,7 +234,18 @@ def _read(path: Path) -> Tensor | None:
 
 
 def _write(path: Path, features: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({"features": features}, temporary, metadata={"content": _content(features)})
-    temporary.replace(path)
+    """Keep the features for another time, where that can be done."""
+    # A name of its own: two probes of one run may write at once.
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"features": features}, temporary, metadata={"content": _content(features)})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        log.warning(
+            "features cannot be kept in %s (%s); the next probe extracts them again",
+            path.parent,
+            str(error).splitlines()[0],
+        )
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

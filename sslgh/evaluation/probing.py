@@ -3,6 +3,7 @@
 Shapes: N images, F features, C classes.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +43,8 @@ from sslgh.functional.neighbours import nearest_neighbour_votes
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
 
+log = logging.getLogger(__name__)
+
 MOST_WORKERS = 8
 # Test images that heads score at once.
 MOST_ROWS = 8192
@@ -61,8 +64,13 @@ class Classes(NamedTuple):
     counts: Tensor
 
 
-def check_probes(data: Data, probes: Sequence[Probe]) -> None:
+def check_probes(data: Data, probes: Sequence[Probe], directory: Path | None = None) -> None:
     """Refuse probes that cannot run on the data; worth calling before an hour of pretraining.
+
+    Args:
+        data: Of the recipe.
+        probes: What is to run.
+        directory: Of the run, which may have begun; None: as if it had not.
 
     Raises:
         DataError: If the data cannot serve them: one sentence with the way out.
@@ -70,7 +78,7 @@ def check_probes(data: Data, probes: Sequence[Probe]) -> None:
     """
     if not probes:
         return
-    _chosen_images(probes, labelled_images(data))
+    _chosen_images(probes, labelled_images(data, directory))
 
 
 def probe_backbone(
@@ -83,7 +91,8 @@ def probe_backbone(
     Args:
         backbone: (N, 3, S, S) to (N, F); stays as it is.
         recipe: Its ``data`` and ``probe`` sections count.
-        directory: The run directory; features are cached in it.
+        directory: The run directory; features are cached in it. Where a run has recorded its images they are
+            those of pretraining, unless ``data`` asks for others.
         accelerator: The processes and the device.
 
     Returns:
@@ -97,8 +106,8 @@ def probe_backbone(
     """
     if not recipe.probe:
         return []
-    images = labelled_images(recipe.data)
-    names = images.whole.class_names
+    images = labelled_images(recipe.data, directory)
+    tell(images.said, accelerator)
     size = input_size(recipe.data, images.whole)
 
     def features(part: ImageSet, *, weak: bool = False) -> Features | None:
@@ -118,7 +127,7 @@ def probe_backbone(
     chosen = _chosen_images(recipe.probe, images)
     broken = unreadable_names(images.whole, directory, accelerator)
     test = features(images.test)
-    classes = Classes(names, torch.from_numpy(images.longtail.class_counts))
+    classes = Classes(images.whole.class_names, torch.from_numpy(images.class_counts))
     results: list[Result] = []
     for probe, part in zip(recipe.probe, chosen, strict=True):
         train = features(without(part, broken), weak=PROTOCOLS[probe.protocol].weak)
@@ -239,7 +248,7 @@ def _run(
         test_counts=torch.bincount(test.labels, minlength=len(counts)).tolist(),
         scores=scores,
         tightness={
-            name: group_tightness(part.values[None], part.labels, counts)
+            name: group_tightness(part.values[None], part.labels, counts, test_labels=test.labels)
             for name, part in pairs.items()
         },
         chosen=chosen,
@@ -284,7 +293,7 @@ def _train(
     for name, head in chosen.items():
         found = _judge_head(trained, head, test, counts, prior, seeds=probe.seeds)
         tightness = {
-            split: group_tightness(embeddings, part.labels, counts)
+            split: group_tightness(embeddings, part.labels, counts, test_labels=test.labels)
             for split, part in (("train", train), ("test", test))
             if (embeddings := trained.embeddings(head, part.values)) is not None
         }
@@ -305,6 +314,13 @@ def _judge_head(
     parts = torch.split(test.values, rows)
     found = answers(trained.scores(head, part, test_prior=prior) for part in parts)
     return judge_answers(found, test.labels, counts, weight_norms=trained.weight_norms(head))
+
+
+def tell(sentences: Sequence[str], accelerator: Accelerator) -> None:
+    """Say what has changed since the run began, on the main process alone."""
+    if accelerator.is_main_process:
+        for sentence in sentences:
+            log.warning("%s", sentence)
 
 
 def loader_workers(data: Data, images: ImageSet) -> int:

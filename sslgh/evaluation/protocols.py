@@ -4,13 +4,15 @@ Shapes: N images, C classes.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslgh.classify import HeadTraining
-from sslgh.data import DataError, ImageSet, load_images, training_set
+from sslgh.data import DataError, ImageSet, load_images
+from sslgh.data.remaining import remaining_images
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe
 
@@ -97,20 +99,28 @@ class LabelledImages:
 
     Attributes:
         whole: The training split as the source has it.
-        longtail: The images of pretraining.
+        longtail: The images of pretraining that are still there.
+        class_counts: Of all the images of pretraining, shape (C,).
         test: The test set, with the classes of the training split.
+        said: Sentences on images that came or went since pretraining began.
     """
 
     whole: ImageSet
     longtail: ImageSet
+    class_counts: NDArray[np.int64]
     test: ImageSet
+    said: list[str]
 
 
-def labelled_images(data: Data) -> LabelledImages:
+def labelled_images(data: Data, directory: Path | None = None) -> LabelledImages:
     """Load what a probe needs.
 
+    Args:
+        data: Of the recipe.
+        directory: Of the run whose images those of pretraining are; None: there is none yet.
+
     Raises:
-        DataError: If the source has no labels or no test set.
+        DataError: If the source has no labels or no test set, or is no longer what the run was trained on.
     """
     whole, test = load_images(data, "train"), load_images(data, "test")
     assert whole is not None  # every source has a training split
@@ -123,9 +133,9 @@ def labelled_images(data: Data) -> LabelledImages:
             f"a probe needs labelled test images, and source {data.source} at {data.root} has none; set "
             "data.test_root or leave probe out"
         )
-    longtail = whole if data.long_tail is None else training_set(data)
     assert test.class_names == whole.class_names  # the sources number both splits alike
-    return LabelledImages(whole, longtail, test)
+    longtail, counts, said = remaining_images(directory, data, whole)
+    return LabelledImages(whole, longtail, counts, test, said)
 
 
 def training_images(protocol: Protocol, images: LabelledImages) -> ImageSet:

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
+from uuid import uuid4
 
 from sslgh.functional.groups import GROUPS, STD_DDOF, Convention
 
@@ -89,15 +91,31 @@ class Result:
 
 
 def write_results(results: Sequence[Result], directory: Path) -> None:
-    """Write ``probe/<protocol>.json``; the second of a protocol is ``<protocol>-2.json``."""
+    """Write ``probe/<protocol>.json``; the second of a protocol is ``<protocol>-2.json``.
+
+    Raises:
+        OSError: If that fails; the results that were there are still there.
+    """
     folder = directory / "probe"
     folder.mkdir(parents=True, exist_ok=True)
     for position, result in enumerate(results):
         number = 1 + sum(other.protocol == result.protocol for other in results[:position])
         path = folder / f"{result.protocol}{'' if number == 1 else f'-{number}'}.json"
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+        _replace(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    # A name of its own: two probes of one run may write at once.
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text)
         temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({error.strerror}); make room and probe the run again"
+        ) from None
 
 
 def read_results(directory: Path) -> list[Result]:

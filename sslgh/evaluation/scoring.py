@@ -97,8 +97,9 @@ def judge_answers(
     norms = [None] * len(found.classes) if weight_norms is None else list(weight_norms)
     seeds = list(zip(*found, norms, strict=True))
     metrics: dict[str, dict[str, Spread | None]] = {}
+    test_counts = torch.bincount(labels, minlength=len(group_counts))
     for convention in CONVENTIONS:
-        groups = shot_groups(group_counts, convention=convention)
+        groups = shot_groups(group_counts, convention=convention, test_counts=test_counts)
         values = [_metrics(*seed, labels, groups) for seed in seeds]
         metrics[convention] = {name: Spread.over([v[name] for v in values]) for name in METRICS}
     accuracies = [class_accuracy(row, labels, len(group_counts)) for row in found.classes]
@@ -138,22 +139,30 @@ def _check(
         raise ValueError(f"weight_norms must be {shape}, got {tuple(weight_norms.shape)}")
 
 
-def group_tightness(embeddings: Tensor, labels: Tensor, group_counts: Tensor) -> dict[str, Metrics]:
+def group_tightness(
+    embeddings: Tensor, labels: Tensor, group_counts: Tensor, *, test_labels: Tensor | None = None
+) -> dict[str, Metrics]:
     """Tightness of groups by both conventions, and of all classes.
 
     Args:
         embeddings: Shape (S, N, D); the mean over seeds is returned.
         labels: Shape (N,).
         group_counts: Shape (C,).
+        test_labels: Shape (M,), of the test set, which tell a class without training images from a gap in the
+            labels (`shot_groups`); None: every class counts.
     """
     values = torch.stack([class_tightness(z, labels, len(group_counts)) for z in embeddings]).mean(
         0
     )
     everyone = {"average": torch.ones_like(group_counts, dtype=torch.bool)}
-    return {
-        convention: group_means(values, shot_groups(group_counts, convention=convention) | everyone)
+    test_counts = None
+    if test_labels is not None:
+        test_counts = torch.bincount(test_labels, minlength=len(group_counts))
+    groups = {
+        convention: shot_groups(group_counts, convention=convention, test_counts=test_counts)
         for convention in CONVENTIONS
     }
+    return {name: group_means(values, masks | everyone) for name, masks in groups.items()}
 
 
 def _known(values: Tensor) -> list[float | None]:

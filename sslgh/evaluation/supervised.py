@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.data import ImageSet, input_size, load_images, training_set
+from sslgh.data import ImageSet, input_size, load_images
+from sslgh.data.remaining import renumbered, trained_images
 from sslgh.evaluation.features import cached_features
-from sslgh.evaluation.probing import loader_workers
+from sslgh.evaluation.probing import loader_workers, tell
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import group_tightness, judge
 from sslgh.evaluation.unreadable import unreadable_names, without
@@ -31,19 +32,26 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     """Judge a finetuned run by the test set and write ``probe/supervised.json``; a collective.
 
     A network trained with ``ce``, every image drawn alike, is also judged with its logits adjusted afterwards (``la-posthoc``).
-    A class without training images is never predicted, said once in the log.
+    A class without training images is never predicted, said once in the log. Classes and their counts are those
+    that the run began with, whatever the source holds by now.
 
     Returns:
         One result, the same on all processes; none where the data have no labelled test images.
 
     Raises:
+        DataError: If a class of the test images is none of the run's, or the training images are no longer those
+            it was trained on.
         ValueError: If the run directory holds no network.
     """
-    test, own = load_images(recipe.data, "test"), training_set(recipe.data)
+    test = load_images(recipe.data, "test")
     if test is None or test.labels is None:
         accelerator.print(f"{recipe.name}: no labelled test images, so nothing is judged")
         return []
-    counts = torch.from_numpy(own.class_counts)
+    own, class_counts, said = trained_images(recipe.directory, recipe.data)
+    tell(said, accelerator)
+    # By name: a class folder that came since would shift the numbers against the rows of the classifier.
+    test = renumbered(test, own.class_names, of="test images")
+    counts = torch.from_numpy(class_counts)
     own = without(own, unreadable_names(own, recipe.directory, accelerator))
     backbone, _ = load_backbone(recipe.directory)
     size = input_size(recipe.data, own)
@@ -94,7 +102,7 @@ def _result(
         test_counts=torch.bincount(labels, minlength=len(counts)).tolist(),
         scores=_judged(classifier, test_features, labels, counts, settings),
         tightness={
-            name: group_tightness(values[None], classes, counts)
+            name: group_tightness(values[None], classes, counts, test_labels=labels)
             for name, (values, classes) in pairs.items()
         },
     )

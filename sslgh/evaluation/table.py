@@ -92,7 +92,9 @@ def _expected(prior: object) -> str:
 
 
 def _groups(convention: Convention, result: Result) -> str:
-    counts = result.group_counts
+    # Of the classes there are: labels may leave gaps.
+    known = zip(result.group_counts, result.test_counts, strict=True)
+    counts = [count for count, test in known if count or test]
     where = f"pretraining images, {max(counts)} to {min(counts)} a class"
     if convention == "thirds":
         return f"thirds of the classes in order of {where}"
@@ -101,7 +103,8 @@ def _groups(convention: Convention, result: Result) -> str:
 
 
 def _group_sizes(result: Result, convention: Convention) -> dict[str, int]:
-    groups = shot_groups(torch.tensor(result.group_counts), convention=convention)
+    counts, test_counts = torch.tensor(result.group_counts), torch.tensor(result.test_counts)
+    groups = shot_groups(counts, convention=convention, test_counts=test_counts)
     return {name: int(mask.sum()) for name, mask in groups.items()}
 
 

@@ -8,13 +8,17 @@ from torch import Tensor
 
 # Of Guo et al. (arXiv:1706.04599), section 5.
 BINS = 15
+# Votes of neighbours and other shares are fractions, which stand on the edges of bins: what is this little
+# above an edge is on it, so that rounding does not choose the bin.
+ROUNDING = 1e-6
 
 
 def calibration_error(confidence: Tensor, right: Tensor, *, bins: int = BINS) -> Tensor:
     """Expected calibration error over bins of equal width (Guo et al., arXiv:1706.04599, eq. 3).
 
     The distance between mean confidence and share of right answers in a bin, averaged over the
-    bins by their images. Bin m holds the confidences in ((m-1)/M, m/M], the first one 0 too.
+    bins by their images. Bin m holds the confidences in ((m-1)/M, m/M], the first one 0 too; a millionth
+    above an edge is on it.
 
     Args:
         confidence: Shape (N,), the probability of the predicted class, in [0, 1].
@@ -43,7 +47,7 @@ def calibration_error(confidence: Tensor, right: Tensor, *, bins: int = BINS) ->
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     confidence = confidence.double()
-    edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
+    edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins + ROUNDING
     surplus = confidence.new_zeros(bins).index_add(
         0, torch.bucketize(confidence, edges), right.double() - confidence
     )

@@ -40,7 +40,9 @@ def class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Ten
     return right.double() / torch.bincount(labels, minlength=num_classes)
 
 
-def shot_groups(counts: Tensor, *, convention: Convention = "thresholds") -> dict[str, Tensor]:
+def shot_groups(
+    counts: Tensor, *, convention: Convention = "thresholds", test_counts: Tensor | None = None
+) -> dict[str, Tensor]:
     """Which classes are many-, medium- and few-shot.
 
     Args:
@@ -48,12 +50,14 @@ def shot_groups(counts: Tensor, *, convention: Convention = "thresholds") -> dic
         convention: ``thresholds``: more than 100, 20 to 100, fewer than 20 images (Liu et al.,
             arXiv:1904.05160). ``thirds``: the classes in order of size, equal sizes in order of label, cut into three
             parts whose sizes differ by at most one, the larger parts first (CIFAR in the GH code: 34, 33, 33).
+        test_counts: Shape (C,), test images of each class. A class without training and test images is a gap in
+            the labels and no class. None: not known, every class counts.
 
     Returns:
-        For ``many``, ``medium`` and ``few`` a mask of shape (C,); every class is in exactly one.
+        For ``many``, ``medium`` and ``few`` a mask of shape (C,); every class is in exactly one, a gap in none.
 
     Raises:
-        ValueError: If ``counts`` is not (C,) or the convention is unknown.
+        ValueError: If ``counts`` is not (C,), ``test_counts`` has another shape, or the convention is unknown.
 
     Examples:
         >>> shot_groups(torch.tensor([5, 100, 101, 20]))["medium"]
@@ -61,16 +65,30 @@ def shot_groups(counts: Tensor, *, convention: Convention = "thresholds") -> dic
     """
     if counts.ndim != 1:
         raise ValueError(f"counts must be (C,), got {tuple(counts.shape)}")
+    held = _held(counts, test_counts)
     if convention == "thresholds":
-        many, few = counts > 100, counts < 20
-        return {"many": many, "medium": ~(many | few), "few": few}
+        many, few = counts > 100, (counts < 20) & held
+        return {"many": many, "medium": ~(many | few) & held, "few": few}
     if convention != "thirds":
         raise ValueError(f"convention must be 'thresholds' or 'thirds', got '{convention}'")
-    parts = counts.argsort(descending=True, stable=True).tensor_split(3)
+    order = counts.argsort(descending=True, stable=True)
+    parts = order[held[order]].tensor_split(3)
     return {
         name: torch.zeros_like(counts, dtype=torch.bool).index_fill(0, part, True)
         for name, part in zip(GROUPS, parts, strict=True)
     }
+
+
+def _held(counts: Tensor, test_counts: Tensor | None) -> Tensor:
+    """Which classes there are; a mask of shape (C,)."""
+    if test_counts is None:
+        return torch.ones_like(counts, dtype=torch.bool)
+    if test_counts.shape != counts.shape:
+        raise ValueError(
+            f"counts and test_counts must share a shape (C,), got {tuple(counts.shape)} and "
+            f"{tuple(test_counts.shape)}"
+        )
+    return (counts > 0) | (test_counts.to(counts.device) > 0)
 
 
 def group_means(values: Tensor, groups: dict[str, Tensor]) -> dict[str, float | None]:

@@ -259,11 +259,12 @@ class Recipe(Section):
         last = self.train.epochs - 1
         if self.gh_start is not None and self.gh_start > last:
             raise ValueError(
-                f"harmonize.warmup_epochs is {self.gh_start}, but the run ends after epoch {last}"
+                f"harmonize.warmup_epochs is {self.gh_start}, but the run ends after epoch {last}; lower it too"
             )
         if self.optim.warmup_epochs > self.train.epochs:
             raise ValueError(
-                f"optim.warmup_epochs is {self.optim.warmup_epochs}, but the run has {self.train.epochs} epochs"
+                f"optim.warmup_epochs is {self.optim.warmup_epochs}, but the run has {self.train.epochs} epochs; lower "
+                "it too"
             )
         if self.optim.schedule == "gh-two-stage":
             self._two_stages_have_a_middle()

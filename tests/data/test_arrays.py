@@ -1,3 +1,6 @@
+import re
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -97,6 +100,35 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", IMAGES)
     (tmp_path / "x.npy").rename(tmp_path / "train.npz")
     with pytest.raises(DataError, match=r"train\.npz: images cannot be read"):
+        training_set(data(tmp_path))
+
+
+def test_a_stray_label_is_refused_before_it_takes_all_memory(tmp_path):
+    message = "train.npz holds label {}, but labels count classes from 0 and end below 1000000"
+    for stray in (1_000_000, 2**63):
+        labels = np.array([0, 1, stray, 0, 1, 1], dtype=np.uint64)
+        with pytest.raises(DataError, match=re.escape(message.format(stray))):
+            training_set(save(tmp_path, images=IMAGES, labels=labels))
+
+
+# What is raised where a damaged file is read: zlib.error, NotImplementedError, RuntimeError, TokenError.
+DAMAGED = {
+    "stream": (np.savez_compressed, partial(re.sub, rb"(?s)(\.npy.{20}).", b"\\1\xff", count=1)),
+    "method": (np.savez, partial(re.sub, rb"(?s)(PK\x01\x02.{6}).", b"\\1\x63")),
+    "encrypted": (np.savez, partial(re.sub, rb"(?s)(PK\x01\x02.{4}).", b"\\1\x01")),
+    "head": (np.savez, partial(re.sub, rb"\), }", b"),  ")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, kind):
+    save, damage = DAMAGED[kind]
+    save(tmp_path / "train.npz", images=IMAGES.repeat(20, axis=0))  # the head is read by itself
+    content = (tmp_path / "train.npz").read_bytes()
+    damaged = damage(string=content)
+    assert damaged != content
+    (tmp_path / "train.npz").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"train\.npz: images cannot be read \(.*write it with"):
         training_set(data(tmp_path))
 
 

@@ -267,3 +267,26 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path):
     second = read_folder(plant(tmp_path / "two", *reversed(names)))
     assert first.names == second.names
     assert Path(first.names[3]).parts[0] == "a-b"
+
+
+def test_photos_of_formats_that_are_not_read_and_strays_are_told_of_once(tmp_path, caplog):
+    for name in (
+        "cats/1.jpg",
+        "cats/2.jpg",
+        "dogs/3.jpg",
+        "dogs/4.HEIC",
+        "dogs/5.heic",
+        "6.jpg",
+        "notes.txt",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for _ in range(2):
+        assert read_folder(tmp_path).labels is None
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "2 photos in" in said[0]
+    assert "left out by their extension (.heic); convert them" in said[0]
+    assert "1 of the images in" in said[1]
+    assert "the first is 6.jpg: none has a label" in said[1]

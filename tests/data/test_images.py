@@ -102,6 +102,48 @@ def test_the_fingerprint_changes_when_a_file_goes_and_does_not_need_it(tmp_path)
     assert of_file(path).fingerprint() != empty
 
 
+def test_the_fingerprint_changes_with_other_bytes_in_a_file_of_the_same_size(tmp_path):
+    path, prints = tmp_path / "x.bmp", set()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (3, 2), colour).save(path)
+        prints.add((path.stat().st_size, of_file(path).fingerprint()))
+    assert len(prints) == 2
+    assert len({size for size, _ in prints}) == 1
+
+
+def test_the_fingerprint_of_many_files_knows_which_holds_what(tmp_path):
+    paths = tuple(tmp_path / f"{i}.png" for i in range(200))
+    for i, path in enumerate(paths):
+        path.write_text(f"{i:03}")
+    images = ImageSet(paths, None, (), tuple(path.name for path in paths))
+    before = images.fingerprint()
+    assert images.fingerprint() == before
+    paths[70].write_text("140")
+    paths[140].write_text("070")
+    swapped = images.fingerprint()
+    assert swapped != before
+    paths[70].write_text("070")
+    paths[140].write_text("140")
+    assert images.fingerprint() == before
+
+
+def test_the_fingerprint_does_not_wait_for_a_pipe(tmp_path):
+    path = tmp_path / "x.png"
+    gone = of_file(path).fingerprint()
+    os.mkfifo(path)
+    assert of_file(path).fingerprint() == gone
+
+
+def test_a_long_hash_shows_how_far_it_is_and_a_short_one_does_not(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"x")
+    of_file(path).fingerprint()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sslgh.data.images._LONG", 1)
+    of_file(path).fingerprint()
+    assert "hashing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_any_mode_becomes_rgb_as_pillow_converts_it(tmp_path, mode):
     source = Image.fromarray(PIXELS[0]).convert(mode)

@@ -1,8 +1,9 @@
 import itertools
 
+import numpy as np
 import pytest
 
-from sslgh.data import BatchOrder
+from sslgh.data import BatchOrder, part_shares
 
 
 def stream(*args, **kwargs):
@@ -128,3 +129,28 @@ def test_a_part_of_one_image_is_left_out_where_batch_statistics_need_two(num_sam
     )
     assert order.steps_per_epoch == steps
     assert min(map(len, order)) >= 2
+
+
+def test_an_epoch_that_is_over_is_not_asked_for_again():
+    asked = []
+
+    def sequence(epoch):
+        asked.append(epoch)
+        return np.arange(8)
+
+    order = BatchOrder(8, 4, seed=0, epochs=3, sequence=sequence)
+    assert len(list(order.starting(1, 2))) == len(order.starting(1, 2)) == 2
+    assert asked == [2]
+
+
+@pytest.mark.parametrize("num_samples", [8, 13, 30])
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+def test_shares_are_those_of_the_parts(num_samples, accumulation):
+    order = BatchOrder(
+        num_samples, 12, seed=0, epochs=1, accumulation=accumulation, smallest_part=0
+    )
+    sizes = iter([len(batch) for batch in order])
+    for step in range(order.steps_per_epoch):
+        own = [next(sizes) for _ in range(accumulation)]
+        shares = part_shares(num_samples, 12, accumulation=accumulation, step=step)
+        assert shares == pytest.approx([size / sum(own) for size in own])

@@ -96,10 +96,22 @@ def test_a_truncated_file_is_noticed_and_named(tmp_path, parts, save, file) -> N
         load_checkpoint(path, **parts())
 
 
+@pytest.mark.parametrize(
+    "state",
+    [[1, 2], 3, {"state": 3}, {"state": [], "param_groups": 3}, {"state": {}, "param_groups": []}],
+)
+def test_a_state_that_is_none_of_an_optimiser_is_damage(tmp_path, parts, save, state) -> None:
+    path = save(tmp_path)
+    torch.save(state, path / "optimiser.pt")
+    with pytest.raises(CheckpointError, match=r"step-000000007 is damaged \(.*\); delete it"):
+        load_checkpoint(path, **parts())
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, parts, save) -> None:
     path = save(tmp_path)
-    with pytest.raises(CheckpointError, match="belongs to another model"):
+    with pytest.raises(CheckpointError, match="belongs to another model") as caught:
         load_checkpoint(path, **parts(width=5))
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, parts, save) -> None:

@@ -36,6 +36,15 @@ def test_the_latest_stay_and_those_of_every_few_epochs(tmp_path, save) -> None:
     assert [int(name[5:]) for name in names(tmp_path)] == [8]
 
 
+@pytest.mark.parametrize("keep_last", range(1, 10))
+def test_as_many_stay_as_were_asked_for(tmp_path, save, keep_last) -> None:
+    for epoch in range(1, 13):
+        newest = save(tmp_path, epoch, 0, epoch)
+        drop_old_checkpoints(tmp_path, newest, keep_last=keep_last, keep_every=None)
+        latest = range(max(epoch - keep_last, 0) + 1, epoch + 1)
+        assert [int(name[5:]) for name in names(tmp_path)] == list(latest)
+
+
 @pytest.mark.parametrize("keep_last", [1, 2])
 def test_one_that_cannot_be_read_never_takes_the_room_of_a_whole_one(
     tmp_path, save, keep_last

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sslgh.engine.board import Board
 from sslgh.engine.journal import Journal
@@ -94,3 +95,22 @@ def test_a_torn_last_line_is_left_out_when_a_run_goes_on(tmp_path, torn) -> None
         told.event("health", 2, 0, {})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def scalars(directory: Path) -> dict[str, list[int]]:
+    board = EventAccumulator(str(directory / "tensorboard"))
+    board.Reload()
+    return {tag: [one.step for one in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_every_step_once_also_those_around_a_stop(tmp_path) -> None:
+    with journal(tmp_path) as told:
+        for step in (2, 4, 6):
+            told.metrics(step, 0, {"loss": 1.0})
+            told.event("refresh", step, 0, {"groups": 2})
+    with Journal(tmp_path, active=True, steps=9, start=4, images_per_step=1) as told:
+        told.event("refresh", 4, 0, {"groups": 2})
+        told.metrics(6, 0, {"loss": 1.0})
+    shown = scalars(tmp_path)
+    assert shown["train/loss"] == [2, 4, 6]
+    assert shown["refresh/groups"] == [2, 4]

@@ -138,6 +138,16 @@ def test_groups_are_means_over_their_classes_and_empty_ones_are_left_out() -> No
     assert found["many"] == (probe.class_accuracy[0] + probe.class_accuracy[2]) / 2
 
 
+def test_a_class_without_images_is_in_no_group() -> None:
+    probe = OnlineProbe(6, torch.tensor([0, 50, 50, 0]))
+    for features, labels in batches(5):
+        probe.observe(features, labels % 2 + 1)
+    few, gaps = torch.tensor([True, False, True, True]), torch.tensor([True, False, False, True])
+    found = probe.group_accuracy({"few": few, "gaps": gaps})
+    assert found == {"few": probe.class_accuracy[2]}
+    assert set(probe.state_dict()) == set(OnlineProbe(6, COUNTS).state_dict())
+
+
 def test_a_class_without_images_is_never_predicted() -> None:
     probe = OnlineProbe(6, torch.tensor([0, 50, 50, 0]))
     for features, labels in batches(5):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslgh.data import BatchOrder, training_set, view_loader
+from sslgh.data import BatchOrder, part_shares, training_set, view_loader
 from sslgh.distributed import weighted_mean
 from sslgh.engine.companions import Companions
 from sslgh.engine.finite import NotFiniteError
@@ -184,7 +184,7 @@ class SquaredBrightness(Method):
         return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2), z1.detach())
 
 
-def after_one_step(recipe, accumulation: int) -> torch.Tensor:
+def after_one_step(recipe, accumulation: int, batch_size: int) -> torch.Tensor:
     torch.manual_seed(0)
     images, accelerator = training_set(recipe.data), start_world()
     recipe = recipe.model_copy(
@@ -193,18 +193,20 @@ def after_one_step(recipe, accumulation: int) -> torch.Tensor:
     method = SquaredBrightness()
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
     run = Run(recipe, accelerator, images, method, method, optimiser, None)
-    order = BatchOrder(len(images), 32, seed=0, epochs=1, accumulation=accumulation)
+    order = BatchOrder(len(images), batch_size, seed=0, epochs=1, accumulation=accumulation)
     loader = view_loader(images, recipe.data, size=8, seed=0, order=order)
     batches = open_quarantine(iter(loader), run, None)
     beside = Companions(None, None, None, width=4)
     task = Task(lambda batch, moment: _part(run, batch, moment, beside, []))
-    _step(run, task, batches, Moment(0, 1, 0.1, logged=True), 0.1)
+    shares = part_shares(len(images), batch_size, accumulation=accumulation, step=0)
+    _step(run, task, batches, Moment(0, 1, 0.1, logged=True, shares=shares), 0.1)
     return method.backbone.weight.detach()
 
 
-def test_accumulated_parts_make_the_step_of_the_whole_batch(tiny) -> None:
-    whole = after_one_step(tiny(), 1)
-    torch.testing.assert_close(after_one_step(tiny(), 4), whole, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("batch_size", [32, 9])  # 9: parts of 3, 2, 2, 2 images
+def test_accumulated_parts_make_the_step_of_the_whole_batch(tiny, batch_size) -> None:
+    whole = after_one_step(tiny(), 1, batch_size)
+    torch.testing.assert_close(after_one_step(tiny(), 4, batch_size), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny) -> None:

@@ -114,6 +114,22 @@ def test_exactly_the_share_is_passed_over(folder):
     assert len(passed(opened(folder, share=8 / 64))[0]) == 4
 
 
+def test_a_share_that_is_no_binary_fraction_is_passed_over_too(tmp_path):
+    images = ImageSet(
+        tuple(tmp_path / f"{i}.png" for i in range(100)), None, (), tuple(map(str, range(100)))
+    )
+    batches = Quarantine(iter([]), images, share=0.29, directory=None, device=torch.device("cpu"))
+    assert batches._judged(list(range(29)), None).startswith("29 of 100 images")
+    with pytest.raises(DataError, match="30 of 100 images cannot be read"):
+        batches._judged([29], None)
+
+
+def test_a_broken_file_counts_as_often_as_a_list_names_it(folder):
+    images = listed(folder).subset([0] * 32 + list(range(1, 8)) * 4)
+    with pytest.raises(DataError, match=r"32 of 60 images cannot be read \(53\.3%\)"):
+        passed(opened(folder, images=images, share=0.2))
+
+
 def test_a_share_of_0_stops_at_the_first_and_again_when_the_run_goes_on(folder):
     for _ in range(2):
         batches = opened(folder, share=0)

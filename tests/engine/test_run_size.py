@@ -71,3 +71,12 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch) -> None:
     assert 10**8 < alone < 10**15
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert free_memory() == pytest.approx(alone / 4, rel=0.2)
+
+
+def test_a_moving_average_of_the_weights_is_part_of_a_checkpoint(tiny) -> None:
+    words = ("method=null", "finetune.objective=ce")
+    plain, averaged = (
+        run_size(tiny(*words, *more), image_size=8, num_images=118, num_classes=10)
+        for more in ((), ("finetune.ema=0.9",))
+    )
+    assert averaged.checkpoint == plain.checkpoint + plain.weights

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -125,6 +127,53 @@ def test_other_weights_images_or_views_are_extracted_anew(tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 4
     for other in features:
         assert not torch.equal(other, first)
+
+
+def test_other_pixels_in_a_file_of_the_same_size_are_extracted_anew(tmp_path):
+    path = tmp_path / "x.bmp"
+    images = ImageSet((path,), np.zeros(1, dtype=np.int64), ("a",), ("x.bmp",))
+    found = []
+    for colour in ("red", "blue", "red"):
+        Image.new("RGB", (8, 8), colour).save(path)
+        found.append(cached(Convolution(), images, tmp_path))
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space"), OSError(28, "No space")])
+def test_a_cache_that_cannot_be_written_is_said_and_done_without(
+    tmp_path, monkeypatch, caplog, error
+):
+    def save(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise error
+
+    expected = cached(Convolution(), pictures(9), tmp_path / "other")
+    monkeypatch.setattr("sslgh.evaluation.features.save_file", save)
+    assert torch.equal(cached(Convolution(), pictures(9), tmp_path), expected)
+    assert list((tmp_path / "features").iterdir()) == []
+    assert "features cannot be kept in" in caplog.text
+    assert "No space" in caplog.text
+
+
+def test_a_cache_where_no_folder_can_be_is_done_without(tmp_path, caplog):
+    (tmp_path / "features").write_text("no folder")
+    assert cached(Convolution(), pictures(9), tmp_path).shape == (9, 6)
+    assert "features cannot be kept in" in caplog.text
+
+
+def test_two_probes_may_write_the_same_features_at_once(tmp_path, monkeypatch, caplog):
+    def save(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        monkeypatch.setattr("sslgh.evaluation.features.save_file", save_file)
+        cached(Convolution(), pictures(9), tmp_path)  # the other, from beginning to end
+
+    monkeypatch.setattr("sslgh.evaluation.features.save_file", save)
+    features = cached(Convolution(), pictures(9), tmp_path)
+    (path,) = (tmp_path / "features").iterdir()
+    assert torch.equal(load_file(path)["features"], features)
+    assert caplog.text == ""
 
 
 def test_an_architecture_with_the_same_weights_is_another_backbone(tmp_path):

@@ -195,6 +195,23 @@ def test_tightness_of_a_group_is_the_mean_of_its_classes(tmp_path):
     assert got["average"] == pytest.approx(expected.mean().item())
 
 
+def test_labels_that_count_from_one_change_no_number(tmp_path):
+    (train, labels), (test, truth) = blobs([200, 150, 30, 10], 0), blobs([40] * 4, 1)
+    probes = [
+        Probe(protocol="knn"),
+        Probe(protocol="longtail", objectives=("ce",), seeds=1),
+    ]
+    first, second = (
+        probe_features(train, labels + k, test, truth + k, probes, directory=tmp_path)
+        for k in (0, 1)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert other.tightness == one.tightness
+    for group, spread in second[0].scores["knn"].metrics["thirds"].items():
+        expected = first[0].scores["knn"].metrics["thirds"][group]
+        assert (spread and spread.mean) == pytest.approx(expected and expected.mean), group
+
+
 def test_given_counts_decide_the_groups(tmp_path):
     (train, labels), (test, truth) = blobs([30, 30, 30], 0), blobs([20] * 3, 1)
     (result,) = probe_features(

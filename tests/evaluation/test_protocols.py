@@ -54,6 +54,14 @@ def test_the_full_protocol_trains_on_the_uncut_split_and_longtail_on_the_cut_one
     assert images.test.class_counts.tolist() == [70] * 10
 
 
+def test_the_images_of_pretraining_are_those_of_the_subset(tmp_path):
+    (tmp_path / "rows").write_text("7\n300\n2\n")
+    images = labelled_images(Data(source="digits", subset=tmp_path / "rows"))
+    part = training_images(PROTOCOLS["longtail"], images)
+    assert part.fingerprint() == images.whole.subset([7, 300, 2]).fingerprint()
+    assert images.class_counts.sum() == 3
+
+
 def test_few_shot_protocols_draw_so_many_of_every_class_and_always_the_same():
     images = labelled_images(CUT)
     shots = training_images(PROTOCOLS["gh-50shot"], images)

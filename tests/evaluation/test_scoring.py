@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
-from sslgh.evaluation import judge
+from sslgh.evaluation import group_tightness, judge
 from sslgh.evaluation.results import CONVENTIONS, METRICS, Spread
 from sslgh.evaluation.scoring import answers
 from sslgh.functional.groups import shot_groups
@@ -136,6 +136,27 @@ def test_groups_without_classes_have_no_numbers():
 def test_a_class_without_test_images_has_no_accuracy():
     scores, labels = classifier(seeds=1)
     assert judge(scores[:, labels != 2], labels[labels != 2], COUNTS).class_accuracy[2] is None
+
+
+def test_gaps_in_the_labels_change_nothing():
+    scores, labels = classifier()
+    norms = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) + 1
+    z = torch.randn(3, len(labels), 4, generator=torch.Generator().manual_seed(2))
+    place = torch.tensor([1, 2, 3, 5, 6, 8])  # of the six classes among nine
+    wide = torch.full((3, len(labels), 9), -torch.inf).index_copy(2, place, scores)
+    lengths = torch.full((3, 9), 77.0).index_copy(1, place, norms)
+    counts = torch.zeros(9, dtype=torch.int64).index_copy(0, place, COUNTS)
+    found = judge(wide, place[labels], counts, weight_norms=lengths)
+    for convention, values in judge(scores, labels, COUNTS, weight_norms=norms).metrics.items():
+        for name, spread in values.items():
+            assert found.metrics[convention][name].mean == pytest.approx(spread.mean, rel=1e-12), (
+                name
+            )
+    assert found.class_accuracy[0] is found.class_accuracy[4] is found.class_accuracy[7] is None
+    some = labels < 4  # the training images lack two classes that the test set has
+    assert group_tightness(
+        z[:, some], place[labels[some]], counts, test_labels=place[labels]
+    ) == group_tightness(z[:, some], labels[some], COUNTS)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

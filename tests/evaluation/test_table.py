@@ -71,6 +71,24 @@ def test_thresholds_that_leave_a_group_empty_give_way_to_thirds_and_say_so():
     assert "thirds" not in comparison_table([("run", [result()])])
 
 
+@pytest.mark.parametrize("convention", ["thresholds", "thirds"])
+def test_a_gap_in_the_labels_is_no_class(convention):
+    entry = result(counts=(0, 500, 300, 0, 50, 5, 0))
+    entry = replace(entry, test_counts=[0, 10, 10, 0, 10, 10, 10])
+    head = comparison_table([("run", [entry])], convention=convention)
+    assert "2 many, 1 medium, 2 few" in head or "2 many, 2 medium, 1 few" in head
+    assert "pretraining images, 500 to 0 a class" in head
+    entry = replace(entry, test_counts=[0, 10, 10, 0, 10, 10, 0])
+    head = comparison_table([("run", [entry])], convention=convention)
+    assert "2 many, 1 medium, 1 few" in head
+    assert "pretraining images, 500 to 5 a class" in head
+
+
+def test_thresholds_that_only_a_gap_would_fill_give_way_to_thirds():
+    entry = replace(result(counts=(0, 500, 300, 50)), test_counts=[0, 10, 10, 10])
+    assert "thresholds leave few empty" in comparison_table([("run", [entry])])
+
+
 def test_thirds_can_be_asked_for():
     table = comparison_table([("run", [result()])], convention="thirds")
     assert "groups by thirds" in table

@@ -57,6 +57,16 @@ def test_the_end_of_a_bin_belongs_to_it():
     assert error.item() == pytest.approx((1 - 1 / 15 - 0.05) / 2)
 
 
+def test_rounding_does_not_move_votes_to_another_bin():
+    generator = torch.Generator().manual_seed(4)
+    votes = (torch.arange(150) % 15 + 1).double() / 15
+    right = torch.rand(150, generator=generator) < 0.5
+    exact = calibration_error(votes, right)
+    assert 0.2 < exact < 0.8
+    moved = votes + 1e-8 * torch.randn(150, generator=generator)
+    torch.testing.assert_close(calibration_error(moved, right), exact, rtol=0, atol=1e-7)
+
+
 def test_the_order_of_the_images_does_not_matter():
     confidence, right = answers(seed=3)
     error = calibration_error(confidence, right)

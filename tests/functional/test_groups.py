@@ -56,6 +56,33 @@ def test_every_class_is_in_exactly_one_group(convention):
     assert torch.stack(list(groups.values())).sum(0).eq(1).all()
 
 
+@pytest.mark.parametrize("convention", ["thresholds", "thirds"])
+def test_a_gap_in_the_labels_is_in_no_group_and_moves_none(convention):
+    counts, test_counts = torch.tensor([500, 60, 0, 30, 10, 4]), torch.tensor([9, 9, 9, 9, 0, 9])
+    place = torch.tensor([1, 2, 4, 5, 7, 9])
+    wide, wide_test = (
+        torch.zeros(11, dtype=torch.int64).index_copy(0, place, part)
+        for part in (counts, test_counts)
+    )
+    groups = shot_groups(counts, convention=convention, test_counts=test_counts)
+    found = shot_groups(wide, convention=convention, test_counts=wide_test)
+    for name, mask in groups.items():
+        assert found[name].nonzero().flatten().tolist() == place[mask].tolist()
+
+
+@pytest.mark.parametrize("convention", ["thresholds", "thirds"])
+def test_without_gaps_the_test_images_change_no_group(convention):
+    counts = torch.randint(0, 200, (57,), generator=torch.Generator().manual_seed(1))
+    groups = shot_groups(counts, convention=convention)
+    found = shot_groups(counts, convention=convention, test_counts=torch.ones_like(counts))
+    assert all(torch.equal(found[name], mask) for name, mask in groups.items())
+
+
+def test_a_class_with_test_images_alone_is_few_shot():
+    groups = shot_groups(torch.tensor([500, 0, 0]), test_counts=torch.tensor([9, 9, 0]))
+    assert groups["few"].tolist() == [False, True, False]
+
+
 def test_average_and_accuracy_are_those_of_scikit_learn():
     generator = torch.Generator().manual_seed(2)
     labels = torch.cat([torch.arange(5), torch.randint(5, (195,), generator=generator) ** 2 % 5])
@@ -128,5 +155,7 @@ def test_impossible_arguments_are_named():
         shot_groups(torch.ones(3), convention="halves")
     with pytest.raises(ValueError, match=r"counts must be \(C,\)"):
         shot_groups(torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"counts and test_counts .* got \(3,\) and \(2,\)"):
+        shot_groups(torch.ones(3), test_counts=torch.ones(2))
     with pytest.raises(ValueError, match=r"got \(3,\) and \(2,\)"):
         group_metrics(torch.ones(3), {}, test_counts=torch.ones(2))

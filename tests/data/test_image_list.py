@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, ImageSet, training_set
-from sslgh.engine.image_list import image_fingerprint, record_images, run_images
+from sslgh.data.image_list import image_fingerprint, record_text, run_images
 from sslgh.recipe import make_recipe
 
 FILES = ["cat/1.png", "cat/2.png", "cat/3.png", "cat/4.png", "dog/1.png", "dog/2.png", "dog/3.png"]
@@ -42,7 +42,7 @@ def begun(settings):
     """The images of a run that begins."""
     images, said = run_images(settings)
     assert said == []
-    record_images(settings.directory, images)
+    (settings.directory / "images.json").write_text(record_text(images))
     return images
 
 
@@ -118,6 +118,18 @@ def test_more_than_half_gone_is_another_root(recipe, root):
     begun(recipe())
     shutil.rmtree(root / "cat")
     with pytest.raises(DataError, match=r"^4 of 7 images of the run are gone from data\.root"):
+        run_images(recipe())
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "cat/../../secret.png", "/secret.png"])
+def test_a_record_leads_to_no_file_outside_the_folder(recipe, root, name):
+    images = begun(recipe())
+    names = (name, *images.names[1:])
+    forged = ImageSet(images.images, images.labels, images.class_names, names)
+    (recipe().directory / "images.json").write_text(record_text(forged))
+    with pytest.raises(
+        DataError, match=r"images\.json names .*secret\.png, which lies outside data\.root"
+    ):
         run_images(recipe())
 
 
@@ -267,8 +279,8 @@ def test_a_record_takes_about_45_bytes_an_image(recipe, tmp_path):
     names = [f"n{i // 100:08}/n{i // 100:08}_{i % 100:05}.JPEG" for i in range(2000)]
     paths = tuple(tmp_path / name for name in names)
     labels = np.arange(2000) // 2
-    record_images(tmp_path, ImageSet(paths, labels, tuple(map(str, range(1000))), tuple(names)))
-    assert (tmp_path / "images.json").stat().st_size < 50 * 2000
+    text = record_text(ImageSet(paths, labels, tuple(map(str, range(1000))), tuple(names)))
+    assert len(text.encode()) < 50 * 2000
 
 
 def test_the_fingerprint_is_of_names_classes_and_labels_and_not_of_files(root):

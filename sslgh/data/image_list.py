@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sslgh.data import DataError, ImageSet, load_images, training_set
 from sslgh.data.folders import split_folders
+from sslgh.data.images import DataError, ImageSet
+from sslgh.data.sources import load_images, training_set
 from sslgh.distributed import world
-from sslgh.engine.run_directory import write_text
 from sslgh.recipe import Recipe
 from sslgh.recipe.data import Data
 from sslgh.recipe.printable import printable
@@ -65,31 +65,26 @@ def run_images(recipe: Recipe) -> tuple[ImageSet, list[str]]:
         DataError: If the source cannot be used; if images in memory have changed, the label of a file
             has, or more than half of the files are gone; if the record is damaged.
     """
-    record = _read(recipe.directory / IMAGES)
+    record = read_record(recipe.directory)
     if record is None:
         return training_set(recipe.data), []
     if not record.names:
         images = training_set(recipe.data)
-        if not images.in_memory or images.fingerprint() != record.fingerprint:
-            raise DataError(
-                f"the images of data.root {printable(recipe.data.root)} have changed since the run "
-                "began; restore them or choose another run_dir"
-            )
+        check_unchanged(record, images, recipe.data)
         return images, []
     present = load_images(recipe.data, "train")
     assert present is not None  # every source has a training split
-    return _as_recorded(record, present, recipe.data)
+    images = as_recorded(record, present, recipe.data)
+    gone, came = gone_names(record, present), came_names(record, present, recipe.data)
+    said = told(gone, came, len(images), ("others are shown instead", "this run leaves them out"))
+    return images, [*said, *_resized(record, images)]
 
 
-def record_images(directory: Path, images: ImageSet) -> None:
-    """Write ``images.json``: about 45 bytes an image, 55 MB for the 1.28 million of ImageNet.
+def record_text(images: ImageSet) -> str:
+    """What ``images.json`` holds: about 45 bytes an image, 55 MB for the 1.28 million of ImageNet.
 
     Args:
-        directory: The run directory.
         images: The set that the run begins with.
-
-    Raises:
-        OSError: If it cannot be written.
     """
     labels = None if images.labels is None else images.labels.tolist()
     if isinstance(images.images, np.ndarray):
@@ -103,7 +98,7 @@ def record_images(directory: Path, images: ImageSet) -> None:
             [_size(path) for path in images.images],
         )
     content = {"format": FORMAT, **record._asdict()}
-    write_text(directory / IMAGES, json.dumps(content, separators=(",", ":")) + "\n")
+    return json.dumps(content, separators=(",", ":")) + "\n"
 
 
 def image_fingerprint(images: ImageSet) -> str:
@@ -123,7 +118,13 @@ def _hash(names: Iterable[str], class_names: Iterable[str], labels: list[int] | 
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Record | None:
+def read_record(directory: Path) -> Record | None:
+    """The record of the run in ``directory``; None where there is none.
+
+    Raises:
+        DataError: If it is damaged, or of another format.
+    """
+    path = directory / IMAGES
     if not path.is_file():
         return None
     try:
@@ -152,51 +153,105 @@ def _check(record: Record) -> None:
         raise ValueError("each image needs a size")
 
 
-def _as_recorded(record: Record, present: ImageSet, data: Data) -> tuple[ImageSet, list[str]]:
-    """The recorded images as files of the present source, and what has changed."""
+def check_unchanged(record: Record, images: ImageSet, data: Data) -> None:
+    """Refuse images in memory that are not those of the record.
+
+    Raises:
+        DataError: If they are others.
+    """
+    if not images.in_memory or images.fingerprint() != record.fingerprint:
+        raise DataError(
+            f"the images of data.root {printable(data.root)} have changed since the run "
+            "began; restore them or choose another run_dir"
+        )
+
+
+def as_recorded(record: Record, present: ImageSet, data: Data) -> ImageSet:
+    """All the recorded images, with the recorded labels, as files of the present source.
+
+    Raises:
+        DataError: If more than half are gone, the label of one is another, or one lies outside a folder.
+    """
+    gone = gone_names(record, present)
+    check_gone(gone, record, data)
+    _check_inside(gone, data)
+    _check_labels(record, present)
+    root = data.root if data.source == "list" else split_folders(data.root, data.test_root)[0]
+    return ImageSet(
+        tuple(root / name for name in record.names),
+        None if record.labels is None else np.array(record.labels, dtype=np.int64),
+        tuple(record.class_names),
+        tuple(record.names),
+    )
+
+
+def _check_inside(names: list[str], data: Data) -> None:
+    """Nothing that was found by walking a folder is named so; a record from elsewhere may be."""
+    for path in map(PurePath, names) if data.source == "folder" else ():
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"{IMAGES} names {printable(path)}, which lies outside data.root {printable(data.root)}; it was "
+                "altered: choose another run_dir"
+            )
+
+
+def gone_names(record: Record, present: ImageSet) -> list[str]:
+    """The recorded images that are no longer there."""
     known = set(present.names)
-    gone = [name for name in record.names if name not in known]
+    return [name for name in record.names if name not in known]
+
+
+def came_names(record: Record, present: ImageSet, data: Data) -> list[str]:
+    """The images that are not in the record, sorted; none where the source is cut."""
+    # A cut leaves most files out: which of them are new is not known.
+    if is_cut(data):
+        return []
+    return sorted(set(present.names).difference(record.names))
+
+
+def is_cut(data: Data) -> bool:
+    """Whether a run takes a part of the training split only."""
+    return data.long_tail is not None or data.subset is not None
+
+
+def check_gone(gone: Sequence[str], record: Record, data: Data) -> None:
+    """Refuse a source that lacks most of the run's images.
+
+    Raises:
+        DataError: If more than half are gone.
+    """
     if len(gone) > MOST_GONE * len(record.names):
         raise DataError(
             f"{len(gone)} of {len(record.names)} images of the run are gone from data.root "
             f"{printable(data.root)}, the first is {printable(gone[0])}; restore them, point data.root "
             "to where they are, or choose another run_dir"
         )
-    _check_labels(record, present, known)
-    root = data.root if data.source == "list" else split_folders(data.root, data.test_root)[0]
-    images = ImageSet(
-        tuple(root / name for name in record.names),
-        None if record.labels is None else np.array(record.labels, dtype=np.int64),
-        tuple(record.class_names),
-        tuple(record.names),
-    )
-    # A cut leaves most files out: which of them are new is not known.
-    whole = data.long_tail is None and data.subset is None
-    came = sorted(known.difference(record.names)) if whole else []
-    return images, [*_told(gone, came, len(images)), *_resized(record, images)]
 
 
-def _told(gone: list[str], came: list[str], total: int) -> list[str]:
+def told(
+    gone: Sequence[str], came: Sequence[str], total: int, follows: tuple[str, str]
+) -> list[str]:
+    """Sentences on images that have gone or come, each ending in what follows from it."""
     sentences = []
     if gone:
         sentences.append(
             f"{len(gone)} of {total} images have gone since the run began, the first is "
-            f"{printable(gone[0])}; others are shown instead"
+            f"{printable(gone[0])}; {follows[0]}"
         )
     if came:
         sentences.append(
             f"{len(came)} image(s) came since the run began, the first is {printable(came[0])}; "
-            "this run leaves them out"
+            f"{follows[1]}"
         )
     return sentences
 
 
-def _check_labels(record: Record, present: ImageSet, known: set[str]) -> None:
+def _check_labels(record: Record, present: ImageSet) -> None:
     # A stray image beside the class folders takes the labels off all; the record still has them.
     if record.labels is None or present.labels is None:
         return
     classes = (present.class_names[label] for label in present.labels.tolist())
-    pairs = set(zip(present.names, classes, strict=True))
+    known, pairs = set(present.names), set(zip(present.names, classes, strict=True))
     for name, was in zip(record.names, record.classes, strict=True):
         if name in known and (name, was) not in pairs:
             raise DataError(
