@@ -67,7 +67,7 @@ def test_a_job_of_a_batch_system_saves_queues_itself_again_and_goes_on_elsewhere
     )
     wait_until(lambda: checkpoints(run), job, tmp_path)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(60) == 0
+    assert job.wait(200) == 0
     said = (tmp_path / "log").read_text()
     assert read_status(run)["state"] == "stopped", said
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
@@ -109,7 +109,7 @@ def test_a_fault_of_one_process_ends_all_and_its_sentence_is_shown_and_kept(
     tmp_path, recipe
 ) -> None:
     child = start_with('raise ValueError("only this process sees it")', tmp_path, recipe, *TWO)
-    assert child.wait(60) != 0  # a hang fails here
+    assert child.wait(200) != 0  # a hang fails here
     said = (tmp_path / "log").read_text()
     assert "sslgh (process 1): only this process sees it" in said
     status = read_status(tmp_path / "run")
@@ -118,7 +118,7 @@ def test_a_fault_of_one_process_ends_all_and_its_sentence_is_shown_and_kept(
 
 def test_a_process_that_is_killed_ends_all(tmp_path, recipe) -> None:
     child = start_with("os.kill(os.getpid(), 9)", tmp_path, recipe, *TWO)
-    assert child.wait(60) != 0
+    assert child.wait(200) != 0
     assert "Signal 9" in (tmp_path / "log").read_text()
 
 
