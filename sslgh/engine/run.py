@@ -28,6 +28,7 @@ from sslgh.engine.journal import METRICS
 from sslgh.engine.quarantine import Quarantine
 from sslgh.engine.run_directory import check_directory, open_directory, read_status, write_text
 from sslgh.engine.sharding import make_shardable
+from sslgh.engine.small_maps import refuse_small_maps
 from sslgh.engine.world import check_world, describe_world, from_main, world_environment
 from sslgh.recipe import Recipe, RecipeError
 
@@ -81,6 +82,8 @@ def make_run(
     """
     if accelerator.is_fsdp2:
         make_shardable(module, memory)
+    if recipe.train.precision == "bf16" and accelerator.device.type == "cpu":
+        refuse_small_maps(module)
     # The schedule is not prepared: Accelerate would step it once a process.
     model, optimiser = accelerator.prepare(module, optimiser)
     if memory is not None:
