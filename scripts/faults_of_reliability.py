@@ -3,7 +3,8 @@
 from fault import Fault
 
 FOLDER, WRITER = "engine/checkpoint_folder.py", "engine/checkpoint_writer.py"
-CHECKPOINT, FINITE, LOOP = "engine/checkpoint.py", "engine/finite.py", "engine/loop.py"
+CHECKPOINT, FINITE = "engine/checkpoint.py", "engine/finite.py"
+LOOP, STEP = "engine/loop.py", "engine/step.py"
 IMAGES, QUARANTINE = "data/image_list.py", "engine/quarantine.py"
 REMAINING = "data/remaining.py"
 
@@ -28,9 +29,9 @@ FAULTS = [
     Fault("failed run drops its snapshot", WRITER, "if kind is not KeyboardInterrupt:", "if kind is None:", "engine/test_checkpoint_writer.py"),
     Fault("bug in the thread unheard", WRITER, "        if self._error is not None:\n            raise self._error\n", "", "engine/test_checkpoint_writer.py"),
     Fault("gradient not watched", FINITE, "torch.stack([*watched, norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
-    Fault("buffers not put back", LOOP, "            backup.restore()\n", "            pass\n", "engine/test_finite.py"),
-    Fault("waiting rows not dropped", LOOP, "            task.skip_step()\n", "            pass\n", "engine/test_finite.py"),
-    Fault("optimiser sees the poison", LOOP, "    if bad:\n        if backup", "    if bad and not backup:\n        if backup", "engine/test_finite.py"),
+    Fault("buffers not put back", STEP, "            backup.restore()\n", "            pass\n", "engine/test_finite.py"),
+    Fault("waiting rows not dropped", STEP, "            task.skip_step()\n", "            pass\n", "engine/test_finite.py"),
+    Fault("optimiser sees the poison", STEP, "    if bad:\n        if backup", "    if bad and not backup:\n        if backup", "engine/test_finite.py"),
     Fault("skips for ever", LOOP, "if self.skipped >= MOST_SKIPPED:", "if False:", "engine/test_finite.py"),
     Fault("skips not in a row add up", LOOP, "self.skipped = 0 if taken.fault is None else self.skipped + 1", "self.skipped += taken.fault is not None", "engine/test_finite.py"),
     Fault("lines lost on a full disk", "engine/line_file.py", "            return error\n", '            self._pending = b""\n            return error\n', "engine/test_journal.py"),
@@ -71,7 +72,7 @@ FAULTS = [
     Fault("late signal swallowed", LOOP, "if any_process(stop.asked, run.accelerator.device):", "if False:", "engine/test_stopping.py"),
     Fault("skips forgotten by a stop", LOOP, "progress._replace(skipped=self.skipped)", "progress", "engine/test_stopping.py"),
     Fault("milestone between checkpoints unwritten", LOOP, "ended == settings.epochs or kept", "ended == settings.epochs", "engine/test_stopping.py"),
-    Fault("parts weigh alike", LOOP, 'share * values["loss"]', 'values["loss"] / run.recipe.train.accumulation', "engine/test_pretraining.py -k accumulated"),
+    Fault("parts weigh alike", STEP, 'share * values["loss"]', 'values["loss"] / run.recipe.train.accumulation', "engine/test_pretraining.py -k accumulated"),
     Fault("done undone", "engine/outcome.py", "if not done and not _failed_since", "if not _failed_since", "engine/test_stopping.py"),
     Fault("status of another run written", "engine/outcome.py", "None if isinstance(error, BusyError) else recipe", "recipe", "engine/test_run_lock.py"),
     Fault("two at once", "engine/run_lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "engine/test_run_lock.py"),
@@ -106,4 +107,5 @@ FAULTS = [
     Fault("rounding chooses the bin", "functional/calibration.py", "/ bins + ROUNDING", "/ bins", "functional/test_calibration.py"),
     Fault("record leads outside", IMAGES, 'if path.is_absolute() or ".." in path.parts:', "if False:", "data/test_image_list.py"),
     Fault("bf16 on maps of a pixel", "engine/run.py", "        refuse_small_maps(module)\n", "        pass\n", "engine/test_small_maps.py"),
+    Fault("processes count alike in the length", "engine/health.py", "weighted_mean(lengths) if everyone else lengths.mean()", "lengths.mean()", "engine/test_health.py"),
 ]  # fmt: skip

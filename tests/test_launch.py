@@ -86,12 +86,12 @@ import os, sys, time
 import sslgh.engine.loop as loop
 from sslgh.cli import main
 
-original = loop._step
+original = loop.take_step
 def step(run, task, batches, moment, rate, **shared):
     if moment.total == 6 and os.environ.get("RANK", "1") == "1":
         {line}
     return original(run, task, batches, moment, rate, **shared)
-loop._step = step
+loop.take_step = step
 main(["pretrain", *sys.argv[1:]])
 """
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

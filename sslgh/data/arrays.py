@@ -88,7 +88,7 @@ def _labels(file: Path) -> NDArray[np.int64] | None:
         raise DataError(f"{file}: labels must be integers (N,), got {labels.dtype} {labels.shape}")
     if labels.size == 0 or labels.min() < 0:
         raise DataError(f"{file}: labels must count from 0; leave them out of an unlabelled set")
-    check_classes(f"{file}", int(labels.max()))
+    check_classes(str(file), int(labels.max()))
     return labels.astype(np.int64)
 
 

@@ -34,19 +34,13 @@ from sslgh.distributed import gather, weighted_mean
 from sslgh.engine.build import CONTRAST_VIEWS, build_network
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.loop import (
-    Batch,
-    Moment,
-    Task,
-    Values,
-    train,
-    try_step,
-)
+from sslgh.engine.loop import train, try_step
 from sslgh.engine.optimiser import build_optimiser
 from sslgh.engine.quarantine import Quarantine
 from sslgh.engine.run import Run, batch_order, is_done, make_run, open_quarantine, open_run
 from sslgh.engine.run_directory import write_status
 from sslgh.engine.run_size import check_size
+from sslgh.engine.step import Batch, Moment, Task, Values
 from sslgh.models import save_backbone
 from sslgh.models.files import save_classifier
 from sslgh.recipe import Finetune, Recipe, RecipeError

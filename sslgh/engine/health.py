@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sslgh.distributed import gather
+from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import alignment, uniformity
 from sslgh.functional.effective_rank import effective_rank
 
@@ -36,6 +36,23 @@ def batch_health(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         values["effective_rank"] = effective_rank(normalize(z1))
         values["uniformity"] = uniformity(z1)
     return values
+
+
+@torch.no_grad()
+def embedding_norm(z1: Tensor, z2: Tensor, *, everyone: bool) -> Tensor:
+    """Mean length of the embeddings of both views.
+
+    Args:
+        z1: Shape (N, D).
+        z2: Shape (N, D).
+        everyone: Of all processes, a collective: the mean over the processes of what is returned is the mean over
+            all images, however many each has.
+
+    Returns:
+        Shape ().
+    """
+    lengths = torch.cat([z1, z2]).float().norm(dim=1)
+    return weighted_mean(lengths) if everyone else lengths.mean()
 
 
 def spread(z: Tensor) -> Tensor:

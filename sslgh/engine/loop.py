@@ -1,95 +1,26 @@
 """The training loop: epochs, steps, checkpoints and signals, whatever is trained."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
 
 from sslgh.data import part_shares
-from sslgh.distributed import any_of, any_process
+from sslgh.distributed import any_process
 from sslgh.engine.checkpoint import Progress, take_snapshot
 from sslgh.engine.checkpoint_writer import CheckpointWriter
 from sslgh.engine.determinism import determinism
-from sslgh.engine.finite import (
-    MOST_SKIPPED,
-    BufferBackup,
-    NotFiniteError,
-    find_fault,
-    gradient_norm,
-)
+from sslgh.engine.finite import MOST_SKIPPED, BufferBackup, NotFiniteError
 from sslgh.engine.journal import Journal
-from sslgh.engine.optimiser import set_learning_rate
 from sslgh.engine.quarantine import Quarantine
 from sslgh.engine.run import Run, unlocked_after, within
 from sslgh.engine.schedule import learning_rate
 from sslgh.engine.sharding import make_whole, own_part
 from sslgh.engine.signals import Stopped, StopRequest
+from sslgh.engine.step import Moment, Task, Values, take_step
 from sslgh.engine.world import from_main
 from sslgh.recipe import Recipe
-
-Batch = tuple[Tensor, ...]
-Values = dict[str, Tensor]
-
-
-class Moment(NamedTuple):
-    """A step of the run, as a task sees it.
-
-    Attributes:
-        epoch: From 0.
-        total: Optimiser steps of the run, this one included.
-        done: Share of the run's steps, this one included, in (0, 1].
-        logged: Whether the numbers of this step are written down.
-        shares: The share of the step's images in each of its parts.
-    """
-
-    epoch: int
-    total: int
-    done: float
-    logged: bool
-    shares: tuple[float, ...] = (1.0,)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a kind of training does at each turn of the loop.
-
-    Attributes:
-        part: Forward of one part of a batch; its numbers, ``loss`` among them.
-        begin_epoch: Called with epoch, step and journal before the first step of an epoch, and
-            again when a run is resumed within it.
-        after_step: Called after the optimiser's step, and not for a step that was skipped; more
-            numbers.
-        skip_step: Called instead of it for a step that was skipped.
-        end_epoch: Called with epoch, step and journal before the checkpoint of an epoch.
-        watch: Looks at the numbers that are written down; a sentence to say, or None.
-    """
-
-    part: Callable[[Batch, Moment], Values]
-    begin_epoch: Callable[[int, int, Journal], None] | None = None
-    after_step: Callable[[Moment], Values] | None = None
-    skip_step: Callable[[], None] | None = None
-    end_epoch: Callable[[int, int, Journal], None] | None = None
-    watch: Callable[[dict[str, float]], str | None] | None = None
-
-
-class Taken(NamedTuple):
-    """A step that was taken; all but the numbers is alike on all processes.
-
-    Attributes:
-        values: Its numbers.
-        fault: What of it was not finite, so that nothing was learnt; None where all was.
-        stop: Whether a process was asked to stop.
-        broken: Whether a process met images that cannot be read.
-    """
-
-    values: Values
-    fault: str | None
-    stop: bool
-    broken: bool
 
 
 def train(
@@ -174,7 +105,7 @@ class _Loop:
         run = self.run
         rate = _learning_rate(run, progress.total, steps_per_epoch)
         moment = _moment(run, progress.epoch, progress.total, steps_per_epoch)
-        taken = _step(
+        taken = take_step(
             run, self.task, self.batches, moment, rate, stop=self.stop, backup=self.backup
         )
         progress = Progress(progress.epoch, progress.step + 1, moment.total)
@@ -319,7 +250,7 @@ def try_step(run: Run, task: Task, batches: Quarantine, steps_per_epoch: int) ->
     run.model.train()
     with _ended(batches), determinism(recipe.train.deterministic):
         moment = _moment(run, 0, 0, steps_per_epoch)
-        taken = _step(run, task, batches, moment, _learning_rate(run, 0, steps_per_epoch))
+        taken = take_step(run, task, batches, moment, _learning_rate(run, 0, steps_per_epoch))
     if taken.fault is not None:
         raise NotFiniteError(f"{taken.fault} in the first step")
     seconds = time.perf_counter() - started
@@ -340,58 +271,6 @@ def _learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
         epochs=recipe.train.epochs,
         gh_start=recipe.gh_start,
     )
-
-
-def _step(
-    run: Run,
-    task: Task,
-    batches: Quarantine,
-    moment: Moment,
-    rate: float,
-    *,
-    stop: StopRequest | None = None,
-    backup: BufferBackup | None = None,
-) -> Taken:
-    """One optimiser step over all parts of a global batch; the numbers of its last part."""
-    recipe, accelerator = run.recipe, run.accelerator
-    # Dropout and stochastic depth draw from (seed, step, process): no random state to save.
-    torch.manual_seed(recipe.seed + 1_000_003 * moment.total + 7_919 * accelerator.process_index)
-    set_learning_rate(run.optimiser, rate)
-    run.optimiser.zero_grad()
-    if backup is not None:
-        backup.keep()
-    parts = []
-    for part in range(recipe.train.accumulation):
-        last = part == recipe.train.accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(run.model):
-            parts.append(_part(run, task, next(batches), moment, moment.shares[part]))
-    norm = gradient_norm(run.model)
-    fault = find_fault(parts, norm, run.model)
-    asked = stop is not None and stop.asked
-    # One collective a step, so that all processes skip, stop and report together.
-    report = batches.failed or (moment.logged and batches.news)
-    flags = [fault is not None, asked, report]
-    bad, stopping, broken = any_of(flags, accelerator.device)
-    if bad:
-        if backup is not None:
-            backup.restore()
-        if task.skip_step is not None:
-            task.skip_step()
-        fault = fault or "a number of another process is not finite"
-        return Taken(parts[-1], fault, stopping, broken)
-    if recipe.optim.clip is not None:
-        nn.utils.clip_grads_with_norm_(run.model.parameters(), recipe.optim.clip, norm)
-    run.optimiser.step()
-    more = task.after_step(moment) if task.after_step is not None else {}
-    return Taken(parts[-1] | {"grad_norm": norm} | more, None, stopping, broken)
-
-
-def _part(run: Run, task: Task, batch: Batch, moment: Moment, share: float) -> Values:
-    device = run.accelerator.device
-    values = task.part(tuple(tensor.to(device, non_blocking=True) for tensor in batch), moment)
-    # Parts may differ by an image, and each image counts alike.
-    run.accelerator.backward(share * values["loss"])
-    return {name: value.detach() for name, value in values.items()}
 
 
 def _numbers(run: Run, values: Values, rate: float) -> dict[str, float]:

@@ -18,27 +18,20 @@ from sslgh.data import (
     view_loader,
 )
 from sslgh.data.image_list import run_images
-from sslgh.distributed import weighted_mean
 from sslgh.engine.build import build_method
 from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.companions import Companions, build_companions
-from sslgh.engine.health import batch_health, gh_share
+from sslgh.engine.health import batch_health, embedding_norm, gh_share
 from sslgh.engine.journal import Journal
-from sslgh.engine.loop import (
-    Batch,
-    Moment,
-    Task,
-    Values,
-    train,
-    try_step,
-)
+from sslgh.engine.loop import train, try_step
 from sslgh.engine.optimiser import build_optimiser
 from sslgh.engine.population_report import describe_refresh
 from sslgh.engine.quarantine import Quarantine
 from sslgh.engine.run import Run, batch_order, is_done, make_run, open_quarantine, open_run
 from sslgh.engine.run_directory import write_status
 from sslgh.engine.run_size import check_size
+from sslgh.engine.step import Batch, Moment, Task, Values
 from sslgh.harmonize import faiss_device
 from sslgh.methods import Method, MethodOutput
 from sslgh.models import save_backbone
@@ -175,9 +168,7 @@ def _part(run: Run, batch: Batch, moment: Moment, beside: Companions, shown: lis
     precision = recipe.train.precision
     with torch.autocast(index.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = run.model(views, weights)
-    lengths = torch.cat(output.embeddings).detach().float().norm(dim=1)
-    # As the mean of the processes' means, a process with fewer images would count as much as the others.
-    length = weighted_mean(lengths) if moment.logged else lengths.mean()
+    length = embedding_norm(*output.embeddings, everyone=moment.logged)
     values: Values = {"loss": output.loss, "ssl": output.loss, "embedding_norm": length}
     if harmonizer is not None:
         values["gh"] = harmonizer(*output.embeddings)

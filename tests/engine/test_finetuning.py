@@ -22,9 +22,9 @@ from sslgh.engine.finetuning import (
     finetune,
     try_finetuning,
 )
-from sslgh.engine.loop import Moment
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.signals import Stopped
+from sslgh.engine.step import Moment
 from sslgh.engine.world import start_world
 from sslgh.evaluation import judge_run, read_results
 from sslgh.functional import (
@@ -102,14 +102,14 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
     broken = supervised(*overrides)
     import sslgh.engine.loop as module  # noqa: PLC0415
 
-    original = module._step
+    original = module.take_step
 
     def step_and_signal(run, task, batches, moment, rate, **shared):
         if moment.total - 1 == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(run, task, batches, moment, rate, **shared)
 
-    monkeypatch.setattr(module, "_step", step_and_signal)
+    monkeypatch.setattr(module, "take_step", step_and_signal)
     with pytest.raises(Stopped):
         finetune(broken, start_world())
     monkeypatch.undo()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from sslgh.engine.health import batch_health, gh_share, spread
+from sslgh.engine.health import batch_health, embedding_norm, gh_share, spread
 from sslgh.functional import alignment, uniformity
 from sslgh.functional.effective_rank import effective_rank
 from sslgh.harmonize import GeometricHarmonizer
@@ -81,6 +81,20 @@ def test_several_processes_see_the_batch_of_one(two_processes, three_processes) 
     for run, cuts in ((two_processes, [0, 7, 12]), (three_processes, [0, 5, 9, 12])):
         for found in run(health_of_part, cuts):
             torch.testing.assert_close(found, whole)
+
+
+def norm_of_part(cuts: list[int]) -> Tensor:
+    own = part_of(cuts, 12)
+    return embedding_norm(*(z[own] for z in views()), everyone=True)
+
+
+def test_the_length_is_that_of_all_images_however_they_are_shared(
+    two_processes, three_processes
+) -> None:
+    whole = torch.stack([z.norm(dim=1).mean() for z in views()]).mean()
+    torch.testing.assert_close(embedding_norm(*views(), everyone=False), whole)
+    for run, cuts in ((two_processes, [0, 7, 12]), (three_processes, [0, 5, 9, 12])):
+        torch.testing.assert_close(torch.stack(run(norm_of_part, cuts)).mean(), whole)
 
 
 def test_the_share_of_gh_is_that_of_its_gradient() -> None:

@@ -14,10 +14,10 @@ from sslgh.data import BatchOrder, part_shares, training_set, view_loader
 from sslgh.distributed import weighted_mean
 from sslgh.engine.companions import Companions
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.loop import Moment, Task, _step
 from sslgh.engine.pretraining import _part, pretrain
 from sslgh.engine.run import Run, open_quarantine
 from sslgh.engine.signals import Stopped
+from sslgh.engine.step import Moment, Task, take_step
 from sslgh.engine.world import start_world
 from sslgh.methods import Method, MethodOutput
 from sslgh.models import load_backbone
@@ -106,14 +106,14 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
     recipe = tiny(gh=True)
     import sslgh.engine.loop as module  # noqa: PLC0415
 
-    original = module._step
+    original = module.take_step
 
     def step_and_signal(run, task, batches, moment, rate, **shared):
         if moment.total == 13:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(run, task, batches, moment, rate, **shared)
 
-    monkeypatch.setattr(module, "_step", step_and_signal)
+    monkeypatch.setattr(module, "take_step", step_and_signal)
     with pytest.raises(Stopped, match="after step 13"):
         pretrain(recipe, start_world())
     monkeypatch.undo()
@@ -123,7 +123,7 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
     import sslgh.engine.loop as module  # noqa: PLC0415
 
-    original = module._step
+    original = module.take_step
 
     def step_and_poison(run, task, batches, moment, rate, **shared):
         values = original(run, task, batches, moment, rate, **shared)
@@ -131,7 +131,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
             next(run.module.parameters()).data.fill_(torch.inf)
         return values
 
-    monkeypatch.setattr(module, "_step", step_and_poison)
+    monkeypatch.setattr(module, "take_step", step_and_poison)
     recipe = tiny("train.log_every=1000", "train.checkpoint_every=2")
     with pytest.raises(NotFiniteError):
         pretrain(recipe, start_world())
@@ -199,7 +199,7 @@ def after_one_step(recipe, accumulation: int, batch_size: int) -> torch.Tensor:
     beside = Companions(None, None, None, width=4)
     task = Task(lambda batch, moment: _part(run, batch, moment, beside, []))
     shares = part_shares(len(images), batch_size, accumulation=accumulation, step=0)
-    _step(run, task, batches, Moment(0, 1, 0.1, logged=True, shares=shares), 0.1)
+    take_step(run, task, batches, Moment(0, 1, 0.1, logged=True, shares=shares), 0.1)
     return method.backbone.weight.detach()
 
 

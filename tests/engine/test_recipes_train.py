@@ -100,7 +100,7 @@ def stopped_and_unbroken(
     recipe: Recipe, unbroken: Recipe, monkeypatch: pytest.MonkeyPatch, *, step: int
 ) -> tuple[Path, Path]:
     """Directories of a run that SIGTERM stopped after ``step`` and that went on, and of its twin."""
-    original = loop._step
+    original = loop.take_step
 
     def step_and_signal(run, task, batches, moment, rate, **shared):
         if moment.total == step:
@@ -108,7 +108,7 @@ def stopped_and_unbroken(
         return original(run, task, batches, moment, rate, **shared)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step_and_signal)
+        patch.setattr(loop, "take_step", step_and_signal)
         with pytest.raises(Stopped, match=f"after step {step}"):
             run(recipe)
     return run(recipe), run(unbroken)

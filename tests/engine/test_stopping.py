@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslgh.engine import loop
+from sslgh.engine import loop, step
 from sslgh.engine.checkpoint_writer import CheckpointWriter
 from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.outcome import BAD_INPUT, conclude
@@ -31,14 +31,14 @@ def signal_at(monkeypatch):
     """``signal_at(step)``: SIGTERM comes at the start of a step."""
 
     def plan(step: int) -> None:
-        original = loop._step
+        original = loop.take_step
 
         def signalled(run, task, batches, moment, rate, **shared):
             if moment.total == step:
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(run, task, batches, moment, rate, **shared)
 
-        monkeypatch.setattr(loop, "_step", signalled)
+        monkeypatch.setattr(loop, "take_step", signalled)
 
     return plan
 
@@ -78,12 +78,12 @@ def test_a_signal_after_the_last_step_stops_before_anything_else_begins(
 
 
 def test_steps_skipped_in_a_row_are_counted_over_a_stop(tiny, monkeypatch, signal_at) -> None:
-    original, asked = loop.find_fault, iter(range(1, 1000))
+    original, asked = step.find_fault, iter(range(1, 1000))
 
     def faulty(*arguments):
         return "nan" if next(asked) > 2 else original(*arguments)
 
-    monkeypatch.setattr(loop, "find_fault", faulty)
+    monkeypatch.setattr(step, "find_fault", faulty)
     signal_at(8)
     recipe = tiny("train.not_finite=skip")
     with pytest.raises(Stopped):
