@@ -3,6 +3,7 @@
 import gc
 import inspect
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -140,3 +141,21 @@ def recipe_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY | {"run_dir": str(tmp_path / "run")}))
     return path
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder, and rights that root has not: the kernel itself refuses, nothing is played."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        user = os.getuid()
+        if user == 0:
+            os.chown(root, 65534, -1)
+            os.setresuid(65534, 65534, 0)
+        yield root
+        os.setresuid(user, user, user)
+        for folder, _, files in os.walk(root):
+            Path(folder).chmod(0o700)
+            for file in files:
+                (Path(folder) / file).chmod(0o600)

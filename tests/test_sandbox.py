@@ -19,7 +19,7 @@ def call(*words: str) -> int:
 @pytest.fixture
 def sandbox(tmp_path, recipe_file, monkeypatch) -> Path:
     """A home, a repository with a recipe and a feature file, and a folder to work in."""
-    work = tmp_path / "home" / "repository" / "work"
+    work = tmp_path / "home" / "repository" / "folder"
     work.mkdir(parents=True)
     (work.parent / "pyproject.toml").write_text("")
     tiny = yaml.safe_load(recipe_file.read_text())
@@ -30,7 +30,7 @@ def sandbox(tmp_path, recipe_file, monkeypatch) -> Path:
     labels = np.repeat(np.arange(3), 30)
     arrays = {f"{s}_{k}": np.eye(3)[labels] for s in ("train", "test") for k in ("features",)}
     arrays |= {f"{split}_labels": labels for split in ("train", "test")}
-    for name in ("x.npz", "work/...npz", "work/..npz", "work/run.npz"):
+    for name in ("x.npz", "folder/...npz", "folder/..npz", "folder/run.npz"):
         with (work.parent / name).open("wb") as file:
             np.savez(file, **arrays)
     (tmp_path / "elsewhere").mkdir()
@@ -93,7 +93,7 @@ def test_paths_that_lead_elsewhere_are_refused_and_nothing_is_written(
     after = snapshot(sandbox)
     # A failed run may leave its status in its own directory, and nowhere else.
     new = {name for name in after if after[name] != before.get(name)}
-    assert {name for name in new if "/work/runs" not in name} == set()
+    assert {name for name in new if "/folder/runs" not in name} == set()
     assert set(before) <= set(after)
 
 
@@ -102,7 +102,7 @@ def test_results_of_features_lie_below_out_whatever_the_file_is_called(sandbox) 
     for file in ("../x.npz", "...npz", "..npz"):
         assert call("probe", "--features", file, "--out", "out", "probe=[{protocol: knn}]") == 0
     new = set(snapshot(sandbox)) - set(before)
-    assert {name.split("/work/")[1].split("/")[0] for name in new} == {"out"}
+    assert {name.split("/folder/")[1].split("/")[0] for name in new} == {"out"}
     assert len([name for name in new if name.endswith("knn.json")]) == 2  # x, and features twice
 
 
@@ -121,4 +121,4 @@ def test_a_run_directory_that_is_a_link_is_followed_and_nothing_else_is_touched(
     new = set(snapshot(sandbox)) - set(before)
     assert "elsewhere/run/backbone.safetensors" in new
     assert {name.split("/")[0] for name in new} == {"elsewhere"}
-    assert snapshot(sandbox)["home/repository/work/link"] == str(sandbox / "elsewhere")
+    assert snapshot(sandbox)["home/repository/folder/link"] == str(sandbox / "elsewhere")

@@ -1,5 +1,4 @@
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -115,24 +114,6 @@ def test_names_may_hold_line_ends_and_bytes_that_are_no_text(tmp_path):
     with pytest.raises(DataError) as caught:
         read_folder(test, classes=images.class_names)
     assert str(caught.value).isprintable()
-
-
-@pytest.fixture
-def unprivileged():
-    """A folder, and rights that root has not: the kernel itself refuses, nothing is played."""
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        root.chmod(0o755)
-        user = os.getuid()
-        if user == 0:
-            os.chown(root, 65534, -1)
-            os.setresuid(65534, 65534, 0)
-        yield root
-        os.setresuid(user, user, user)
-        for folder, _, files in os.walk(root):
-            Path(folder).chmod(0o700)
-            for file in files:
-                (Path(folder) / file).chmod(0o600)
 
 
 def test_a_file_without_permission_stays_and_is_named_on_reading(unprivileged):

@@ -29,6 +29,14 @@ def test_everything_comes_back(tmp_path, parts, save) -> None:
     assert torch.equal(*buffers)
 
 
+def test_one_of_the_same_format_from_before_skips_were_counted_is_read(tmp_path, save) -> None:
+    file = save(tmp_path) / "progress.json"
+    held = json.loads(file.read_text())
+    del held["skipped"]
+    file.write_text(json.dumps(held))
+    assert read_progress(file.parent)[0] == Progress(2, 1, 7)
+
+
 def test_a_snapshot_is_not_touched_by_training_that_goes_on(parts, snapshot) -> None:
     held = parts()
     taken = snapshot(**held)
