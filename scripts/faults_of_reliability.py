@@ -93,7 +93,7 @@ FAULTS = [
     Fault("any tensors a classifier", "models/files.py", 'if shapes != {"weight": (classes, features)} | beside or not classes * features:', "if False:", "models/test_files.py"),
     Fault("flipped bit a traceback", "data/arrays.py", "    zlib.error,\n", "", "data/test_arrays.py"),
     Fault("torn head a traceback", "data/arrays.py", "    tokenize.TokenError,\n", "", "data/test_arrays.py"),
-    Fault("stray label of an archive", "data/arrays.py", '    check_classes(f"{file}", int(labels.max()))\n', "", "data/test_arrays.py"),
+    Fault("stray label of an archive", "data/arrays.py", '    check_classes(str(file), int(labels.max()))\n', "", "data/test_arrays.py"),
     Fault("durations for labels", "evaluation/feature_file.py", 'labels.dtype.kind not in "iu" or', "not np.issubdtype(labels.dtype, np.integer) or", "evaluation/test_feature_file.py"),
     Fault("member of bytes a traceback", "evaluation/feature_file.py", "np.asarray(file[name])", "file[name]", "evaluation/test_feature_file.py"),
     Fault("list for an optimiser a traceback", CHECKPOINT, "KeyError, TypeError, AttributeError) as error", "KeyError) as error", "engine/test_checkpoint.py"),
