@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sslgh.engine.doctor.finding import Finding
+    from sslgh.doctor.check_result import CheckResult
     from sslgh.evaluation import Result
     from sslgh.recipe import Recipe
 
@@ -93,7 +93,7 @@ def probe(
     details: Details = False,
 ) -> None:
     """Probe runs, any timm or torchvision backbone, or anyone's features, in one table."""
-    from sslgh.engine.outcome import conclude
+    from sslgh.engine.exit_codes import run_command
     from sslgh.recipe import RecipeError
 
     targets, overrides = _split(words or [])
@@ -109,7 +109,7 @@ def probe(
         if features is not None:
             rows.append(_probe_file(features, recipe, overrides, out))
 
-    code = conclude(work)
+    code = run_command(work)
     _leave(rows, code, details=details)
 
 
@@ -121,9 +121,9 @@ def scan(
     ] = False,
 ) -> None:
     """Decode every image of a folder and name the broken ones; exit 1 if there are any."""
-    from sslgh.data.scan import scan_folder
-    from sslgh.data.scan_report import scan_record, scan_text
-    from sslgh.engine.outcome import FAILED, conclude
+    from sslgh.engine.exit_codes import FAILED, run_command
+    from sslgh.scan.report import scan_record, scan_text
+    from sslgh.scan.scan import scan_folder
 
     faulty = []
 
@@ -135,20 +135,20 @@ def scan(
         encoding = sys.stdout.encoding or "utf-8"
         typer.echo(text.encode(encoding, "backslashreplace").decode(encoding))
 
-    raise typer.Exit(conclude(work) or (FAILED if any(faulty) else 0))
+    raise typer.Exit(run_command(work) or (FAILED if any(faulty) else 0))
 
 
 @recipe_app.command("show")
 def show(words: Words) -> None:
     """Print the resolved recipe, every default written out."""
-    from sslgh.engine.outcome import conclude
+    from sslgh.engine.exit_codes import run_command
     from sslgh.recipe import recipe_text
 
     def work() -> None:
         for recipe in _load(words):
             typer.echo(recipe_text(recipe), nl=False)
 
-    raise typer.Exit(conclude(work))
+    raise typer.Exit(run_command(work))
 
 
 @recipe_app.command("schema")
@@ -162,9 +162,9 @@ def schema() -> None:
 @recipe_app.command("list")
 def list_recipes() -> None:
     """List the recipes that come with sslgh."""
-    from sslgh.engine.outcome import conclude
+    from sslgh.engine.exit_codes import run_command
     from sslgh.recipe import load_recipe
-    from sslgh.recipe.shelf import recipe_files
+    from sslgh.recipe.bundled import recipe_files
 
     def work() -> None:
         for path in recipe_files():
@@ -176,7 +176,7 @@ def list_recipes() -> None:
                 name, gh = recipe.finetune.objective, "supervised"
             typer.echo(f"{path!s:<45} {name:<15} {gh:<15} {recipe.train.epochs} epochs")
 
-    raise typer.Exit(conclude(work))
+    raise typer.Exit(run_command(work))
 
 
 @app.command()
@@ -192,27 +192,27 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine, and what a run needs of it; exit 1 if a fault is found, with its remedy."""
-    from sslgh.engine.doctor.finding import described
-    from sslgh.engine.doctor.software import software, unusable
+    from sslgh.doctor.check_result import format_result
+    from sslgh.doctor.software import software, unusable
 
     failed: list[str] = []
 
-    def tell(findings: "Iterable[Finding]") -> None:
+    def print_stderr(findings: "Iterable[CheckResult]") -> None:
         for finding in findings:
-            typer.echo(described(finding))
+            typer.echo(format_result(finding))
             failed.append(finding.subject if finding.state == "FAIL" else "")
 
     def work() -> None:
-        from sslgh.engine.doctor.examination import examine
+        from sslgh.doctor.run_checks import run_checks
 
-        tell(examine(_load(words)[0] if words else None, run_dir))
+        print_stderr(run_checks(_load(words)[0] if words else None, run_dir))
 
-    tell(software())
+    print_stderr(software())
     if unusable(failed):  # nothing else can be imported then
         raise typer.Exit(1)
-    from sslgh.engine.outcome import conclude
+    from sslgh.engine.exit_codes import run_command
 
-    code = conclude(work)
+    code = run_command(work)
     raise typer.Exit(code or int(any(failed)))
 
 
@@ -231,7 +231,7 @@ def _is_file(word: str) -> bool:
 
 def _load(words: Sequence[str]) -> "list[Recipe]":
     from sslgh.recipe import RecipeError, load_recipe
-    from sslgh.recipe.shelf import find_recipe
+    from sslgh.recipe.bundled import find_recipe
 
     names, overrides = _split(words)
     if not names:
@@ -249,13 +249,13 @@ def _each_recipe(
     record: bool = True,
     details: bool = False,
 ) -> None:
-    from sslgh.engine.outcome import conclude
+    from sslgh.engine.exit_codes import run_command
 
     recipes: list[Recipe] = []
     rows: list[Row] = []
-    code = conclude(lambda: recipes.extend(_load(words)))
+    code = run_command(lambda: recipes.extend(_load(words)))
     for recipe in recipes:
-        code = code or conclude(
+        code = code or run_command(
             lambda recipe=recipe: rows.append(work(recipe)),  # type: ignore[misc]
             recipe if record else None,
         )
@@ -263,8 +263,8 @@ def _each_recipe(
 
 
 def _leave(rows: "Sequence[Row]", code: int, *, details: bool) -> None:
-    from sslgh.engine.outcome import is_main
-    from sslgh.engine.world import end_world
+    from sslgh.engine.exit_codes import is_main
+    from sslgh.engine.launch import shutdown_distributed
     from sslgh.evaluation import class_table, comparison_table, details_table
     from sslgh.recipe.printable import printable
 
@@ -276,35 +276,35 @@ def _leave(rows: "Sequence[Row]", code: int, *, details: bool) -> None:
             for name, results in rows:
                 for result in results:
                     typer.echo(f"\n{printable(name)}\n{class_table(result)}")
-    end_world()
+    shutdown_distributed()
     raise typer.Exit(code)
 
 
 def _pretrain(recipe: "Recipe") -> "Row":
+    from sslgh.engine.launch import init_accelerator
     from sslgh.engine.pretraining import pretrain as pretrain_recipe
-    from sslgh.engine.world import start_world
 
-    directory = pretrain_recipe(recipe, start_world(recipe.train.processes))
+    directory = pretrain_recipe(recipe, init_accelerator(recipe.train.processes))
     return directory.name, []
 
 
 def _try(recipe: "Recipe") -> "Row":
-    from sslgh.engine.finetuning import try_finetuning
-    from sslgh.engine.pretraining import try_pretraining
-    from sslgh.engine.world import start_world
+    from sslgh.engine.finetuning import dry_run_finetuning
+    from sslgh.engine.launch import init_accelerator
+    from sslgh.engine.pretraining import dry_run_pretraining
 
-    attempt = try_pretraining if recipe.finetune is None else try_finetuning
-    attempt(recipe, start_world(recipe.train.processes))
+    attempt = dry_run_pretraining if recipe.finetune is None else dry_run_finetuning
+    attempt(recipe, init_accelerator(recipe.train.processes))
     return recipe.name, []
 
 
 def _finetune(recipe: "Recipe") -> "Row":
     from sslgh.engine.finetuning import finetune as finetune_recipe
-    from sslgh.engine.world import start_world
+    from sslgh.engine.launch import init_accelerator
     from sslgh.evaluation import check_probes
 
     check_probes(recipe.data, recipe.probe, recipe.directory)
-    finetune_recipe(recipe, start_world(recipe.train.processes))
+    finetune_recipe(recipe, init_accelerator(recipe.train.processes))
     return _probe_run(recipe)
 
 
@@ -319,16 +319,16 @@ def _pretrain_and_probe(recipe: "Recipe") -> "Row":
 
 
 def _probe_run(recipe: "Recipe") -> "Row":
-    from sslgh.engine.world import start_world
-    from sslgh.evaluation import judge_run, probe_backbone
+    from sslgh.engine.launch import init_accelerator
+    from sslgh.evaluation import evaluate_run, probe_backbone
     from sslgh.models import load_backbone
 
-    judged = [] if recipe.finetune is None else judge_run(recipe, start_world())
+    judged = [] if recipe.finetune is None else evaluate_run(recipe, init_accelerator())
     if not recipe.probe and recipe.finetune is None:
         typer.echo(f"{recipe.directory}: {NO_PROBE}")
         return recipe.directory.name, []
     backbone, _ = load_backbone(recipe.directory)
-    accelerator = start_world()
+    accelerator = init_accelerator()
     results = probe_backbone(backbone, recipe, directory=recipe.directory, accelerator=accelerator)
     return recipe.directory.name, [*judged, *results]
 
@@ -336,7 +336,7 @@ def _probe_run(recipe: "Recipe") -> "Row":
 def _probe_target(
     target: str, recipe_name: str | None, overrides: list[str], out: Path, pretrained: bool
 ) -> "Row":
-    from sslgh.engine.world import start_world
+    from sslgh.engine.launch import init_accelerator
     from sslgh.evaluation import probe_backbone
     from sslgh.models import build_backbone
     from sslgh.recipe import RecipeError, load_recipe
@@ -357,7 +357,7 @@ def _probe_target(
     backbone = build_backbone(target, image_size=size, pretrained=pretrained)
     name = _folder_name(target) + ("" if pretrained else "-random")
     directory = _place_of_results(out, name)
-    results = probe_backbone(backbone, recipe, directory=directory, accelerator=start_world())
+    results = probe_backbone(backbone, recipe, directory=directory, accelerator=init_accelerator())
     return name, results
 
 

@@ -1,6 +1,6 @@
 """Processes: gather with gradient, and means whose gradient DDP's average leaves right.
 
-Everything works unchanged on one process without torch.distributed being initialised.
+Everything works unchanged on one process without torch.distributed being initialized.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class World(NamedTuple):
+class DistInfo(NamedTuple):
     """This process among all that train together."""
 
     rank: int
     size: int
 
 
-def world() -> World:
+def dist_info() -> DistInfo:
     """Rank of this process and number of processes."""
     if not (dist.is_available() and dist.is_initialized()):
-        return World(0, 1)
-    return World(dist.get_rank(), dist.get_world_size())
+        return DistInfo(0, 1)
+    return DistInfo(dist.get_rank(), dist.get_world_size())
 
 
 def gather(tensor: Tensor) -> tuple[Tensor, int]:
@@ -37,7 +37,7 @@ def gather(tensor: Tensor) -> tuple[Tensor, int]:
     Returns:
         The stack (M, ...) in process order, and the position of this process's first row.
     """
-    if world().size == 1:
+    if dist_info().size == 1:
         return tensor, 0
     stacked, first = _Gather.apply(tensor)
     return stacked, int(first)
@@ -46,7 +46,7 @@ def gather(tensor: Tensor) -> tuple[Tensor, int]:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> tuple[Tensor, int]:
-        rank, size = world()
+        rank, size = dist_info()
         rows = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(size)]
         dist.all_gather(rows, torch.tensor([len(tensor)], device=tensor.device))
         counts = torch.cat(rows).tolist()
@@ -85,26 +85,26 @@ def weighted_mean(per_sample: Tensor, weights: Tensor | None = None) -> Tensor:
         weights = torch.ones_like(per_sample)
     weights = weights.detach().to(per_sample.dtype)
     total = weights.sum()
-    if world().size > 1:
+    if dist_info().size > 1:
         dist.all_reduce(total)
-        total = total / world().size
+        total = total / dist_info().size
     return (weights * per_sample).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def broadcast(tensor: Tensor) -> None:
     """Overwrite ``tensor`` on every process with that of process 0."""
-    if world().size > 1:
+    if dist_info().size > 1:
         dist.broadcast(tensor, 0)
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is raised on at least one process; a collective, the same answer everywhere."""
+    """Whether the flag is raised on at least one process. Collective: call it on every rank, the same answer everywhere."""
     return any_of([flag], device)[0]
 
 
 def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """`any_process` of several flags, in one collective."""
-    if world().size == 1:
+    if dist_info().size == 1:
         return list(flags)
     raised = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(raised, dist.ReduceOp.MAX)

@@ -8,7 +8,7 @@ import yaml
 
 from sslgh.engine.build import build_method, build_network
 from sslgh.recipe import load_recipe
-from sslgh.recipe.shelf import recipe_files
+from sslgh.recipe.bundled import recipe_files
 
 PACKAGE = Path(__file__).parents[1] / "sslgh"
 FLOORS = [
@@ -16,6 +16,7 @@ FLOORS = [
     ["models", "data"],
     ["methods", "harmonize", "classify"],
     ["engine", "evaluation"],
+    ["scan", "doctor"],
     ["cli", "pretrain", "__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

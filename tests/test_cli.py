@@ -13,7 +13,7 @@ import yaml
 from sslgh.cli import main
 
 REPOSITORY = Path(__file__).parents[1]
-PROBES = "probe=[{protocol: longtail, seeds: 2}, {protocol: knn, neighbours: 5}]"
+PROBES = "probe=[{protocol: longtail, seeds: 2}, {protocol: knn, neighbors: 5}]"
 
 
 def call(*words: str) -> int:
@@ -63,7 +63,7 @@ def test_a_second_run_gives_the_same_table(recipe_file, tmp_path, capsys) -> Non
 
 def test_probe_judges_a_run_a_backbone_and_a_feature_file(recipe_file, tmp_path, capsys) -> None:
     assert call("pretrain", recipe_file) == 0
-    assert call("probe", tmp_path / "run", "probe=[{protocol: knn, neighbours: 3}]") == 0
+    assert call("probe", tmp_path / "run", "probe=[{protocol: knn, neighbors: 3}]") == 0
     assert "knn" in capsys.readouterr().out
     assert call(
         "probe", "timm:resnet10t", "--recipe", recipe_file, "--out", tmp_path, "probe=[{protocol: knn}]", "data.size=32"

@@ -12,7 +12,7 @@ from sslgh.data import training_set
 from sslgh.models import load_backbone
 from sslgh.recipe import load_recipe
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "divide_and_contrast.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "studies" / "divide_and_contrast.py"
 STAGES = ("base", "expert-1", "expert-2", "student")
 
 

@@ -1,4 +1,4 @@
-"""The faults that scripts/plant_faults.py plants can still be planted."""
+"""The faults that scripts/checks/plant_faults.py plants can still be planted."""
 
 import importlib.util
 import shlex
@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-SCRIPT = REPOSITORY / "scripts" / "plant_faults.py"
+SCRIPT = REPOSITORY / "scripts" / "checks" / "plant_faults.py"
 
 
 @pytest.fixture
 def faults(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # the script imports its neighbours
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # the script imports its neighbors
     spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module.FAULTS
-    for neighbour in ("fault", "faults_of_pretraining", "faults_of_reliability"):
-        sys.modules.pop(neighbour)
+    for neighbor in ("fault", "faults_of_pretraining", "faults_of_reliability"):
+        sys.modules.pop(neighbor)
 
 
 def test_every_text_is_in_its_file_once_and_is_changed(faults) -> None:

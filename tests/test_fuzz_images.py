@@ -1,10 +1,10 @@
-"""A short run of scripts/fuzz_images.py, which is run with a thousand files by hand."""
+"""A short run of scripts/checks/fuzz_images.py, which is run with a thousand files by hand."""
 
 import importlib.util
 from collections import Counter
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz_images.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "checks" / "fuzz_images.py"
 specification = importlib.util.spec_from_file_location("fuzz_images", SCRIPT)
 fuzz = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(fuzz)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz_recipes.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "checks" / "fuzz_recipes.py"
 
 
 @pytest.fixture(scope="module")

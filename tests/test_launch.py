@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sslgh.engine.checkpoint_folder import last_whole_checkpoint
+from sslgh.engine.checkpoint_manager import last_whole_checkpoint
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.run_directory import read_status
-from sslgh.engine.world import start_world
+from sslgh.engine.run_dir import read_status
 from sslgh.recipe import load_recipe
 
 SLURM = Path(__file__).parents[1] / "docs" / "examples" / "slurm.sh"
@@ -76,7 +76,7 @@ def test_a_job_of_a_batch_system_saves_queues_itself_again_and_goes_on_elsewhere
     epochs = int(read_status(run)["message"].split()[3].rstrip(";")) // 4 + 2
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("epochs: 400", f"epochs: {epochs}"))
-    pretrain(load_recipe(run / "recipe.yaml"), start_world())
+    pretrain(load_recipe(run / "recipe.yaml"), init_accelerator())
     assert read_status(run)["state"] == "done"
     assert "is from 2 processes and the run goes on with 1" in capsys.readouterr().out
 

@@ -108,7 +108,7 @@ def test_results_of_features_lie_below_out_whatever_the_file_is_called(sandbox) 
 
 def test_results_of_features_do_not_replace_those_of_a_run(sandbox, capsys) -> None:
     assert call("pretrain", "tiny.yaml", "run_dir=runs/run") == 0
-    assert call("probe", "runs/run", "probe=[{protocol: knn, neighbours: 3}]") == 0
+    assert call("probe", "runs/run", "probe=[{protocol: knn, neighbors: 3}]") == 0
     before = snapshot(sandbox)
     assert call("probe", "--features", "run.npz", "probe=[{protocol: knn}]") == 2
     assert "runs/run is a run, whose results would be lost" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def main(epochs: int = 20, samples: int = 1797) -> list[float]:
     loader = DataLoader(IndexedViews(images), 128, shuffle=True, drop_last=True)
     model = resnet18()
     model.fc = SimCLRProjectionHead(512, 512, 128)
-    criterion, optimiser = NTXentLoss(0.2), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    criterion, optimizer = NTXentLoss(0.2), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     harmonizer = GeometricHarmonizer(
         samples, 128, num_vertices=20, warmup_epochs=epochs // 2, ramp_epochs=2, refresh_every=5
     )
@@ -45,9 +45,9 @@ def main(epochs: int = 20, samples: int = 1797) -> list[float]:
         for (x1, x2), index in loader:
             z1, z2 = model(torch.cat([x1, x2])).chunk(2)
             gh = harmonizer(z1, z2)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (criterion(z1, z2) + gh).backward()
-            optimiser.step()
+            optimizer.step()
             harmonizer.observe(z1, index)
         terms.append(gh.item())
     return terms

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sslgh.functional.contrastive import Gather
 from sslgh.functional.embedding_hinge import embedding_hinge
 from sslgh.functional.embedding_margin import embedding_margin, has_mate
 from sslgh.functional.embedding_pull import embedding_pull
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.supervised_contrastive import (
     balanced_contrastive,
     rebalanced_contrastive,
@@ -29,7 +29,7 @@ class TermSettings(NamedTuple):
         tau: Strength of the margins between classes.
         temperature: Divides cosines; 0.1 is that of BCL and ProCo on CIFAR.
         gamma: RCL: power of the class shares in the denominator; 0 is BCL.
-        scale: RCL: factor of the normalised embeddings; the same as temperature / scale^2.
+        scale: RCL: factor of the normalized embeddings; the same as temperature / scale^2.
     """
 
     tau: float = 1.0
@@ -39,7 +39,7 @@ class TermSettings(NamedTuple):
 
 
 # (embeddings (N, V, D), target (N,), proxies (C, D), prior (C,), settings, gather) to a loss (N,) whose plain mean is
-# what is minimised.
+# what is minimized.
 EmbeddingTerm = Callable[[Tensor, Tensor, Tensor, Tensor, TermSettings, Gather | None], Tensor]
 
 

@@ -15,11 +15,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from sslgh.classify.ensemble import Classifier, FeatureScaler, Head, HeadEnsemble
 from sslgh.classify.fitting import HeadTraining
 from sslgh.classify.objectives import OBJECTIVES, Objective
 from sslgh.classify.solver import solve_heads
-from sslgh.classify.trained import Classifier, Head, Standard, TrainedHeads
-from sslgh.classify.training import train_heads
+from sslgh.classify.train_heads import train_heads
 
 Floats = NDArray[np.float64]
 
@@ -33,14 +33,14 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     Args:
         objective: A key of `OBJECTIVES`; the default is the logit-adjusted loss (arXiv:2007.07314, eq. 10).
-        tau: Strength of the adjustment, margin or normalisation; read where the objective takes one.
+        tau: Strength of the adjustment, margin or normalization; read where the objective takes one.
         solver: ``lbfgs`` finds the optimum and is for convex objectives; ``adam`` is for all
             (nearest class mean: no training); ``auto`` is ``lbfgs`` where it can be.
         weight_decay: L2, adds weight_decay / 2 |w|^2 to the mean loss; scikit-learn's C is 1 / (N weight_decay).
         epochs: Passes of ``adam`` over the samples.
         lr: Learning rate of the first epoch of ``adam``; it falls exponentially to a hundredth.
         batch_size: Samples of one step of ``adam``.
-        standardise: Bring every feature to mean 0 and variance 1 over the training samples.
+        standardize: Bring every feature to mean 0 and variance 1 over the training samples.
         random_state: Draws the order of the samples for ``adam``; the start is always the same.
         test_prior: Class shares to decide for: ``balanced``, ``train``, or one for each of ``classes_``, which
             sum to 1; None: as the objective decides. It is read when predicting, so it may be changed after
@@ -78,7 +78,7 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         epochs: int = 100,
         lr: float = 1e-2,
         batch_size: int = 64,
-        standardise: bool = True,
+        standardize: bool = True,
         random_state: int | np.random.RandomState | None = 0,
         test_prior: Literal["balanced", "train"] | ArrayLike | None = None,
     ) -> None:
@@ -89,7 +89,7 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         self.epochs = epochs
         self.lr = lr
         self.batch_size = batch_size
-        self.standardise = standardise
+        self.standardize = standardize
         self.random_state = random_state
         self.test_prior = test_prior
 
@@ -113,11 +113,11 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         prior = counts.double() / len(targets)
         self.prior_ = prior.numpy()
         self.solver_ = _chosen_solver(self.solver, self.objective)
-        standard = _standard(rows, standardise=self.standardise)
+        standard = _standard(rows, standardize=self.standardize)
         features = (torch.from_numpy(rows) - standard.mean) / standard.scale
         train = self._solve if self.solver_ == "lbfgs" else self._descend
         self._head = Head(self.objective, tau=self.tau)
-        self._trained = TrainedHeads(
+        self._trained = HeadEnsemble(
             [self._head],
             {self._head: train(features, torch.from_numpy(targets), prior)},
             prior=prior,
@@ -224,7 +224,7 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
             lr=self.lr,
             lr_end=self.lr * LR_FALL,
             weight_decay=self.weight_decay,
-            standardise=False,
+            standardize=False,
         )
         trained = train_heads(
             features[order],
@@ -261,7 +261,7 @@ def is_convex(objective: str) -> bool:
 
     Examples:
         >>> [name for name in OBJECTIVES if is_convex(name)]
-        ['ce', 'balanced', 'effective', 'la', 'la-posthoc', 'la-weighted', 'balanced-softmax', 'ldam', 'equalised', 'tau-norm']
+        ['ce', 'balanced', 'effective', 'la', 'la-posthoc', 'la-weighted', 'balanced-softmax', 'ldam', 'equalized', 'tau-norm']
     """
     base = _base(objective)
     whole = base.deferred is None and base.embedding is None and base.sampling == "instance"
@@ -285,12 +285,12 @@ def _chosen_solver(solver: str, objective: str) -> str:
     return solver
 
 
-def _standard(rows: Floats, *, standardise: bool) -> Standard:
-    if not standardise:
+def _standard(rows: Floats, *, standardize: bool) -> FeatureScaler:
+    if not standardize:
         zeros = torch.zeros(rows.shape[1], dtype=torch.float64)
-        return Standard(zeros, zeros + 1)
+        return FeatureScaler(zeros, zeros + 1)
     scaler = StandardScaler().fit(rows)
-    return Standard(torch.from_numpy(scaler.mean_), torch.from_numpy(scaler.scale_))
+    return FeatureScaler(torch.from_numpy(scaler.mean_), torch.from_numpy(scaler.scale_))
 
 
 def _binary(scores: Floats) -> Floats:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sslgh.classify.ensemble import Classifier, Head
 from sslgh.classify.heads import Heads
 from sslgh.classify.headwise_adam import HeadwiseAdam
 from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
 from sslgh.classify.retraining import Scales, class_means
 from sslgh.classify.sampling import orders
 from sslgh.classify.stacked_loss import StackedMargins, stacked_cross_entropy, stacked_margins
-from sslgh.classify.trained import Classifier, Head
 
 
 class DivergedError(ValueError):
@@ -35,7 +35,7 @@ class HeadTraining:
         lr_end: What the rate would be in the epoch after the last.
         weight_decay: L2, in the gradient: adds weight_decay / 2 |w|^2 to the mean loss.
         decay_bias: Decay biases too.
-        standardise: Bring every feature to mean 0 and variance 1 over the training samples.
+        standardize: Bring every feature to mean 0 and variance 1 over the training samples.
         embedding_width: D of the embedding layer of an objective that has one; at most F.
     """
 
@@ -45,7 +45,7 @@ class HeadTraining:
     lr_end: float
     weight_decay: float
     decay_bias: bool = False
-    standardise: bool = True
+    standardize: bool = True
     embedding_width: int = 128
 
 
@@ -54,7 +54,7 @@ class Problem:
     """What all heads share.
 
     Attributes:
-        features: Shape (N, F), standardised.
+        features: Shape (N, F), standardized.
         labels: Shape (N,).
         prior: Class shares, shape (C,).
         training: How heads are trained.
@@ -118,7 +118,7 @@ def _descend(
     problem: Problem, group: tuple[Head, ...], model: Heads | Scales
 ) -> dict[Head, Classifier]:
     training = problem.training
-    optimiser = _optimiser(group, model, training)
+    optimizer = _optimizer(group, model, training)
     stages = [_margins(problem, group, deferred=deferred) for deferred in (False, True)]
     sampling = OBJECTIVES[group[0].objective].sampling
     epochs = orders(problem.labels, sampling, seeds=problem.seeds, epochs=training.epochs)
@@ -138,8 +138,8 @@ def _descend(
         for rows in torch.split(order, training.batch_size, dim=1):
             loss = _loss(problem, group, model, margins, rows)
             # The sum: no head feels another.
-            gradients = torch.autograd.grad(loss.sum(), optimiser.parameters)
-            optimiser.step(gradients, factor=factor)
+            gradients = torch.autograd.grad(loss.sum(), optimizer.parameters)
+            optimizer.step(gradients, factor=factor)
     _check_converged(loss, group)
     return _classifiers(model, group)
 
@@ -188,7 +188,7 @@ def _margins(problem: Problem, group: Sequence[Head], *, deferred: bool) -> Stac
     return stacked_margins(margins, [objective.focus for objective in objectives])
 
 
-def _optimiser(
+def _optimizer(
     group: Sequence[Head], model: Heads | Scales, training: HeadTraining
 ) -> HeadwiseAdam:
     like = next(model.parameters())

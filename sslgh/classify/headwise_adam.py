@@ -17,7 +17,7 @@ class HeadwiseAdam:
 
     `torch.optim.Adam` takes one learning rate and decay a parameter group, so that 48 heads would
     be 48 groups: a step of 10 classes and 128 features then takes 15 times as long, as long as
-    all else in the training (`scripts/benchmark_heads.py`).
+    all else in the training (`scripts/bench/heads.py`).
 
     Args:
         parameters: Tensors (S, H, ...).

@@ -16,7 +16,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: Of the classifier's view, shape (N, C).
-        embeddings: Shape (N, V, D), not normalised: the features of the classifier's view (V = 1), or
+        embeddings: Shape (N, V, D), not normalized: the features of the classifier's view (V = 1), or
             the projections of the contrast views.
         proxies: One for each class, shape (C, D): what the prototype head makes of the classifier's
             weights, or those themselves, shape (C, F); SupCon reads none.

@@ -29,7 +29,7 @@ from sslgh.functional.margin_rules import (
     adjusted_margins,
     balanced_margins,
     effective_number_margins,
-    equalised_margins,
+    equalized_margins,
     plain_margins,
     weighted_adjusted_margins,
 )
@@ -66,7 +66,7 @@ class Objective:
         term: Its temperature and balance; its tau is the objective's.
         head: Objective whose trained head is used; None: one of its own is trained.
         sampling: How often an image is drawn: each alike, or each class alike.
-        decision: Scores are the ``logits``, logits ``adjusted`` post hoc, those of ``normalised``
+        decision: Scores are the ``logits``, logits ``adjusted`` post hoc, those of ``normalized``
             class weights, or cosines to the class ``means``.
         takes_tau: Whether a tau is read; otherwise it is 1 wherever it enters.
     """
@@ -79,12 +79,12 @@ class Objective:
     term: TermSettings = field(default_factory=TermSettings)
     head: str | None = None
     sampling: Literal["instance", "class-balanced"] = "instance"
-    decision: Literal["logits", "adjusted", "normalised", "means"] = "logits"
+    decision: Literal["logits", "adjusted", "normalized", "means"] = "logits"
     takes_tau: bool = False
 
     @property
     def rescales(self) -> bool:
-        """Whether the head of another objective is taken and one factor a class is learnt on top."""
+        """Whether the head of another objective is taken and one factor a class is learned on top."""
         return self.head is not None and self.sampling != "instance"
 
     @property
@@ -247,8 +247,8 @@ OBJECTIVES: dict[str, Objective] = {
     "balanced-softmax": Objective(adjusted_margins),
     "ldam": Objective(adaptive_margins, takes_tau=True),
     "ldam-drw": Objective(adaptive_margins, deferred=_deferred_weights, takes_tau=True),
-    "equalised": Objective(equalised_margins, takes_tau=True),
-    "tau-norm": Objective(head="ce", decision="normalised", takes_tau=True),
+    "equalized": Objective(equalized_margins, takes_tau=True),
+    "tau-norm": Objective(head="ce", decision="normalized", takes_tau=True),
     "crt": Objective(sampling="class-balanced"),
     "lws": Objective(head="ce", sampling="class-balanced"),
     "ncm": Objective(decision="means"),

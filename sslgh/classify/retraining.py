@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslgh.classify.ensemble import Classifier
 from sslgh.classify.heads import products
-from sslgh.classify.trained import Classifier
 
 
 class Scales(nn.Module):

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sslgh.classify.ensemble import Head
 from sslgh.classify.fitting import HeadTraining
-from sslgh.classify.trained import Head
-from sslgh.classify.training import check_problem, fit_heads
+from sslgh.classify.train_heads import check_problem, fit_heads
 from sslgh.functional.groups import class_accuracy
 
 NEVER = -1

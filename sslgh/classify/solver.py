@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from sslgh.classify.trained import check_finite
+from sslgh.classify.ensemble import check_finite
 from sslgh.functional.margin_rules import Margins
 
 Vector = NDArray[np.float64]
@@ -41,7 +41,7 @@ class Convex(NamedTuple):
     decay: Tensor
 
     def loss(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """The penalised loss of parameters (C, F + 1), and its gradient."""
+        """The penalized loss of parameters (C, F + 1), and its gradient."""
         labels = self.labels[:, None]
         logits = self.design @ parameters.T + self.column
         logits.scatter_add_(1, labels, -self.own[labels])
@@ -74,7 +74,7 @@ def solve_heads(
     max_iterations: int = 2000,
     tolerance: float = 1e-7,
 ) -> tuple[Tensor, Tensor]:
-    """Minimise (1/N) sum of alpha_y log(1 + sum exp(Delta_yy' + f_y' - f_y)) + decay/2 |W|^2.
+    """Minimize (1/N) sum of alpha_y log(1 + sum exp(Delta_yy' + f_y' - f_y)) + decay/2 |W|^2.
 
     The losses of the pairwise-margin family (LA, eq. 11, arXiv:2007.07314) are convex in the
     weights W and biases b of f = W x + b. L-BFGS in float64, one head after the other, on the
@@ -151,7 +151,7 @@ def _problem(
 
 
 def _minimum(problem: Convex, max_iterations: int, tolerance: float) -> Tensor:
-    """The optimum of one head, shape (C, F + 1), with every column centred."""
+    """The optimum of one head, shape (C, F + 1), with every column centered."""
     start = problem.start()
 
     def loss(vector: Vector) -> tuple[float, Vector]:
@@ -177,7 +177,7 @@ def _minimum(problem: Convex, max_iterations: int, tolerance: float) -> Tensor:
     if not steepest <= max(tolerance, _rounding(problem.design)):
         warnings.warn(
             f"a head stopped after {found.nit} iterations with a gradient of {steepest:.1e}, above the "
-            f"tolerance of {tolerance:.1e}; standardise features, or raise weight_decay, max_iterations "
+            f"tolerance of {tolerance:.1e}; standardize features, or raise weight_decay, max_iterations "
             "or the tolerance",
             ConvergenceWarning,
             stacklevel=3,

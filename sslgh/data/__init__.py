@@ -1,39 +1,39 @@
 """Images: where they come from, the long-tail cut, views and the order they are seen in."""
 
+from sslgh.data.augment import MEAN, STD, augment_local_views, augment_views, normalize
+from sslgh.data.batch_sampler import ResumableBatchSampler, micro_batch_weights
 from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
-from sslgh.data.colour import MEAN, STD, normalize, render_local_views, render_views
-from sslgh.data.images import DataError, ImageSet
-from sslgh.data.labelled_views import LabelledViews
-from sslgh.data.loading import end_workers, labelled_loader, view_loader
+from sslgh.data.datasets import EvalDataset, PretrainDataset, Weak, local_side
+from sslgh.data.image_set import DataError, ImageSet
+from sslgh.data.loader import end_workers, labeled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
-from sslgh.data.order import BatchOrder, part_shares
-from sslgh.data.policies import Policy
 from sslgh.data.sources import input_size, load_images, training_set
-from sslgh.data.views import Plain, TwoViews, Weak, local_side
+from sslgh.data.supervised_augment import Policy
+from sslgh.data.supervised_dataset import SupervisedDataset
 
 __all__ = [
     "MEAN",
     "STD",
-    "BatchOrder",
     "DataError",
+    "EvalDataset",
     "ImageSet",
-    "LabelledViews",
-    "Plain",
     "Policy",
+    "PretrainDataset",
+    "ResumableBatchSampler",
     "Sampling",
-    "TwoViews",
+    "SupervisedDataset",
     "Weak",
+    "augment_local_views",
+    "augment_views",
     "class_sampling",
     "drawn_shares",
     "end_workers",
     "input_size",
-    "labelled_loader",
+    "labeled_loader",
     "load_images",
     "local_side",
+    "micro_batch_weights",
     "normalize",
-    "part_shares",
-    "render_local_views",
-    "render_views",
     "select_long_tail",
     "training_set",
     "view_loader",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.images import DataError, ImageSet, check_classes
+from sslgh.data.image_set import DataError, ImageSet, check_classes
 
 # What reading a damaged .npz file raises. RuntimeError: a flipped bit says that it is encrypted, or
 # compressed in a way that there is none of. TokenError: the head of an array ends too early. MemoryError:
@@ -60,7 +60,7 @@ def read_arrays(root: Path, split: str) -> ImageSet | None:
 
 
 def _class_names(root: Path, file: Path, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """Names from the training file when it is labelled, so that both splits have the same classes."""
+    """Names from the training file when it is labeled, so that both splits have the same classes."""
     train = root / "train.npz"
     known = _labels(train) if train != file and train.exists() else labels
     source = file if known is None else train
@@ -87,7 +87,7 @@ def _labels(file: Path) -> NDArray[np.int64] | None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{file}: labels must be integers (N,), got {labels.dtype} {labels.shape}")
     if labels.size == 0 or labels.min() < 0:
-        raise DataError(f"{file}: labels must count from 0; leave them out of an unlabelled set")
+        raise DataError(f"{file}: labels must count from 0; leave them out of an unlabeled set")
     check_classes(str(file), int(labels.max()))
     return labels.astype(np.int64)
 

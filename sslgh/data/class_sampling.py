@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.streams import ORDER, QUOTA, ROUND, stream
+from sslgh.data.rng import ORDER, QUOTA, ROUND, rng_for
 
 Sampling = Literal["instance", "class-balanced", "square-root", "progressive"]
 Sequence = Callable[[int], NDArray[np.int64]]
@@ -56,7 +56,7 @@ def class_sampling(
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"class sampling needs labels of shape (N,), got {labels.shape}")
     if kind == "instance":
-        return lambda epoch: stream(seed, ORDER, epoch).permutation(len(labels))
+        return lambda epoch: rng_for(seed, ORDER, epoch).permutation(len(labels))
     classes, counts = np.unique(labels, return_counts=True)
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     places = [_rounded(_quota(counts, kind, t / epochs), seed, t) for t in range(epochs)]
@@ -70,7 +70,7 @@ def class_sampling(
             _continued(own, first, last, seed, label)
             for own, first, last, label in zip(members, starts, ends[epoch], classes, strict=True)
         ]
-        return stream(seed, ORDER, epoch).permutation(np.concatenate(shown))
+        return rng_for(seed, ORDER, epoch).permutation(np.concatenate(shown))
 
     return positions
 
@@ -114,7 +114,7 @@ def _rounded(quota: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.in
     """Systematic sampling: one shift of all the borders keeps every expectation, and the total."""
     borders = np.cumsum(quota)
     total = round(float(borders[-1]))
-    shifted = np.floor(borders + stream(seed, QUOTA, epoch).random()).astype(np.int64)
+    shifted = np.floor(borders + rng_for(seed, QUOTA, epoch).random()).astype(np.int64)
     shifted[-1] = total  # whatever rounding did to the last border
     places: NDArray[np.int64] = np.diff(np.minimum(shifted, total), prepend=0)
     return places
@@ -127,6 +127,8 @@ def _continued(
     if first == last:
         return own[:0]
     rounds = range(first // len(own), (last - 1) // len(own) + 1)
-    sequence = np.concatenate([stream(seed, ROUND, r, label).permutation(own) for r in rounds])
+    epoch_indices = np.concatenate(
+        [rng_for(seed, ROUND, r, label).permutation(own) for r in rounds]
+    )
     skipped = rounds.start * len(own)
-    return sequence[first - skipped : last - skipped]
+    return epoch_indices[first - skipped : last - skipped]

@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]
 def random_box(
     width: int,
     height: int,
-    draws: Sequence[float],
+    random_params: Sequence[float],
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
@@ -31,7 +31,7 @@ def random_box(
     Args:
         width: Of the image (pixels).
         height: Of the image (pixels).
-        draws: ``CROP_DRAWS`` uniform numbers in [0, 1).
+        random_params: ``CROP_DRAWS`` uniform numbers in [0, 1).
         scale: Range of the area (share).
         ratio: Range of width over height.
 
@@ -43,12 +43,12 @@ def random_box(
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(ATTEMPTS):
-        area = width * height * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
-        aspect = math.exp(low + (high - low) * draws[2 * attempt + 1])
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * random_params[2 * attempt])
+        aspect = math.exp(low + (high - low) * random_params[2 * attempt + 1])
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left = int(draws[-2] * (width - w + 1))
-            top = int(draws[-1] * (height - h + 1))
+            left = int(random_params[-2] * (width - w + 1))
+            top = int(random_params[-1] * (height - h + 1))
             return left, top, left + w, top + h
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))

@@ -19,7 +19,7 @@ from sslgh.recipe.printable import printable
 MAX_PIXELS = 2**27
 # What as many pixels need uncompressed in 16-bit RGBA; some decoders read the whole file at once.
 MAX_BYTES = 8 * MAX_PIXELS
-# What Pillow's decoders raise for broken files, as scripts/fuzz_images.py finds them; none shares a
+# What Pillow's decoders raise for broken files, as scripts/checks/fuzz_images.py finds them; none shares a
 # narrower base class. TypeError: a damaged header hands a decoder arguments of another mode, or lacks the
 # sides. IndexError, KeyError, ZeroDivisionError: tables and fractions in damaged TIFF headers and EXIF data.
 # MemoryError: a header asks for a tile of gigabytes, which is not given.
@@ -77,8 +77,8 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image to RGB, turned as its EXIF data say.
 
-    Transparency is dropped (as torchvision's loader does), 16-bit greys keep their upper 8 bits, and
-    floating-point greys count 0..1 when nothing in them exceeds 1. Inks (CMYK) count as Adobe stores
+    Transparency is dropped (as torchvision's loader does), 16-bit grays keep their upper 8 bits, and
+    floating-point grays count 0..1 when nothing in them exceeds 1. Inks (CMYK) count as Adobe stores
     them in JPEG, inverted, as in Pillow and ImageMagick.
     """
     image.load()
@@ -138,13 +138,13 @@ def _formats() -> tuple[str, ...]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; Pillow's own conversion clips greys of more than 8 bits to white."""
+    """Any mode as RGB; Pillow's own conversion clips grays of more than 8 bits to white."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "I":
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        scale = 255 if grey.max() <= 1 else 1
-        image = Image.fromarray((grey * scale).round().clip(0, 255).astype(np.uint8))
+        gray = np.nan_to_num(np.asarray(image))
+        scale = 255 if gray.max() <= 1 else 1
+        image = Image.fromarray((gray * scale).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sslgh.data.images import DataError, ImageSet
+from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.walking import EXTENSIONS, is_folder, tree
-from sslgh.distributed import world
+from sslgh.distributed import dist_info
 from sslgh.recipe.printable import printable
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def read_folder(
     """All images under ``folder``, sorted by their path.
 
     Labels are the names of the immediate subfolders when every image lies in one and there are at
-    least two; any other tree is unlabelled. Hidden files and folders are skipped, links are followed,
+    least two; any other tree is unlabeled. Hidden files and folders are skipped, links are followed,
     and a folder that is reached twice counts once.
 
     Args:
@@ -137,7 +137,7 @@ def _find_images(folder: Path, without: Path | None) -> list[Path]:
 @functools.cache
 def _say_once(sentence: str) -> None:
     """A command lists its folders several times."""
-    if world().rank == 0:
+    if dist_info().rank == 0:
         log.warning("%s", sentence)
 
 

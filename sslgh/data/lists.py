@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sslgh.data.images import DataError, ImageSet, check_classes
+from sslgh.data.image_set import DataError, ImageSet, check_classes
 from sslgh.recipe.printable import printable
 
-_LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
+_LABELED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
 
 
 def read_list(file: Path, root: Path, *, key: str, classes: tuple[str, ...] = ()) -> ImageSet:
@@ -29,12 +29,12 @@ def read_list(file: Path, root: Path, *, key: str, classes: tuple[str, ...] = ()
             labels that are no classes.
     """
     lines = _lines(file, key)
-    matches = [match for line in lines if (match := _LABELLED.fullmatch(line))]
-    labelled = len(matches) == len(lines)
-    names = [match["path"] for match in matches] if labelled else lines
+    matches = [match for line in lines if (match := _LABELED.fullmatch(line))]
+    labeled = len(matches) == len(lines)
+    names = [match["path"] for match in matches] if labeled else lines
     paths = tuple(root / name for name in names)
-    _check_files(file, paths, key=key, stray_labels=0 if labelled else len(matches))
-    if not labelled:
+    _check_files(file, paths, key=key, stray_labels=0 if labeled else len(matches))
+    if not labeled:
         return ImageSet(paths, None, (), tuple(names))
     numbers = [_number(match["label"]) for match in matches]
     _check_labels(file, max(numbers), key=key, classes=classes)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.images import DataError
+from sslgh.data.image_set import DataError
 from sslgh.recipe.data import LongTail, Shuffled
 
 Integers = NDArray[np.int64]

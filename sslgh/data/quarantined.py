@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sslgh.data.images import DataError, ImageSet
+from sslgh.data.image_set import DataError, ImageSet
 
 QUARANTINE = "quarantine.json"
 # What stands in the place of a reason once the file has been repaired.

@@ -21,7 +21,7 @@ OPERATIONS = (
     "translate-y",
     "rotate",
     "contrast",
-    "colour",
+    "color",
     "brightness",
     "sharpness",
     "solarize",
@@ -36,7 +36,7 @@ CODE = {name: code for code, name in enumerate(OPERATIONS)}
 # What an operation does at magnitude 30, in the units of the official code's list (its "max").
 SHEAR, TRANSLATE, ROTATE = 0.6, 0.66, math.radians(60)
 SOLARIZE, CUTOUT = 110 / 255, 0.4
-CUTOUT_COLOUR = (125 / 255, 123 / 255, 114 / 255)
+CUTOUT_COLOR = (125 / 255, 123 / 255, 114 / 255)
 
 MOST_OPS = 2
 # Columns of the draws: the magnitude (two operations), then five for each operation.
@@ -45,7 +45,7 @@ CHOICE, DONE, SIGN, ACROSS, DOWN = range(5)
 BOOST_DRAWS = 1 + 5 * MOST_OPS
 
 
-def rand_augment(images: Tensor, strength: Tensor, draws: Tensor, *, ops: int) -> Tensor:
+def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops: int) -> Tensor:
     """RandAugment whose probability and magnitude follow a strength of each image.
 
     ``ops`` times, with replacement, one of the 15 operations is chosen, and done with probability
@@ -55,7 +55,7 @@ def rand_augment(images: Tensor, strength: Tensor, draws: Tensor, *, ops: int) -
 
     As in that code a parameter grows with m from the start of its range to the end, though a higher
     threshold of solarize or more bits of posterize do less: shear 0..0.6, translation 0..0.66 of the
-    side, rotation 0..60 degrees (either sign), contrast, colour, brightness, sharpness 0.1..1.9,
+    side, rotation 0..60 degrees (either sign), contrast, color, brightness, sharpness 0.1..1.9,
     solarize 0..110 (of 255), posterize 4..8 bits, cutout 0..0.4 of the side. Shears, translations and
     rotations are PIL's: nearest pixel, black from outside, shears about the upper left corner.
     The rest is torchvision's on float images; only equalize rounds to 8 bits.
@@ -63,7 +63,7 @@ def rand_augment(images: Tensor, strength: Tensor, draws: Tensor, *, ops: int) -
     Args:
         images: In 0..1, float32 (N, 3, S, S). Not written to.
         strength: In [0, 1], shape (N,); not checked. At 0 an image comes back bit by bit.
-        draws: Uniform in [0, 1), shape (N, ``BOOST_DRAWS``).
+        random_params: Uniform in [0, 1), shape (N, ``BOOST_DRAWS``).
         ops: Operations of an image, 1 or 2.
 
     Returns:
@@ -73,17 +73,17 @@ def rand_augment(images: Tensor, strength: Tensor, draws: Tensor, *, ops: int) -
         ValueError: If the shapes do not fit together or ``ops`` is neither.
     """
     n = len(images)
-    if images.ndim != 4 or strength.shape != (n,) or draws.shape != (n, BOOST_DRAWS):
+    if images.ndim != 4 or strength.shape != (n,) or random_params.shape != (n, BOOST_DRAWS):
         raise ValueError(
             f"images must be (N, 3, S, S), strength (N,) and draws (N, {BOOST_DRAWS}), got "
-            f"{tuple(images.shape)}, {tuple(strength.shape)} and {tuple(draws.shape)}"
+            f"{tuple(images.shape)}, {tuple(strength.shape)} and {tuple(random_params.shape)}"
         )
     if ops not in (1, MOST_OPS):
         raise ValueError(f"ops must be 1 or {MOST_OPS}, got {ops}")
-    magnitude = 10 + 20 * strength if ops == 1 else 5 + 25 * strength * draws[:, MAGNITUDE]
+    magnitude = 10 + 20 * strength if ops == 1 else 5 + 25 * strength * random_params[:, MAGNITUDE]
     x = images.clone()
     for number in range(ops):
-        u = draws[:, 1 + 5 * number : 6 + 5 * number]
+        u = random_params[:, 1 + 5 * number : 6 + 5 * number]
         # -1 where nothing is done. A draw times 15 may round up to 15.
         operation = (u[:, CHOICE] * len(OPERATIONS)).long().clamp_max(len(OPERATIONS) - 1)
         operation = torch.where(u[:, DONE] < strength, operation, -1)
@@ -138,8 +138,8 @@ def _move(x: Tensor, operation: Tensor, level: Tensor) -> Tensor:
         return ((operation == CODE[name]) * level * most)[:, None, None]
 
     angle = amount("rotate", ROTATE)
-    centres = torch.arange(side, device=x.device) + 0.5
-    across, down = centres[None, None, :], centres[None, :, None]
+    centers = torch.arange(side, device=x.device) + 0.5
+    across, down = centers[None, None, :], centers[None, :, None]
     h = side / 2
     # cos is 1 and sin 0 where nothing turns, so that the sum is the one map of each image. No
     # affine_grid: it multiplies matrices, which autocast takes to bfloat16.
@@ -154,17 +154,17 @@ def _move(x: Tensor, operation: Tensor, level: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Contrast, colour, brightness or sharpness: between the image and what has nothing of it."""
-    grey = functional.rgb_to_grayscale_image(x)
-    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    """Contrast, color, brightness or sharpness: between the image and what has nothing of it."""
+    gray = functional.rgb_to_grayscale_image(x)
+    mean = gray.mean(dim=(1, 2, 3), keepdim=True)
     kind = _column(operation)
-    other = torch.where(kind == CODE["contrast"], mean, grey * (kind == CODE["colour"]))
+    other = torch.where(kind == CODE["contrast"], mean, gray * (kind == CODE["color"]))
     other = torch.where(kind == CODE["sharpness"], _smooth(x), other)
     return torch.lerp(other, x, _column(factor)).clamp_(0, 1)
 
 
 def _smooth(x: Tensor) -> Tensor:
-    """PIL's SMOOTH: the mean of 3 x 3 pixels with the centre five times; the border stays.
+    """PIL's SMOOTH: the mean of 3 x 3 pixels with the center five times; the border stays.
 
     Shifted sums instead of a convolution, which autocast would take to bfloat16.
     """
@@ -193,21 +193,21 @@ def _stretch(x: Tensor) -> Tensor:
 
 
 def _cut_out(x: Tensor, share: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """A rectangle of ImageNet's mean colour about any point, as the official code and PIL draw it.
+    """A rectangle of ImageNet's mean color about any point, as the official code and PIL draw it.
 
-    It starts where its centre minus half its width does, or at the border and then as wide, and it
+    It starts where its center minus half its width does, or at the border and then as wide, and it
     holds the pixel that it ends in.
     """
     side = x.shape[-1]
     pixel = torch.arange(side, device=x.device)
 
-    def inside(centre: Tensor) -> Tensor:
-        start = (centre * side - share * side / 2).clamp_min(0).floor()[:, None]
+    def inside(center: Tensor) -> Tensor:
+        start = (center * side - share * side / 2).clamp_min(0).floor()[:, None]
         return (pixel >= start) & (pixel <= start + share[:, None] * side)
 
     hole = inside(down)[:, None, :, None] & inside(across)[:, None, None, :]
     planes = [
         plane.masked_fill(hole[:, 0], value)
-        for plane, value in zip(x.unbind(1), CUTOUT_COLOUR, strict=True)
+        for plane, value in zip(x.unbind(1), CUTOUT_COLOR, strict=True)
     ]
     return torch.stack(planes, dim=1)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.image_list import (
+from sslgh.data.image_set import DataError, ImageSet
+from sslgh.data.run_images import (
     GONE,
     Record,
     as_recorded,
@@ -23,7 +24,6 @@ from sslgh.data.image_list import (
     read_record,
     told,
 )
-from sslgh.data.images import DataError, ImageSet
 from sslgh.data.sources import load_images, training_set
 from sslgh.recipe import load_recipe
 from sslgh.recipe.data import Data
@@ -50,7 +50,7 @@ class Remaining(NamedTuple):
 
 
 def remaining_images(directory: Path | None, data: Data, whole: ImageSet) -> Remaining:
-    """The images of pretraining, labelled and numbered as the present training split has them.
+    """The images of pretraining, labeled and numbered as the present training split has them.
 
     They are those that the run in ``directory`` recorded, whatever the source would be cut to by now;
     without a record, or when the data ask for other images than the run had, they are `training_set`.
@@ -83,7 +83,7 @@ def remaining_images(directory: Path | None, data: Data, whole: ImageSet) -> Rem
 
 
 def trained_images(directory: Path, data: Data) -> Remaining:
-    """The images of supervised training, labelled and numbered as the run had them.
+    """The images of supervised training, labeled and numbered as the run had them.
 
     The classes and their counts are the record's whatever the data ask for: the run's classifier has its
     rows in that order. Images in memory, and runs without a record, have those of `training_set`.

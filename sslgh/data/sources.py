@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from sslgh.data.arrays import read_arrays
 from sslgh.data.folders import read_folder, split_folders
-from sslgh.data.images import DataError, ImageSet
+from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.lists import read_list
 from sslgh.data.long_tail import select_long_tail
 from sslgh.recipe.data import Data
@@ -126,8 +126,8 @@ def _in_memory(
 def _digits(data: Data, split: Split) -> ImageSet:
     """Scikit-learn's 1,797 scans of 8x8 pixels; the test set is balanced and drawn by seed."""
     scans, labels = load_digits(return_X_y=True)
-    grey = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    whole = _in_memory(grey.repeat(3, axis=3), labels.astype(np.int64), [str(c) for c in range(10)])
+    gray = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    whole = _in_memory(gray.repeat(3, axis=3), labels.astype(np.int64), [str(c) for c in range(10)])
     smallest = int(whole.class_counts.min())
     if data.test_per_class >= smallest:
         raise DataError(

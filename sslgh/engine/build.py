@@ -14,9 +14,9 @@ from sslgh.models import (
     build_backbone,
     checkpoint_activations,
     contrast_head,
-    globalise,
     linear_classifier,
     load_backbone,
+    use_global_batch_norm,
 )
 from sslgh.recipe import Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
@@ -28,7 +28,7 @@ CONTRAST_VIEWS = frozenset({"supcon", "bcl", "rcl"})
 
 
 def build_method(recipe: Recipe, image_size: int) -> Method:
-    """The method with its backbone, initialised from the recipe's seed.
+    """The method with its backbone, initialized from the recipe's seed.
 
     Raises:
         RecipeError: If the method is unknown or its arguments do not fit.
@@ -49,12 +49,12 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     if isinstance(queue := getattr(method, "queue", None), Queue):
         queue.check(recipe.train.batch_size)
     if settings.batch_norm == "global":
-        globalise(method)
+        use_global_batch_norm(method)
     return method
 
 
 def _check_method(recipe: Recipe, kind: type[Method]) -> None:
-    """Refuse settings that a method cannot honour."""
+    """Refuse settings that a method cannot honor."""
     assert recipe.method is not None
     name, train = recipe.method.name, recipe.train
     if kind.contrasts_batch and train.accumulation > 1 and not train.allow_fewer_negatives:
@@ -115,7 +115,7 @@ def _named_backbone(model: Model, image_size: int) -> nn.Module:
 
 
 def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
-    """The network of ``finetune``, initialised from the recipe's seed.
+    """The network of ``finetune``, initialized from the recipe's seed.
 
     Raises:
         ValueError: If the backbone cannot be built, or there are no such weights.
@@ -143,7 +143,7 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
             heads[name] = contrast_head(features, hidden=shape.hidden or 512, out=shape.out or 128)
     network = Network(backbone, classifier, **heads, freeze=settings.freeze)
     if recipe.model.batch_norm == "global":
-        globalise(network)
+        use_global_batch_norm(network)
     return network
 
 

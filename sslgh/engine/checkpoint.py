@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sslgh.engine.fsdp import cut_optimizer_state, gather_full, shard_like
 from sslgh.engine.manifest import write_manifest
-from sslgh.engine.sharding import cut_like, cut_optimiser_state, whole
 
-FORMAT = 3
-MODULE, MEMORY, OPTIMISER, PROGRESS = (
+FORMAT = 4
+MODULE, AUX_STATE, OPTIMIZER, PROGRESS = (
     "module.safetensors",
-    "memory.safetensors",
-    "optimiser.pt",
+    "aux_state.safetensors",
+    "optimizer.pt",
     "progress.json",
 )
 
@@ -33,18 +33,18 @@ class Progress(NamedTuple):
 
     Attributes:
         epoch: The epoch of the next step.
-        step: Steps of that epoch already taken.
-        total: Steps taken since the start.
-        skipped: The last of them in a row that were passed over.
+        step_in_epoch: Steps of that epoch already taken.
+        global_step: Steps taken since the start.
+        skipped_in_a_row: The last of them in a row that were skipped.
     """
 
     epoch: int = 0
-    step: int = 0
-    total: int = 0
-    skipped: int = 0
+    step_in_epoch: int = 0
+    global_step: int = 0
+    skipped_in_a_row: int = 0
 
 
-class Setting(NamedTuple):
+class RunEnvironment(NamedTuple):
     """What a run's numbers depend on beside its recipe.
 
     Attributes:
@@ -65,43 +65,43 @@ class Snapshot(NamedTuple):
         progress: Where the run stood.
         setting: In which it ran.
         module: Weights and buffers by name.
-        memory: The same of what stands beside the module; None where nothing does.
-        optimiser: Its state dictionary.
+        aux_state: The same of what stands beside the module; None where nothing does.
+        optimizer: Its state dictionary.
     """
 
     progress: Progress
-    setting: Setting
+    setting: RunEnvironment
     module: dict[str, Tensor]
-    memory: dict[str, Tensor] | None
-    optimiser: dict[str, Any]
+    aux_state: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"step-{self.progress.total:09d}"
+        return f"step-{self.progress.global_step:09d}"
 
 
-def take_snapshot(
+def copy_to_cpu(
     progress: Progress,
-    setting: Setting,
+    setting: RunEnvironment,
     *,
     module: nn.Module,
-    memory: nn.Module | None,
-    optimiser: torch.optim.Optimizer,
+    aux_state: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
 ) -> Snapshot:
-    """Copy what a checkpoint holds; a collective where FSDP has cut the weights.
+    """Copy what a checkpoint holds. Collective: call it on every rank where FSDP has cut the weights.
 
     No random state is in it: order, augmentation and the generator of a step are functions of the
     seed and the step.
     """
-    beside = None if memory is None else _tensors(memory)
-    state = _copied(whole(optimiser.state_dict()))
+    beside = None if aux_state is None else _tensors(aux_state)
+    state = _copied(gather_full(optimizer.state_dict()))
     return Snapshot(progress, setting, _tensors(module), beside, state)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
-    return {name: _copied(whole(value)).contiguous() for name, value in state.items()}
+    return {name: _copied(gather_full(value)).contiguous() for name, value in state.items()}
 
 
 def _copied(value: Any) -> Any:
@@ -150,10 +150,10 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
     save_file(snapshot.module, folder / MODULE)
-    if snapshot.memory is not None:
-        save_file(snapshot.memory, folder / MEMORY)
-    with (folder / OPTIMISER).open("wb") as file:
-        torch.save(snapshot.optimiser, file)
+    if snapshot.aux_state is not None:
+        save_file(snapshot.aux_state, folder / AUX_STATE)
+    with (folder / OPTIMIZER).open("wb") as file:
+        torch.save(snapshot.optimizer, file)
     progress = {"format": FORMAT, **snapshot.progress._asdict(), **snapshot.setting._asdict()}
     (folder / PROGRESS).write_text(json.dumps(progress) + "\n")
     write_manifest(folder)
@@ -170,7 +170,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_progress(path: Path) -> tuple[Progress, Setting]:
+def read_progress(path: Path) -> tuple[Progress, RunEnvironment]:
     """Where the run of a checkpoint stood, and in which setting.
 
     Raises:
@@ -185,15 +185,15 @@ def read_progress(path: Path) -> tuple[Progress, Setting]:
             "run_dir, or the sslgh that wrote it"
         )
     return (
-        Progress(held["epoch"], held["step"], held["total"], held.get("skipped", 0)),
-        Setting(*(held[key] for key in Setting._fields)),
+        Progress(*(held[key] for key in Progress._fields)),
+        RunEnvironment(*(held[key] for key in RunEnvironment._fields)),
     )
 
 
 def load_checkpoint(
-    path: Path, *, module: nn.Module, memory: nn.Module | None, optimiser: torch.optim.Optimizer
+    path: Path, *, module: nn.Module, aux_state: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Restore the modules and the optimiser in place; every process reads the same files.
+    """Restore the modules and the optimizer in place; every process reads the same files.
 
     Returns:
         Where the run stood.
@@ -204,9 +204,9 @@ def load_checkpoint(
     try:
         progress, _ = read_progress(path)
         _load(module, load_file(path / MODULE), path / MODULE)
-        if memory is not None:
-            _load(memory, load_file(path / MEMORY), path / MEMORY)
-        optimiser.load_state_dict(cut_optimiser_state(_read_optimiser(path / OPTIMISER), optimiser))
+        if aux_state is not None:
+            _load(aux_state, load_file(path / AUX_STATE), path / AUX_STATE)
+        optimizer.load_state_dict(cut_optimizer_state(_read_optimizer(path / OPTIMIZER), optimizer))
     except CheckpointError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -217,7 +217,7 @@ def load_checkpoint(
     return progress
 
 
-def _read_optimiser(path: Path) -> dict[str, Any]:
+def _read_optimizer(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -228,7 +228,7 @@ def _read_optimiser(path: Path) -> dict[str, Any]:
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     examples = module.state_dict()
     cut = {
-        name: cut_like(value, examples[name]) if name in examples else value
+        name: shard_like(value, examples[name]) if name in examples else value
         for name, value in tensors.items()
     }
     try:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from sslgh.engine.checkpoint import Snapshot, write_checkpoint
-from sslgh.engine.checkpoint_folder import drop_old_checkpoints, stays
+from sslgh.engine.checkpoint_manager import drop_old_checkpoints, is_kept
 
 
 class CheckpointWriter:
@@ -36,7 +36,7 @@ class CheckpointWriter:
     def submit(self, snapshot: Snapshot) -> None:
         """Have a snapshot written, soon."""
         with self._changed:
-            if self._waiting is not None and stays(self._waiting.progress, self.keep_every):
+            if self._waiting is not None and is_kept(self._waiting.progress, self.keep_every):
                 self._changed.wait_for(lambda: self._waiting is None)
             self._waiting = snapshot
             self._changed.notify_all()
@@ -113,7 +113,7 @@ class CheckpointWriter:
 
 def _unwritten(snapshot: Snapshot, error: BaseException) -> str:
     return (
-        f"the checkpoint of step {snapshot.progress.total} could not be written ({_reason(error)}); training goes "
+        f"the checkpoint of step {snapshot.progress.global_step} could not be written ({_reason(error)}); training goes "
         "on, the checkpoints before it are as they were"
     )
 

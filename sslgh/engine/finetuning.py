@@ -18,31 +18,31 @@ from sslgh.classify.embedding_terms import TermSettings
 from sslgh.classify.network import Network
 from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
 from sslgh.data import (
-    BatchOrder,
     DataError,
     ImageSet,
+    ResumableBatchSampler,
+    augment_views,
     class_sampling,
     drawn_shares,
     input_size,
-    labelled_loader,
+    labeled_loader,
     normalize,
-    render_views,
     training_set,
 )
-from sslgh.data.image_list import run_images
+from sslgh.data.run_images import run_images
 from sslgh.distributed import gather, weighted_mean
+from sslgh.engine.backbone_card import backbone_metadata
+from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import CONTRAST_VIEWS, build_network
-from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.loop import train, try_step
-from sslgh.engine.optimiser import build_optimiser
-from sslgh.engine.quarantine import Quarantine
-from sslgh.engine.run import Run, batch_order, is_done, make_run, open_quarantine, open_run
-from sslgh.engine.run_directory import write_status
-from sslgh.engine.run_size import check_size
+from sslgh.engine.loop import dry_run_step, train
+from sslgh.engine.memory_estimate import check_size
+from sslgh.engine.optim import build_optimizer
+from sslgh.engine.run import Run, batch_sampler, is_done, make_run, open_run, watch_broken_images
+from sslgh.engine.run_dir import write_status
 from sslgh.engine.step import Batch, Moment, Task, Values
 from sslgh.models import save_backbone
-from sslgh.models.files import save_classifier
+from sslgh.models.serialization import save_classifier
 from sslgh.recipe import Finetune, Recipe, RecipeError
 
 # Largest margin of LDAM in cosine units (its code).
@@ -50,11 +50,11 @@ LARGEST_MARGIN = 0.5
 
 
 def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Train, or go on with, the supervised run of a recipe; a collective.
+    """Train, or go on with, the supervised run of a recipe. Collective: call it on every rank.
 
     Args:
         recipe: With a ``finetune`` section.
-        accelerator: Of :func:`sslgh.engine.world.start_world`.
+        accelerator: Of :func:`sslgh.engine.launch.init_accelerator`.
 
     Returns:
         The run directory, with ``backbone.safetensors`` and ``classifier.safetensors``.
@@ -63,7 +63,7 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
         RecipeError: If the recipe does not fit the data or the run directory.
         DataError: If the images cannot be used or have no labels.
         CheckpointError: If the checkpoint to go on from cannot be used.
-        WorldError: If another number of processes was asked for.
+        LaunchError: If another number of processes was asked for.
         NotFiniteError: If a number is nan or infinite, and steps are not to be skipped.
         Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
@@ -73,7 +73,7 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     images, said = run_images(recipe)
     run, network, average = _build(recipe, settings, accelerator, images)
     size = input_size(recipe.data, run.images)
-    card = backbone_card(recipe, image_size=size, method=f"finetune {settings.objective}")
+    card = backbone_metadata(recipe, image_size=size, method=f"finetune {settings.objective}")
     progress = open_run(run, said)
     order, batches = _batches(run, settings, progress, directory=recipe.directory)
     started = time.perf_counter()
@@ -82,12 +82,12 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     return recipe.directory
 
 
-def try_finetuning(recipe: Recipe, accelerator: Accelerator) -> None:
+def dry_run_finetuning(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `finetune`."""
     settings = _settings(recipe)
     run, network, average = _build(recipe, settings, accelerator, training_set(recipe.data))
     order, batches = _batches(run, settings, Progress(), directory=None)
-    try_step(run, _task(run, network, average), batches, order.steps_per_epoch)
+    dry_run_step(run, _task(run, network, average), batches, order.steps_per_epoch)
 
 
 def _settings(recipe: Recipe) -> Finetune:
@@ -98,14 +98,16 @@ def _settings(recipe: Recipe) -> Finetune:
 
 def _batches(
     run: Run, settings: Finetune, progress: Progress, *, directory: Path | None
-) -> tuple[BatchOrder, Quarantine]:
+) -> tuple[ResumableBatchSampler, BrokenImages]:
     recipe, images = run.recipe, run.images
     assert images.labels is not None
     kind = settings.sampling
-    sequence = class_sampling(images.labels, kind, seed=recipe.seed, epochs=recipe.train.epochs)
+    epoch_indices = class_sampling(
+        images.labels, kind, seed=recipe.seed, epochs=recipe.train.epochs
+    )
     views = 3 if settings.objective in CONTRAST_VIEWS else 1
-    order = batch_order(run, progress, None if kind == "instance" else sequence, views=views)
-    loader = labelled_loader(
+    order = batch_sampler(run, progress, None if kind == "instance" else epoch_indices, views=views)
+    loader = labeled_loader(
         images,
         recipe.data,
         size=input_size(recipe.data, images),
@@ -114,7 +116,7 @@ def _batches(
         policy=settings.policy,
         contrast=views > 1,
     )
-    return order, open_quarantine(iter(loader), run, directory)
+    return order, watch_broken_images(iter(loader), run, directory)
 
 
 def _build(
@@ -134,8 +136,8 @@ def _build(
         # Batch statistics are averaged like the weights they belong to.
         decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=decay, use_buffers=True)
-    optimiser = build_optimiser(network, recipe.optim)
-    run = make_run(recipe, accelerator, images, network, optimiser, average)
+    optimizer = build_optimizer(network, recipe.optim)
+    run = make_run(recipe, accelerator, images, network, optimizer, average)
     return run, network, average
 
 
@@ -182,10 +184,10 @@ def _part(
 ) -> Values:
     """Forward and loss of one part of a batch."""
     recipe = run.recipe
-    view, crops, draws, target, _ = batch
+    view, crops, random_params, target, _ = batch
     views = [normalize(view)]
     if settings.objective in CONTRAST_VIEWS:
-        views += render_views(crops, draws, recipe.data.augment)
+        views += augment_views(crops, random_params, recipe.data.augment)
     if recipe.train.channels_last:
         views = [part.contiguous(memory_format=torch.channels_last) for part in views]
     with torch.autocast(view.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):

@@ -1,11 +1,11 @@
-"""Numbers that are not finite: found before they are learnt, named, and undone."""
+"""Numbers that are not finite: found before they are learned, named, and undone."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sslgh.engine.sharding import own_part, whole
+from sslgh.engine.fsdp import gather_full, local_shard
 
 # What a step's loss is made of, in the order of cause and effect.
 PARTS = {
@@ -17,7 +17,7 @@ PARTS = {
     "loss": "the loss",
 }
 # A run that skips this many steps in a row will not recover.
-MOST_SKIPPED = 10
+MAX_SKIPPED = 10
 
 
 class NotFiniteError(RuntimeError):
@@ -25,13 +25,15 @@ class NotFiniteError(RuntimeError):
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """Length of the whole gradient, shape (); a collective where FSDP has cut the weights."""
+    """Length of the whole gradient, shape (). Collective: call it on every rank where FSDP has cut the weights."""
     gradients = [held.grad for held in model.parameters() if held.grad is not None]
-    norm: Tensor = whole(nn.utils.get_total_norm(gradients))
+    norm: Tensor = gather_full(nn.utils.get_total_norm(gradients))
     return norm
 
 
-def find_fault(parts: Sequence[dict[str, Tensor]], norm: Tensor, model: nn.Module) -> str | None:
+def non_finite_reason(
+    parts: Sequence[dict[str, Tensor]], norm: Tensor, model: nn.Module
+) -> str | None:
     """What of a step is not finite, in words; None where all is. Waits for the device.
 
     Args:
@@ -46,13 +48,13 @@ def find_fault(parts: Sequence[dict[str, Tensor]], norm: Tensor, model: nn.Modul
         if any(name in part and not bool(part[name].isfinite()) for part in parts):
             return f"{words} is not finite"
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(own_part(parameter.grad).isfinite().all()):
+        if parameter.grad is not None and not bool(local_shard(parameter.grad).isfinite().all()):
             return f"the gradient of {name.removeprefix('module.')} is not finite"
     return "the gradient is too long for its precision"
 
 
-class BufferBackup:
-    """Batch statistics, queues and centres as they were before a step.
+class BufferSnapshot:
+    """Batch statistics, queues and centers as they were before a step.
 
     A forward pass moves them before anyone can see that its numbers are not finite.
 

@@ -6,25 +6,25 @@ from contextlib import contextmanager
 
 import torch
 
-from sslgh.data import part_shares
+from sslgh.data import micro_batch_weights
 from sslgh.distributed import any_process
-from sslgh.engine.checkpoint import Progress, take_snapshot
+from sslgh.engine.broken_images import BrokenImages
+from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_writer import CheckpointWriter
 from sslgh.engine.determinism import determinism
-from sslgh.engine.finite import MOST_SKIPPED, BufferBackup, NotFiniteError
-from sslgh.engine.journal import Journal
-from sslgh.engine.quarantine import Quarantine
-from sslgh.engine.run import Run, unlocked_after, within
+from sslgh.engine.finite import MAX_SKIPPED, BufferSnapshot, NotFiniteError
+from sslgh.engine.fsdp import local_shard, unshard_
+from sslgh.engine.launch import run_on_main
+from sslgh.engine.logger import MetricLogger
+from sslgh.engine.run import Run, releasing_lock, within
 from sslgh.engine.schedule import learning_rate
-from sslgh.engine.sharding import make_whole, own_part
 from sslgh.engine.signals import Stopped, StopRequest
 from sslgh.engine.step import Moment, Task, Values, take_step
-from sslgh.engine.world import from_main
 from sslgh.recipe import Recipe
 
 
 def train(
-    run: Run, task: Task, batches: Quarantine, progress: Progress, steps_per_epoch: int
+    run: Run, task: Task, batches: BrokenImages, progress: Progress, steps_per_epoch: int
 ) -> None:
     """All epochs from ``progress`` on; the module ends with whole weights on every process.
 
@@ -36,40 +36,40 @@ def train(
     """
     recipe, main = run.recipe, run.accelerator.is_main_process
     progress = within(progress, steps_per_epoch)
-    journal = Journal(
+    journal = MetricLogger(
         recipe.directory,
         active=main,
         steps=recipe.train.epochs * steps_per_epoch,
-        start=progress.total,
+        start=progress.global_step,
         images_per_step=recipe.train.batch_size,
-        within_epoch=progress.step > 0,
+        within_epoch=progress.step_in_epoch > 0,
     )
     with (
-        unlocked_after(run),
+        releasing_lock(run),
         journal,
         _writer(run) as writer,
         StopRequest() as stop,
         _ended(batches),
         determinism(recipe.train.deterministic),
     ):
-        loop = _Loop(run, task, batches, journal, writer, stop, skipped=progress.skipped)
+        loop = _Loop(run, task, batches, journal, writer, stop, skipped=progress.skipped_in_a_row)
         for epoch in range(progress.epoch, recipe.train.epochs):
-            journal.running(epoch, progress.total)
+            journal.running(epoch, progress.global_step)
             if task.begin_epoch is not None:
-                task.begin_epoch(epoch, progress.total, journal)
+                task.begin_epoch(epoch, progress.global_step, journal)
             run.model.train()
-            for _ in range(progress.step, steps_per_epoch):
+            for _ in range(progress.step_in_epoch, steps_per_epoch):
                 progress = loop.step(progress, steps_per_epoch)
             if _checkpoint_due(recipe, epoch):
                 if task.end_epoch is not None:
-                    task.end_epoch(epoch, progress.total, journal)
-                loop.save(Progress(epoch + 1, 0, progress.total))
-            progress = Progress(epoch + 1, 0, progress.total)
+                    task.end_epoch(epoch, progress.global_step, journal)
+                loop.save(Progress(epoch + 1, 0, progress.global_step))
+            progress = Progress(epoch + 1, 0, progress.global_step)
         loop.finish_writing()
         # What comes after, a probe or another recipe, must not begin in a job that is to end.
         if any_process(stop.asked, run.accelerator.device):
             raise Stopped("stopped after the last step; run the same command to finish")
-    make_whole(run.module)
+    unshard_(run.module)
 
 
 class _Loop:
@@ -83,8 +83,8 @@ class _Loop:
         self,
         run: Run,
         task: Task,
-        batches: Quarantine,
-        journal: Journal,
+        batches: BrokenImages,
+        journal: MetricLogger,
         writer: CheckpointWriter | None,
         stop: StopRequest,
         *,
@@ -93,7 +93,7 @@ class _Loop:
         self.run, self.task, self.batches = run, task, batches
         self.journal, self.writer, self.stop = journal, writer, stop
         skips = run.recipe.train.not_finite == "skip"
-        self.backup = BufferBackup(run.module) if skips else None
+        self.backup = BufferSnapshot(run.module) if skips else None
         self.skipped = skipped
 
     def step(self, progress: Progress, steps_per_epoch: int) -> Progress:
@@ -103,12 +103,12 @@ class _Loop:
             Stopped: After saving.
         """
         run = self.run
-        rate = _learning_rate(run, progress.total, steps_per_epoch)
-        moment = _moment(run, progress.epoch, progress.total, steps_per_epoch)
+        rate = _learning_rate(run, progress.global_step, steps_per_epoch)
+        moment = _moment(run, progress.epoch, progress.global_step, steps_per_epoch)
         taken = take_step(
             run, self.task, self.batches, moment, rate, stop=self.stop, backup=self.backup
         )
-        progress = Progress(progress.epoch, progress.step + 1, moment.total)
+        progress = Progress(progress.epoch, progress.step_in_epoch + 1, moment.total)
         self.skipped = 0 if taken.fault is None else self.skipped + 1
         if taken.fault is not None:
             self._skip_or_stop(progress, taken.fault)
@@ -121,16 +121,20 @@ class _Loop:
         if taken.stop:
             self.save(progress)
             self.finish_writing()
-            raise Stopped(f"stopped after step {progress.total}; run the same command to go on")
+            raise Stopped(
+                f"stopped after step {progress.global_step}; run the same command to go on"
+            )
         return progress
 
     def _log(self, progress: Progress, values: Values, rate: float) -> None:
         numbers = _numbers(self.run, values, rate)
-        self.journal.metrics(progress.total, progress.epoch, numbers)
+        self.journal.metrics(progress.global_step, progress.epoch, numbers)
         sentence = self.task.watch(numbers) if self.task.watch is not None else None
         if sentence is not None:
-            self.journal.say(sentence)
-            self.journal.event("alarm", progress.total, progress.epoch, {"text": sentence})
+            self.journal.info(sentence)
+            self.journal.log_event(
+                "alarm", progress.global_step, progress.epoch, {"text": sentence}
+            )
 
     def _skip_or_stop(self, progress: Progress, fault: str) -> None:
         """What the recipe says of a step whose numbers are not finite.
@@ -138,76 +142,78 @@ class _Loop:
         Raises:
             NotFiniteError: On every process.
         """
-        where = f"{fault} in step {progress.total} (epoch {progress.epoch})"
+        where = f"{fault} in step {progress.global_step} (epoch {progress.epoch})"
         if self.run.recipe.train.not_finite == "stop":
             raise NotFiniteError(
                 f"{where}; lower optim.lr, set optim.clip, or pass over such steps with train.not_finite: skip"
             )
-        self.journal.say(f"{where}: skipped")
-        self.journal.event("skipped", progress.total, progress.epoch, {"text": fault})
-        if self.skipped >= MOST_SKIPPED:
+        self.journal.info(f"{where}: skipped")
+        self.journal.log_event("skipped", progress.global_step, progress.epoch, {"text": fault})
+        if self.skipped >= MAX_SKIPPED:
             raise NotFiniteError(
-                f"{where}, as in the {MOST_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and go "
+                f"{where}, as in the {MAX_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and go "
                 "on from the last checkpoint"
             )
 
     def _report_broken(self, progress: Progress) -> None:
-        """A collective.
+        """Collective: call it on every rank.
 
         Raises:
             DataError: On every process, if there are too many.
         """
         sentence = self.batches.check(self.run.accelerator)
         if sentence is not None:
-            self.journal.say(sentence)
-            self.journal.event("quarantine", progress.total, progress.epoch, {"text": sentence})
+            self.journal.info(sentence)
+            self.journal.log_event(
+                "quarantine", progress.global_step, progress.epoch, {"text": sentence}
+            )
 
     def _say_what_was_not_written(self) -> None:
         for sentence in self.writer.sentences() if self.writer is not None else ():
-            self.journal.say(sentence)
+            self.journal.info(sentence)
 
     def save(self, progress: Progress) -> None:
-        """Hand a copy of the run to the writer; a collective.
+        """Hand a copy of the run to the writer. Collective: call it on every rank.
 
         Raises:
-            NotFiniteError: If a weight is not finite: an optimiser may overflow where no gradient did.
+            NotFiniteError: If a weight is not finite: an optimizer may overflow where no gradient did.
             DataError: If too many images cannot be read.
         """
         run, writer = self.run, self.writer
         self._report_broken(progress)
         tensors = [*run.module.state_dict().values()]
-        tensors += [] if run.memory is None else [*run.memory.state_dict().values()]
-        broken = any(not bool(own_part(tensor).isfinite().all()) for tensor in tensors)
+        tensors += [] if run.aux_state is None else [*run.aux_state.state_dict().values()]
+        broken = any(not bool(local_shard(tensor).isfinite().all()) for tensor in tensors)
         if any_process(broken, run.accelerator.device):
             raise NotFiniteError(
-                f"a weight is not finite after step {progress.total}; lower optim.lr or set optim.clip"
+                f"a weight is not finite after step {progress.global_step}; lower optim.lr or set optim.clip"
             )
         if writer is not None or run.accelerator.is_fsdp2:
-            snapshot = take_snapshot(
-                progress._replace(skipped=self.skipped),
+            snapshot = copy_to_cpu(
+                progress._replace(skipped_in_a_row=self.skipped),
                 run.setting,
                 module=run.module,
-                memory=run.memory,
-                optimiser=run.optimiser,
+                aux_state=run.aux_state,
+                optimizer=run.optimizer,
             )
             if writer is not None:
                 writer.submit(snapshot)
 
     def finish_writing(self) -> None:
-        """Wait for the last checkpoint; a collective.
+        """Wait for the last checkpoint. Collective: call it on every rank.
 
         Raises:
             OSError: On every process, if it cannot be written.
         """
         writer = self.writer
-        from_main(lambda: None if writer is None else writer.finish(), self.run.accelerator)
+        run_on_main(lambda: None if writer is None else writer.finish(), self.run.accelerator)
         self._say_what_was_not_written()
 
 
 def _moment(run: Run, epoch: int, taken: int, steps_per_epoch: int) -> Moment:
     settings = run.recipe.train
     steps, total = settings.epochs * steps_per_epoch, taken + 1
-    shares = part_shares(
+    shares = micro_batch_weights(
         len(run.images),
         settings.batch_size,
         accumulation=settings.accumulation,
@@ -218,7 +224,7 @@ def _moment(run: Run, epoch: int, taken: int, steps_per_epoch: int) -> Moment:
 
 
 @contextmanager
-def _ended(batches: Quarantine) -> Iterator[None]:
+def _ended(batches: BrokenImages) -> Iterator[None]:
     """Loader workers end with the loop, however it is left."""
     try:
         yield
@@ -239,7 +245,7 @@ def _writer(run: Run) -> Iterator[CheckpointWriter | None]:
         yield writer
 
 
-def try_step(run: Run, task: Task, batches: Quarantine, steps_per_epoch: int) -> None:
+def dry_run_step(run: Run, task: Task, batches: BrokenImages, steps_per_epoch: int) -> None:
     """Take one step and say what the run would be; nothing is written.
 
     Raises:
@@ -274,7 +280,7 @@ def _learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
 
 
 def _numbers(run: Run, values: Values, rate: float) -> dict[str, float]:
-    """Means over the processes, on the host; a collective."""
+    """Means over the processes, on the host. Collective: call it on every rank."""
     means = run.accelerator.reduce(torch.stack(list(values.values())), "mean")
     return dict(zip(values, means.tolist(), strict=True)) | {"lr": rate}
 

@@ -9,28 +9,28 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sslgh.data import (
-    BatchOrder,
     ImageSet,
+    ResumableBatchSampler,
+    augment_local_views,
+    augment_views,
     input_size,
-    render_local_views,
-    render_views,
     training_set,
     view_loader,
 )
-from sslgh.data.image_list import run_images
+from sslgh.data.run_images import run_images
+from sslgh.engine.backbone_card import backbone_metadata
+from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import build_method
-from sslgh.engine.card import backbone_card
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.companions import Companions, build_companions
-from sslgh.engine.health import batch_health, embedding_norm, gh_share
-from sslgh.engine.journal import Journal
-from sslgh.engine.loop import train, try_step
-from sslgh.engine.optimiser import build_optimiser
-from sslgh.engine.population_report import describe_refresh
-from sslgh.engine.quarantine import Quarantine
-from sslgh.engine.run import Run, batch_order, is_done, make_run, open_quarantine, open_run
-from sslgh.engine.run_directory import write_status
-from sslgh.engine.run_size import check_size
+from sslgh.engine.logger import MetricLogger
+from sslgh.engine.loop import dry_run_step, train
+from sslgh.engine.memory_estimate import check_size
+from sslgh.engine.monitor.aux_state import AuxiliaryState, build_auxiliary
+from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
+from sslgh.engine.monitor.refresh import describe_refresh
+from sslgh.engine.optim import build_optimizer
+from sslgh.engine.run import Run, batch_sampler, is_done, make_run, open_run, watch_broken_images
+from sslgh.engine.run_dir import write_status
 from sslgh.engine.step import Batch, Moment, Task, Values
 from sslgh.harmonize import faiss_device
 from sslgh.methods import Method, MethodOutput
@@ -41,11 +41,11 @@ Shown = tuple[MethodOutput, Tensor]
 
 
 def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Pretrain, or go on with, the run of a recipe; a collective.
+    """Pretrain, or go on with, the run of a recipe. Collective: call it on every rank.
 
     Args:
         recipe: The experiment.
-        accelerator: Of :func:`sslgh.engine.world.start_world`.
+        accelerator: Of :func:`sslgh.engine.launch.init_accelerator`.
 
     Returns:
         The run directory, with ``backbone.safetensors`` and all that the design promises.
@@ -54,7 +54,7 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
         RecipeError: If the recipe does not fit the data or the run directory.
         DataError: If the images cannot be used.
         CheckpointError: If the checkpoint to go on from cannot be used.
-        WorldError: If another number of processes was asked for.
+        LaunchError: If another number of processes was asked for.
         NotFiniteError: If a number is nan or infinite, and steps are not to be skipped.
         Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
@@ -65,7 +65,7 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
     size = input_size(recipe.data, run.images)
-    card = backbone_card(recipe, image_size=size, method=name)
+    card = backbone_metadata(recipe, image_size=size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
     progress = open_run(run, said, note=f", FAISS on {faiss_device()}" if faiss else "")
     order, batches = _batches(run, beside, progress, directory=recipe.directory)
@@ -75,14 +75,14 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     return recipe.directory
 
 
-def try_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
+def dry_run_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `pretrain`."""
     run, method, beside = _build(recipe, accelerator, training_set(recipe.data))
     order, batches = _batches(run, beside, Progress(), directory=None)
-    try_step(run, _task(run, method, beside), batches, order.steps_per_epoch)
+    dry_run_step(run, _task(run, method, beside), batches, order.steps_per_epoch)
 
 
-def _task(run: Run, method: Method, beside: Companions) -> Task:
+def _task(run: Run, method: Method, beside: AuxiliaryState) -> Task:
     # What the parts of a step showed waits here: nothing is remembered of a step that is skipped.
     shown: list[Shown] = []
     return Task(
@@ -96,18 +96,18 @@ def _task(run: Run, method: Method, beside: Companions) -> Task:
 
 
 def _batches(
-    run: Run, beside: Companions, progress: Progress, *, directory: Path | None
-) -> tuple[BatchOrder, Quarantine]:
+    run: Run, beside: AuxiliaryState, progress: Progress, *, directory: Path | None
+) -> tuple[ResumableBatchSampler, BrokenImages]:
     recipe = run.recipe
-    order = batch_order(run, progress, beside.sequence)
+    order = batch_sampler(run, progress, beside.epoch_indices)
     size = input_size(recipe.data, run.images)
     loader = view_loader(run.images, recipe.data, size=size, seed=recipe.seed, order=order)
-    return order, open_quarantine(iter(loader), run, directory)
+    return order, watch_broken_images(iter(loader), run, directory)
 
 
 def _build(
     recipe: Recipe, accelerator: Accelerator, images: ImageSet
-) -> tuple[Run, Method, Companions]:
+) -> tuple[Run, Method, AuxiliaryState]:
     """All objects; what the settings make impossible is the recipe's fault.
 
     Raises:
@@ -118,14 +118,14 @@ def _build(
     method = build_method(recipe, size)
     if recipe.train.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    beside = build_companions(recipe, images, method)
-    optimiser = build_optimiser(method, recipe.optim)
-    run = make_run(recipe, accelerator, images, method, optimiser, beside)
+    beside = build_auxiliary(recipe, images, method)
+    optimizer = build_optimizer(method, recipe.optim)
+    run = make_run(recipe, accelerator, images, method, optimizer, beside)
     return run, method, beside
 
 
 def _begin_epoch(
-    run: Run, method: Method, beside: Companions, epoch: int, total: int, journal: Journal
+    run: Run, method: Method, beside: AuxiliaryState, epoch: int, total: int, journal: MetricLogger
 ) -> None:
     method.begin_epoch(epoch, run.recipe.train.epochs)
     if beside.boost is not None:
@@ -138,16 +138,18 @@ def _begin_epoch(
     refresh = harmonizer.last_refresh
     if refresh is not None and refresh.epoch == epoch:
         values, text = describe_refresh(harmonizer, run.images, before)
-        journal.event("refresh", total, epoch, values)
-        journal.say(text)
+        journal.log_event("refresh", total, epoch, values)
+        journal.info(text)
 
 
-def _end_epoch(beside: Companions, epoch: int, total: int, journal: Journal) -> None:
-    if journal.active and beside.labelled is not None:
-        journal.event("health", total, epoch, beside.report())
+def _end_epoch(beside: AuxiliaryState, epoch: int, total: int, journal: MetricLogger) -> None:
+    if journal.active and beside.labeled is not None:
+        journal.log_event("health", total, epoch, beside.report())
 
 
-def _after_step(method: Method, beside: Companions, moment: Moment, shown: list[Shown]) -> Values:
+def _after_step(
+    method: Method, beside: AuxiliaryState, moment: Moment, shown: list[Shown]
+) -> Values:
     """Move teachers and remember what the step showed; numbers for the log."""
     method.after_step(moment.done)
     values: Values = {}
@@ -156,7 +158,9 @@ def _after_step(method: Method, beside: Companions, moment: Moment, shown: list[
     return values
 
 
-def _part(run: Run, batch: Batch, moment: Moment, beside: Companions, shown: list[Shown]) -> Values:
+def _part(
+    run: Run, batch: Batch, moment: Moment, beside: AuxiliaryState, shown: list[Shown]
+) -> Values:
     """Forward of one part of a batch; ``shown`` gets what is to be remembered of the step's parts."""
     recipe = run.recipe
     if len(shown) == recipe.train.accumulation:
@@ -168,7 +172,7 @@ def _part(run: Run, batch: Batch, moment: Moment, beside: Companions, shown: lis
     precision = recipe.train.precision
     with torch.autocast(index.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = run.model(views, weights)
-    length = embedding_norm(*output.embeddings, everyone=moment.logged)
+    length = embedding_norm(*output.embeddings, gathered=moment.logged)
     values: Values = {"loss": output.loss, "ssl": output.loss, "embedding_norm": length}
     if harmonizer is not None:
         values["gh"] = harmonizer(*output.embeddings)
@@ -190,14 +194,14 @@ def _detached(output: MethodOutput) -> MethodOutput:
     )
 
 
-def _views(recipe: Recipe, batch: Batch, beside: Companions) -> list[Tensor]:
+def _views(recipe: Recipe, batch: Batch, beside: AuxiliaryState) -> list[Tensor]:
     """Two full views and the local crops."""
-    crops, draws, local_crops, local_draws, index = batch
+    crops, random_params, local_crops, local_draws, index = batch
     augment, boost = recipe.data.augment, beside.boost
     strength = boost.strength(index) if boost is not None else None
     ops = recipe.boost.ops if recipe.boost is not None else 1
-    views = render_views(crops, draws, augment, strength=strength, ops=ops)
-    views += render_local_views(
+    views = augment_views(crops, random_params, augment, strength=strength, ops=ops)
+    views += augment_local_views(
         local_crops, local_draws, augment, size=crops.shape[-1], strength=strength, ops=ops
     )
     if recipe.train.channels_last:

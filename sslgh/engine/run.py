@@ -14,22 +14,27 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import nn
 
-from sslgh.data import BatchOrder, ImageSet
-from sslgh.data.image_list import IMAGES, image_fingerprint, record_text
+from sslgh.data import ImageSet, ResumableBatchSampler
+from sslgh.data.run_images import IMAGES, image_fingerprint, record_text
+from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import (
     CheckpointError,
     Progress,
-    Setting,
+    RunEnvironment,
     load_checkpoint,
     read_progress,
 )
-from sslgh.engine.checkpoint_folder import last_whole_checkpoint, list_checkpoints, tidy
-from sslgh.engine.journal import METRICS
-from sslgh.engine.quarantine import Quarantine
-from sslgh.engine.run_directory import check_directory, open_directory, read_status, write_text
-from sslgh.engine.sharding import make_shardable
+from sslgh.engine.checkpoint_manager import last_whole_checkpoint, list_checkpoints, tidy
+from sslgh.engine.fsdp import prepare_for_fsdp
+from sslgh.engine.launch import (
+    check_num_processes,
+    describe_processes,
+    package_versions,
+    run_on_main,
+)
+from sslgh.engine.logger import METRICS
+from sslgh.engine.run_dir import check_directory, open_directory, read_status, write_text
 from sslgh.engine.small_maps import refuse_small_maps
-from sslgh.engine.world import check_world, describe_world, from_main, world_environment
 from sslgh.recipe import Recipe, RecipeError
 
 Sequence = Callable[[int], NDArray[np.int64]]
@@ -42,8 +47,8 @@ class Run:
     Attributes:
         module: The bare module that is trained.
         model: What Accelerate made of it.
-        memory: State beside the module that belongs to a checkpoint: a harmonizer, a moving average.
-        lock: What keeps other processes out of the directory, on process 0, until `unlocked_after`.
+        aux_state: State beside the module that belongs to a checkpoint: a harmonizer, a moving average.
+        lock: What keeps other processes out of the directory, on process 0, until `releasing_lock`.
     """
 
     recipe: Recipe
@@ -51,8 +56,8 @@ class Run:
     images: ImageSet
     module: nn.Module
     model: nn.Module
-    optimiser: torch.optim.Optimizer
-    memory: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    aux_state: nn.Module | None
     lock: int | None = None
 
     @property
@@ -61,10 +66,10 @@ class Run:
         return self.recipe.directory / "checkpoints"
 
     @property
-    def setting(self) -> Setting:
+    def setting(self) -> RunEnvironment:
         """What the numbers depend on beside the recipe."""
         processes = self.accelerator.num_processes
-        return Setting(processes, torch.get_num_threads(), image_fingerprint(self.images))
+        return RunEnvironment(processes, torch.get_num_threads(), image_fingerprint(self.images))
 
 
 def make_run(
@@ -72,27 +77,27 @@ def make_run(
     accelerator: Accelerator,
     images: ImageSet,
     module: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    memory: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    aux_state: nn.Module | None,
 ) -> Run:
     """Prepare the objects for the accelerator's device and processes.
 
     Raises:
-        ShardingError: If FSDP is asked for and cannot train the module.
+        FSDPError: If FSDP is asked for and cannot train the module.
     """
     if accelerator.is_fsdp2:
-        make_shardable(module, memory)
+        prepare_for_fsdp(module, aux_state)
     if recipe.train.precision == "bf16" and accelerator.device.type == "cpu":
         refuse_small_maps(module)
     # The schedule is not prepared: Accelerate would step it once a process.
-    model, optimiser = accelerator.prepare(module, optimiser)
-    if memory is not None:
-        memory = memory.to(accelerator.device)
-    return Run(recipe, accelerator, images, module, model, optimiser, memory)
+    model, optimizer = accelerator.prepare(module, optimizer)
+    if aux_state is not None:
+        aux_state = aux_state.to(accelerator.device)
+    return Run(recipe, accelerator, images, module, model, optimizer, aux_state)
 
 
 @contextmanager
-def unlocked_after(run: Run) -> Iterator[None]:
+def releasing_lock(run: Run) -> Iterator[None]:
     """Let other processes into the run directory when this block is left."""
     try:
         yield
@@ -103,14 +108,14 @@ def unlocked_after(run: Run) -> Iterator[None]:
 
 
 def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Whether the run directory holds this run, finished; a collective.
+    """Whether the run directory holds this run, finished. Collective: call it on every rank.
 
     Raises:
         RecipeError: If it holds another run, or processes see different directories.
-        WorldError: If another number of processes was asked for.
+        LaunchError: If another number of processes was asked for.
     """
     directory = recipe.directory
-    check_world(accelerator, recipe.train.processes)
+    check_num_processes(accelerator, recipe.train.processes)
     known = check_directory(recipe)
     done = known and read_status(directory).get("state") == "done"
     latest = [path.name for path in list_checkpoints(directory / "checkpoints")[-1:]]
@@ -125,7 +130,7 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
 
 
 def open_run(run: Run, said: Iterable[str], *, note: str = "") -> Progress:
-    """Make or find the run directory, and restore the last whole checkpoint; a collective.
+    """Make or find the run directory, and restore the last whole checkpoint. Collective: call it on every rank.
 
     Args:
         run: Fresh from `make_run`.
@@ -140,24 +145,26 @@ def open_run(run: Run, said: Iterable[str], *, note: str = "") -> Progress:
         CheckpointError: If the checkpoint to go on from cannot be used, or is of other images.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    batch_order(run, Progress())  # refuses an impossible batch before anything is written
+    batch_sampler(run, Progress())  # refuses an impossible batch before anything is written
     _check_images(run)
-    world = describe_world(accelerator) + note
+    world = describe_processes(accelerator) + note
     accelerator.print(f"{recipe.name}: {len(run.images)} images, {world}")
     for sentence in said:
         accelerator.print(sentence)
-    found = from_main(lambda: _find(run, world), accelerator)
+    found = run_on_main(lambda: _find(run, world), accelerator)
     if found is None:
         return Progress()
     progress, setting = read_progress(found)
     _check_setting(run, setting)
-    load_checkpoint(found, module=run.module, memory=run.memory, optimiser=run.optimiser)
-    accelerator.print(f"going on from epoch {progress.epoch}, step {progress.total} ({found})")
+    load_checkpoint(found, module=run.module, aux_state=run.aux_state, optimizer=run.optimizer)
+    accelerator.print(
+        f"going on from epoch {progress.epoch}, step {progress.global_step} ({found})"
+    )
     return progress
 
 
 def _check_images(run: Run) -> None:
-    """A collective.
+    """Collective: call it on every rank.
 
     Raises:
         RecipeError: If processes list other images, whose positions would then mean other files.
@@ -172,7 +179,7 @@ def _check_images(run: Run) -> None:
 
 def _find(run: Run, world: str) -> Path | None:
     """The checkpoint to go on from, after the directory is in order; process 0 only."""
-    run.lock = open_directory(run.recipe, {"world": world, **world_environment()})
+    run.lock = open_directory(run.recipe, {"world": world, **package_versions()})
     if not (run.recipe.directory / IMAGES).exists():
         write_text(run.recipe.directory / IMAGES, record_text(run.images))
     tidy(run.checkpoints)
@@ -186,7 +193,7 @@ def _find(run: Run, world: str) -> Path | None:
     return found
 
 
-def _check_setting(run: Run, before: Setting) -> None:
+def _check_setting(run: Run, before: RunEnvironment) -> None:
     """Say what keeps the run from going on to the same bits.
 
     Raises:
@@ -207,32 +214,32 @@ def _check_setting(run: Run, before: Setting) -> None:
             )
 
 
-def batch_order(
-    run: Run, progress: Progress, sequence: Sequence | None = None, *, views: int = 2
-) -> BatchOrder:
+def batch_sampler(
+    run: Run, progress: Progress, epoch_indices: Sequence | None = None, *, views: int = 2
+) -> ResumableBatchSampler:
     """This process's batches from ``progress`` on.
 
     Args:
         run: Its recipe and processes.
         progress: Where to begin.
-        sequence: Positions of an epoch, as `class_sampling` gives them; None: each image once.
+        epoch_indices: Positions of an epoch, as `class_sampling` gives them; None: each image once.
         views: Of an image; batch statistics need two rows.
     """
     train = run.recipe.train
-    order = BatchOrder(
+    order = ResumableBatchSampler(
         len(run.images),
         train.batch_size,
         seed=run.recipe.seed,
         epochs=train.epochs,
         drop_last=train.drop_last,
         rank=run.accelerator.process_index,
-        world=run.accelerator.num_processes,
+        world_size=run.accelerator.num_processes,
         accumulation=train.accumulation,
-        sequence=sequence,
+        epoch_indices=epoch_indices,
         smallest_part=1 if views > 1 else 2,
     )
     at = within(progress, order.steps_per_epoch)
-    return order.starting(at.epoch, at.step)
+    return order.starting(at.epoch, at.step_in_epoch)
 
 
 def within(progress: Progress, steps_per_epoch: int) -> Progress:
@@ -241,15 +248,15 @@ def within(progress: Progress, steps_per_epoch: int) -> Progress:
     More processes may leave out a small last batch that fewer of them took.
 
     Examples:
-        >>> within(Progress(epoch=1, step=3, total=7), 3)
-        Progress(epoch=1, step=3, total=6, skipped=0)
+        >>> within(Progress(epoch=1, step_in_epoch=3, global_step=7), 3)
+        Progress(epoch=1, step_in_epoch=3, global_step=6, skipped_in_a_row=0)
     """
-    step = min(progress.step, steps_per_epoch)
+    step = min(progress.step_in_epoch, steps_per_epoch)
     total = progress.epoch * steps_per_epoch + step
-    return progress._replace(step=step, total=total)
+    return progress._replace(step_in_epoch=step, global_step=total)
 
 
-def open_quarantine(batches: Iterator[Any], run: Run, directory: Path | None) -> Quarantine:
+def watch_broken_images(batches: Iterator[Any], run: Run, directory: Path | None) -> BrokenImages:
     """A loader's batches, watched for images that cannot be read.
 
     Args:
@@ -260,7 +267,7 @@ def open_quarantine(batches: Iterator[Any], run: Run, directory: Path | None) ->
     Raises:
         DataError: If the report of before is damaged.
     """
-    return Quarantine(
+    return BrokenImages(
         batches,
         run.images,
         share=run.recipe.data.broken_share,

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the optimiser step: nothing to prepare or resume."""
+"""The learning rate as a pure function of the optimizer step: nothing to prepare or resume."""
 
 import math
 
@@ -8,7 +8,7 @@ from sslgh.recipe import Optim
 def learning_rate(
     step: int, optim: Optim, *, steps_per_epoch: int, epochs: int, gh_start: int | None
 ) -> float:
-    """Learning rate of an optimiser step.
+    """Learning rate of an optimizer step.
 
     Linear warm-up from 0, then a cosine to ``lr_end``; or, for ``gh-two-stage`` (the GH code),
     a cosine to ``lr_mid`` at the step where GH begins and a second one from there to ``lr_end``;
@@ -17,7 +17,7 @@ def learning_rate(
     Args:
         step: From 0.
         optim: The recipe's settings.
-        steps_per_epoch: Optimiser steps an epoch.
+        steps_per_epoch: Optimizer steps an epoch.
         epochs: Of the whole run.
         gh_start: Epoch in which GH begins; for ``gh-two-stage``.
 

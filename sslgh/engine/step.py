@@ -1,4 +1,4 @@
-"""One step of training: the parts of a global batch, a verdict on their numbers, the optimiser."""
+"""One step of training: the parts of a global batch, a verdict on their numbers, the optimizer."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sslgh.distributed import any_of
-from sslgh.engine.finite import BufferBackup, find_fault, gradient_norm
-from sslgh.engine.journal import Journal
-from sslgh.engine.optimiser import set_learning_rate
-from sslgh.engine.quarantine import Quarantine
+from sslgh.engine.broken_images import BrokenImages
+from sslgh.engine.finite import BufferSnapshot, gradient_norm, non_finite_reason
+from sslgh.engine.logger import MetricLogger
+from sslgh.engine.optim import set_learning_rate
 from sslgh.engine.run import Run
 from sslgh.engine.signals import StopRequest
 
@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
     Attributes:
         epoch: From 0.
-        total: Optimiser steps of the run, this one included.
+        total: Optimizer steps of the run, this one included.
         done: Share of the run's steps, this one included, in (0, 1].
         logged: Whether the numbers of this step are written down.
         shares: The share of the step's images in each of its parts.
@@ -46,7 +46,7 @@ class Task:
         part: Forward of one part of a batch; its numbers, ``loss`` among them.
         begin_epoch: Called with epoch, step and journal before the first step of an epoch, and
             again when a run is resumed within it.
-        after_step: Called after the optimiser's step, and not for a step that was skipped; more
+        after_step: Called after the optimizer's step, and not for a step that was skipped; more
             numbers.
         skip_step: Called instead of it for a step that was skipped.
         end_epoch: Called with epoch, step and journal before the checkpoint of an epoch.
@@ -54,10 +54,10 @@ class Task:
     """
 
     part: Callable[[Batch, Moment], Values]
-    begin_epoch: Callable[[int, int, Journal], None] | None = None
+    begin_epoch: Callable[[int, int, MetricLogger], None] | None = None
     after_step: Callable[[Moment], Values] | None = None
     skip_step: Callable[[], None] | None = None
-    end_epoch: Callable[[int, int, Journal], None] | None = None
+    end_epoch: Callable[[int, int, MetricLogger], None] | None = None
     watch: Callable[[dict[str, float]], str | None] | None = None
 
 
@@ -66,7 +66,7 @@ class Taken(NamedTuple):
 
     Attributes:
         values: Its numbers.
-        fault: What of it was not finite, so that nothing was learnt; None where all was.
+        fault: What of it was not finite, so that nothing was learned; None where all was.
         stop: Whether a process was asked to stop.
         broken: Whether a process met images that cannot be read.
     """
@@ -80,14 +80,14 @@ class Taken(NamedTuple):
 def take_step(
     run: Run,
     task: Task,
-    batches: Quarantine,
+    batches: BrokenImages,
     moment: Moment,
     rate: float,
     *,
     stop: StopRequest | None = None,
-    backup: BufferBackup | None = None,
+    backup: BufferSnapshot | None = None,
 ) -> Taken:
-    """One optimiser step over all parts of a global batch; a collective.
+    """One optimizer step over all parts of a global batch. Collective: call it on every rank.
 
     Args:
         run: What is trained.
@@ -104,8 +104,8 @@ def take_step(
     recipe, accelerator = run.recipe, run.accelerator
     # Dropout and stochastic depth draw from (seed, step, process): no random state to save.
     torch.manual_seed(recipe.seed + 1_000_003 * moment.total + 7_919 * accelerator.process_index)
-    set_learning_rate(run.optimiser, rate)
-    run.optimiser.zero_grad()
+    set_learning_rate(run.optimizer, rate)
+    run.optimizer.zero_grad()
     if backup is not None:
         backup.keep()
     parts = []
@@ -114,7 +114,7 @@ def take_step(
         with nullcontext() if last else accelerator.no_sync(run.model):
             parts.append(_part(run, task, next(batches), moment, moment.shares[part]))
     norm = gradient_norm(run.model)
-    fault = find_fault(parts, norm, run.model)
+    fault = non_finite_reason(parts, norm, run.model)
     asked = stop is not None and stop.asked
     # One collective a step, so that all processes skip, stop and report together.
     report = batches.failed or (moment.logged and batches.news)
@@ -129,7 +129,7 @@ def take_step(
         return Taken(parts[-1], fault, stopping, broken)
     if recipe.optim.clip is not None:
         nn.utils.clip_grads_with_norm_(run.model.parameters(), recipe.optim.clip, norm)
-    run.optimiser.step()
+    run.optimizer.step()
     more = task.after_step(moment) if task.after_step is not None else {}
     return Taken(parts[-1] | {"grad_norm": norm} | more, None, stopping, broken)
 

@@ -6,8 +6,8 @@ from sslgh.evaluation.features import cached_features, extract_features
 from sslgh.evaluation.probing import check_probes, probe_backbone, probe_features
 from sslgh.evaluation.protocols import PROTOCOLS
 from sslgh.evaluation.results import Result, Scores, Spread, read_results, write_results
-from sslgh.evaluation.scoring import group_tightness, judge
-from sslgh.evaluation.supervised import judge_run
+from sslgh.evaluation.scoring import evaluate_scores, group_tightness
+from sslgh.evaluation.supervised import evaluate_run
 from sslgh.evaluation.table import comparison_table
 
 __all__ = [
@@ -21,10 +21,10 @@ __all__ = [
     "class_table",
     "comparison_table",
     "details_table",
+    "evaluate_run",
+    "evaluate_scores",
     "extract_features",
     "group_tightness",
-    "judge",
-    "judge_run",
     "load_feature_file",
     "probe_backbone",
     "probe_features",

@@ -34,19 +34,19 @@ def check_probe(probe: Probe, *, num_classes: int, images: int) -> None:
         raise DataError(
             f"probe {protocol.name} asks for {probe.folds} folds of {images} training images; lower folds"
         )
-    if protocol.heads is None and probe.neighbours > images:
+    if protocol.heads is None and probe.neighbors > images:
         raise DataError(
-            f"probe knn asks {probe.neighbours} neighbours to vote, but there are {images} training images; lower "
-            "neighbours"
+            f"probe knn asks {probe.neighbors} neighbors to vote, but there are {images} training images; lower "
+            "neighbors"
         )
 
 
 def _read(protocol: Protocol) -> tuple[str, ...]:
     if protocol.heads is None:
-        return ("neighbours",)
+        return ("neighbors",)
     if protocol.train != "longtail":
         return ("seeds",)  # the rest is the paper's
-    return tuple(name for name in Probe.model_fields if name not in {"protocol", "neighbours"})
+    return tuple(name for name in Probe.model_fields if name not in {"protocol", "neighbors"})
 
 
 def _check_settings(probe: Probe, protocol: Protocol) -> None:

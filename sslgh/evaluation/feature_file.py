@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslgh.data.arrays import UNREADABLE
-from sslgh.data.images import check_classes
+from sslgh.data.image_set import check_classes
 
 
 class FeatureFile(NamedTuple):

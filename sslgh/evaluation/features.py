@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from sslgh.data import DataError, ImageSet, Plain, Weak, normalize
+from sslgh.data import DataError, EvalDataset, ImageSet, Weak, normalize
 from sslgh.distributed import gather
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def cached_features(
     Raises:
         DataError: If an image cannot be read: an accuracy over fewer images is another number.
     """
-    dataset = Weak(images, size=size, seed=0) if weak else Plain(images, size=size)
+    dataset = Weak(images, size=size, seed=0) if weak else EvalDataset(images, size=size)
     view = f"{type(dataset).__name__} size {size} seed 0 version {VERSION}"
     features = None
     if accelerator.is_main_process:  # the others would read all the files once more

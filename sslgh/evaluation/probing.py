@@ -15,37 +15,37 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.classify import Head, TrainedHeads, train_heads
+from sslgh.classify import Head, HeadEnsemble, train_heads
 from sslgh.data import ImageSet, input_size
 from sslgh.evaluation.checks import check_features, check_probe
-from sslgh.evaluation.choices import candidates, choose, expected_prior, settings_of
 from sslgh.evaluation.features import cached_features
+from sslgh.evaluation.probe_settings import candidates, choose, expected_prior, settings_of
 from sslgh.evaluation.protocols import (
-    NEIGHBOUR_TEMPERATURE,
+    NEIGHBOR_TEMPERATURE,
     PROTOCOLS,
-    LabelledImages,
+    LabeledImages,
     Protocol,
-    labelled_images,
+    labeled_images,
     training_images,
     training_rows,
 )
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import (
     answers,
+    evaluate_scores,
     group_tightness,
-    judge,
     judge_answers,
     rows_at_once,
 )
 from sslgh.evaluation.settings import probe_settings
 from sslgh.evaluation.unreadable import unreadable_names, without
-from sslgh.functional.neighbours import nearest_neighbour_votes
+from sslgh.functional.neighbors import nearest_neighbor_votes
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
 
 log = logging.getLogger(__name__)
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 # Test images that heads score at once.
 MOST_ROWS = 8192
 
@@ -78,7 +78,7 @@ def check_probes(data: Data, probes: Sequence[Probe], directory: Path | None = N
     """
     if not probes:
         return
-    _chosen_images(probes, labelled_images(data, directory))
+    _chosen_images(probes, labeled_images(data, directory))
 
 
 def probe_backbone(
@@ -106,8 +106,8 @@ def probe_backbone(
     """
     if not recipe.probe:
         return []
-    images = labelled_images(recipe.data, directory)
-    tell(images.said, accelerator)
+    images = labeled_images(recipe.data, directory)
+    print_stderr(images.said, accelerator)
     size = input_size(recipe.data, images.whole)
 
     def features(part: ImageSet, *, weak: bool = False) -> Features | None:
@@ -140,7 +140,7 @@ def probe_backbone(
     return shared[0]
 
 
-def _chosen_images(probes: Sequence[Probe], images: LabelledImages) -> list[ImageSet]:
+def _chosen_images(probes: Sequence[Probe], images: LabeledImages) -> list[ImageSet]:
     """The training images of every probe, all of them checked."""
     chosen = [training_images(PROTOCOLS[probe.protocol], images) for probe in probes]
     for probe, part in zip(probes, chosen, strict=True):
@@ -229,7 +229,7 @@ def _run(
     chosen: dict[str, dict[str, float | None]] = {}
     if protocol.heads is None:
         votes = _votes(probe, train, test, len(counts))
-        scores = {"knn": judge(votes[None], test.labels, counts)}
+        scores = {"knn": evaluate_scores(votes[None], test.labels, counts)}
     else:
         found = candidates(protocol, probe)
         heads = choose(found, *train, num_classes=len(counts), probe=probe, protocol=protocol)
@@ -257,13 +257,13 @@ def _run(
 
 def _votes(probe: Probe, train: Features, test: Features, num_classes: int) -> Tensor:
     """Log of the shares of the votes, (N, C): their softmax is the shares again."""
-    votes = nearest_neighbour_votes(
+    votes = nearest_neighbor_votes(
         test.values,
         train.values,
         train.labels,
         num_classes=num_classes,
-        neighbours=probe.neighbours,
-        temperature=NEIGHBOUR_TEMPERATURE,
+        neighbors=probe.neighbors,
+        temperature=NEIGHBOR_TEMPERATURE,
     )
     # In float64, where the logarithm keeps different shares apart.
     return votes.double().log()
@@ -302,7 +302,7 @@ def _train(
 
 
 def _judge_head(
-    trained: TrainedHeads,
+    trained: HeadEnsemble,
     head: Head,
     test: Features,
     counts: Tensor,
@@ -316,7 +316,7 @@ def _judge_head(
     return judge_answers(found, test.labels, counts, weight_norms=trained.weight_norms(head))
 
 
-def tell(sentences: Sequence[str], accelerator: Accelerator) -> None:
+def print_stderr(sentences: Sequence[str], accelerator: Accelerator) -> None:
     """Say what has changed since the run began, on the main process alone."""
     if accelerator.is_main_process:
         for sentence in sentences:
@@ -330,4 +330,4 @@ def loader_workers(data: Data, images: ImageSet) -> int:
     if images.in_memory:
         return 0
     cores = os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(MAX_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -20,7 +20,7 @@ from sslgh.recipe.schema import Probe
 BALANCED = 1.5
 # Which images of a class are the shots.
 SHOTS_SEED = 0
-NEIGHBOUR_TEMPERATURE = 0.1
+NEIGHBOR_TEMPERATURE = 0.1
 
 # Linear probing of the Geometric Harmonization paper (arXiv:2310.17622) as its code does it.
 GH_HEADS = HeadTraining(
@@ -30,11 +30,11 @@ GH_HEADS = HeadTraining(
     lr_end=1e-6,
     weight_decay=5e-6,
     decay_bias=True,
-    standardise=False,
+    standardize=False,
 )
 
 # Chosen on hold-out parts of the CIFAR training splits (random-patch features, 512 wide, imbalance 100), never on a
-# test set. Standardised, since features of different backbones differ in scale by orders of magnitude while Adam's
+# test set. Standardized, since features of different backbones differ in scale by orders of magnitude while Adam's
 # steps do not. Batches of 128: 40 epochs are then enough steps for a set of a few hundred images, and the pairs of
 # the embedding term stay cheap. Three seeds of four objectives on 10,847 x 512 with 100 classes: 45 s on one core.
 LONGTAIL_HEADS = HeadTraining(epochs=40, batch_size=128, lr=1e-2, lr_end=1e-4, weight_decay=1e-3)
@@ -52,7 +52,7 @@ class Protocol:
             ``longtail``: the images of pretraining, with their labels.
         shots: Images of each class for ``shots``.
         weak: Training features are those of a weakly augmented view, drawn once.
-        heads: How heads are trained; None: the nearest neighbours vote.
+        heads: How heads are trained; None: the nearest neighbors vote.
     """
 
     name: str
@@ -77,7 +77,7 @@ PROTOCOLS = {
         Protocol(
             "longtail",
             1,
-            "long-tailed labels; standardised, Adam 1e-2 to 1e-4, 40 epochs, batch 128",
+            "long-tailed labels; standardized, Adam 1e-2 to 1e-4, 40 epochs, batch 128",
             "longtail",
             heads=LONGTAIL_HEADS,
         ),
@@ -94,8 +94,8 @@ def objectives(protocol: Protocol, probe: Probe) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """All the labelled images of a data section.
+class LabeledImages:
+    """All the labeled images of a data section.
 
     Attributes:
         whole: The training split as the source has it.
@@ -112,7 +112,7 @@ class LabelledImages:
     said: list[str]
 
 
-def labelled_images(data: Data, directory: Path | None = None) -> LabelledImages:
+def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
     """Load what a probe needs.
 
     Args:
@@ -130,15 +130,15 @@ def labelled_images(data: Data, directory: Path | None = None) -> LabelledImages
         )
     if test is None or test.labels is None:
         raise DataError(
-            f"a probe needs labelled test images, and source {data.source} at {data.root} has none; set "
+            f"a probe needs labeled test images, and source {data.source} at {data.root} has none; set "
             "data.test_root or leave probe out"
         )
     assert test.class_names == whole.class_names  # the sources number both splits alike
     longtail, counts, said = remaining_images(directory, data, whole)
-    return LabelledImages(whole, longtail, counts, test, said)
+    return LabeledImages(whole, longtail, counts, test, said)
 
 
-def training_images(protocol: Protocol, images: LabelledImages) -> ImageSet:
+def training_images(protocol: Protocol, images: LabeledImages) -> ImageSet:
     """The images a protocol trains on.
 
     Raises:

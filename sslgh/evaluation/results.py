@@ -66,9 +66,9 @@ class Result:
         settings: Everything that was set.
         class_names: C names.
         group_counts: Images of each class by which classes are many-, medium- or few-shot: those of pretraining.
-        train_counts: Images of each class that the heads, or the neighbours, had.
+        train_counts: Images of each class that the heads, or the neighbors, had.
         test_counts: Test images of each class.
-        scores: By objective; ``knn`` for the neighbours.
+        scores: By objective; ``knn`` for the neighbors.
         tightness: ``train`` and ``test``: for each convention the mean of `class_tightness` of the features over
             the classes of a group, and over all classes.
         chosen: For each objective what was chosen on the training images: ``tau`` (None: it reads none), ``lr``,

@@ -20,15 +20,15 @@ from sslgh.functional.tightness import class_tightness
 CHUNK = 2**24
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """The class of the highest score (S, N), and what the softmax of the scores gives it (S, N)."""
 
     classes: Tensor
     confidence: Tensor
 
 
-def answers(parts: Iterable[Tensor]) -> Answers:
-    """Answers by class scores that come in parts of the images.
+def answers(parts: Iterable[Tensor]) -> Predictions:
+    """Predictions by class scores that come in parts of the images.
 
     Args:
         parts: Scores (S, N_p, C); of equal ones the first class is the answer.
@@ -37,7 +37,7 @@ def answers(parts: Iterable[Tensor]) -> Answers:
         ValueError: If the scores of an image are no distribution: nan, inf, or all -inf.
     """
     classes, confidence = zip(*(_answers(part) for part in parts), strict=True)
-    found = Answers(torch.cat(classes, dim=1), torch.cat(confidence, dim=1))
+    found = Predictions(torch.cat(classes, dim=1), torch.cat(confidence, dim=1))
     if broken := int(found.confidence.isnan().any(0).sum()):
         raise ValueError(
             f"class scores must be finite, or -inf for what is never predicted, but those of {broken} of "
@@ -46,11 +46,11 @@ def answers(parts: Iterable[Tensor]) -> Answers:
     return found
 
 
-def _answers(scores: Tensor) -> Answers:
+def _answers(scores: Tensor) -> Predictions:
     classes = scores.argmax(-1)
     exact = scores.double()
     best = exact.gather(-1, classes[..., None])[..., 0]
-    return Answers(classes, (best - exact.logsumexp(-1)).exp())
+    return Predictions(classes, (best - exact.logsumexp(-1)).exp())
 
 
 def rows_at_once(per_image: int) -> int:
@@ -58,7 +58,7 @@ def rows_at_once(per_image: int) -> int:
     return max(1, CHUNK // per_image)
 
 
-def judge(
+def evaluate_scores(
     scores: Tensor, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
 ) -> Scores:
     """Everything that class scores on a test set tell, by both conventions of groups.
@@ -86,9 +86,9 @@ def judge(
 
 
 def judge_answers(
-    found: Answers, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
+    found: Predictions, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
 ) -> Scores:
-    """`judge` for scores too many to hold at once.
+    """`evaluate_scores` for scores too many to hold at once.
 
     Raises:
         ValueError: If a label is no class, or shapes disagree.
@@ -128,7 +128,7 @@ def _metrics(
 
 
 def _check(
-    found: Answers, labels: Tensor, group_counts: Tensor, weight_norms: Tensor | None
+    found: Predictions, labels: Tensor, group_counts: Tensor, weight_norms: Tensor | None
 ) -> None:
     num_classes = len(group_counts)
     low, high = int(labels.min()), int(labels.max())
@@ -154,7 +154,7 @@ def group_tightness(
     values = torch.stack([class_tightness(z, labels, len(group_counts)) for z in embeddings]).mean(
         0
     )
-    everyone = {"average": torch.ones_like(group_counts, dtype=torch.bool)}
+    gathered = {"average": torch.ones_like(group_counts, dtype=torch.bool)}
     test_counts = None
     if test_labels is not None:
         test_counts = torch.bincount(test_labels, minlength=len(group_counts))
@@ -162,7 +162,7 @@ def group_tightness(
         convention: shot_groups(group_counts, convention=convention, test_counts=test_counts)
         for convention in CONVENTIONS
     }
-    return {name: group_means(values, masks | everyone) for name, masks in groups.items()}
+    return {name: group_means(values, masks | gathered) for name, masks in groups.items()}
 
 
 def _known(values: Tensor) -> list[float | None]:

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 from sslgh.classify import OBJECTIVES, Objective
-from sslgh.evaluation.choices import candidates
-from sslgh.evaluation.protocols import NEIGHBOUR_TEMPERATURE, Protocol, objectives
+from sslgh.evaluation.probe_settings import candidates
+from sslgh.evaluation.protocols import NEIGHBOR_TEMPERATURE, Protocol, objectives
 from sslgh.recipe.schema import Probe
 
 # Settings of which a probe may give several.
@@ -15,7 +15,7 @@ def probe_settings(probe: Probe, protocol: Protocol) -> dict[str, object]:
     """All that was set, and nothing that this protocol does not read; of several values all."""
     settings = asdict(protocol)
     if protocol.heads is None:
-        return settings | {"neighbours": probe.neighbours, "temperature": NEIGHBOUR_TEMPERATURE}
+        return settings | {"neighbors": probe.neighbors, "temperature": NEIGHBOR_TEMPERATURE}
     names = objectives(protocol, probe)
     settings |= {"objectives": list(names), "seeds": probe.seeds}
     if protocol.train == "longtail":

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from sslgh.data import ImageSet, input_size, load_images
 from sslgh.data.remaining import renumbered, trained_images
 from sslgh.evaluation.features import cached_features
-from sslgh.evaluation.probing import loader_workers, tell
+from sslgh.evaluation.probing import loader_workers, print_stderr
 from sslgh.evaluation.results import Result, Scores, write_results
-from sslgh.evaluation.scoring import group_tightness, judge
+from sslgh.evaluation.scoring import evaluate_scores, group_tightness
 from sslgh.evaluation.unreadable import unreadable_names, without
 from sslgh.functional import adjust_logits
 from sslgh.models import CosineClassifier
-from sslgh.models.files import load_backbone, load_classifier
+from sslgh.models.serialization import load_backbone, load_classifier
 from sslgh.recipe import Finetune, Recipe
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 PROTOCOL, VERSION = "supervised", 1
 
 
-def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
-    """Judge a finetuned run by the test set and write ``probe/supervised.json``; a collective.
+def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
+    """Judge a finetuned run by the test set and write ``probe/supervised.json``. Collective: call it on every rank.
 
     A network trained with ``ce``, every image drawn alike, is also judged with its logits adjusted afterwards (``la-posthoc``).
     A class without training images is never predicted, said once in the log. Classes and their counts are those
     that the run began with, whatever the source holds by now.
 
     Returns:
-        One result, the same on all processes; none where the data have no labelled test images.
+        One result, the same on all processes; none where the data have no labeled test images.
 
     Raises:
         DataError: If a class of the test images is none of the run's, or the training images are no longer those
@@ -45,10 +45,10 @@ def judge_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     """
     test = load_images(recipe.data, "test")
     if test is None or test.labels is None:
-        accelerator.print(f"{recipe.name}: no labelled test images, so nothing is judged")
+        accelerator.print(f"{recipe.name}: no labeled test images, so nothing is judged")
         return []
     own, class_counts, said = trained_images(recipe.directory, recipe.data)
-    tell(said, accelerator)
+    print_stderr(said, accelerator)
     # By name: a class folder that came since would shift the numbers against the rows of the classifier.
     test = renumbered(test, own.class_names, of="test images")
     counts = torch.from_numpy(class_counts)
@@ -125,7 +125,7 @@ def _judged(
     # The lengths of a cosine classifier decide nothing.
     norms = classifier.weight.norm(dim=1)[None] if isinstance(classifier, nn.Linear) else None
     return {
-        name: judge(
+        name: evaluate_scores(
             values.masked_fill(prior == 0, -math.inf)[None],
             labels,
             counts,

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def unreadable_names(images: ImageSet, directory: Path, accelerator: Accelerator) -> frozenset[str]:
     """Names of the images that the run in ``directory`` found broken and that still are.
 
-    Said once, by the main process; a collective with one answer for all.
+    Said once, by the main process. Collective: call it on every rank with one answer for all.
 
     Args:
         images: The training split.

@@ -1,18 +1,16 @@
 """Pure tensor mathematics: losses, transport, frames and metrics without state or files."""
 
-from sslgh.functional.agreement import normalised_mutual_information, purity
 from sslgh.functional.alignment_uniformity import alignment, uniformity
 from sslgh.functional.barlow_twins import barlow_twins
-from sslgh.functional.class_uniformity import inter_class_uniformity, neighbourhood_uniformity
-from sslgh.functional.contrastive import Gather, nt_xent
-from sslgh.functional.cosine import negative_cosine
-from sslgh.functional.decoupled import decoupled_nt_xent
+from sslgh.functional.class_uniformity import inter_class_uniformity, neighborhood_uniformity
+from sslgh.functional.clustering import normalized_mutual_information, purity
+from sslgh.functional.decoupled_nt_xent import decoupled_nt_xent
 from sslgh.functional.effective_rank import effective_rank
 from sslgh.functional.embedding_hinge import embedding_hinge
 from sslgh.functional.embedding_margin import embedding_margin, has_mate
 from sslgh.functional.embedding_pull import embedding_pull
 from sslgh.functional.focal import focal_cross_entropy
-from sslgh.functional.focal_contrastive import focal_nt_xent
+from sslgh.functional.focal_nt_xent import focal_nt_xent
 from sslgh.functional.frames import simplex_etf, uniform_frame
 from sslgh.functional.harmonization import harmonization_loss
 from sslgh.functional.histogram import entropy, gini
@@ -24,7 +22,7 @@ from sslgh.functional.margin_rules import (
     adjusted_margins,
     balanced_margins,
     effective_number_margins,
-    equalised_margins,
+    equalized_margins,
     plain_margins,
     weighted_adjusted_margins,
 )
@@ -33,6 +31,8 @@ from sslgh.functional.margins import (
     logit_adjusted_cross_entropy,
     margin_cross_entropy,
 )
+from sslgh.functional.negative_cosine import negative_cosine
+from sslgh.functional.nt_xent import Gather, nt_xent
 from sslgh.functional.self_distillation import self_distillation
 from sslgh.functional.sinkhorn import sinkhorn
 from sslgh.functional.supervised_contrastive import (
@@ -62,7 +62,7 @@ __all__ = [
     "embedding_margin",
     "embedding_pull",
     "entropy",
-    "equalised_margins",
+    "equalized_margins",
     "focal_cross_entropy",
     "focal_nt_xent",
     "gini",
@@ -73,8 +73,8 @@ __all__ = [
     "logit_adjusted_cross_entropy",
     "margin_cross_entropy",
     "negative_cosine",
-    "neighbourhood_uniformity",
-    "normalised_mutual_information",
+    "neighborhood_uniformity",
+    "normalized_mutual_information",
     "nt_xent",
     "plain_margins",
     "purity",

@@ -18,7 +18,7 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     """Mean squared distance of the two views of an image on the sphere (arXiv:2005.10242, section 4.1, alpha 2).
 
     Args:
-        z1: First view, shape (N, D). Need not be normalised.
+        z1: First view, shape (N, D). Need not be normalized.
         z2: Second view, shape (N, D).
 
     Returns:
@@ -46,7 +46,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     comes near -2t.
 
     Args:
-        z: Shape (N, D), N at least 2. Need not be normalised.
+        z: Shape (N, D), N at least 2. Need not be normalized.
         t: The paper's t; positive.
 
     Returns:

@@ -6,7 +6,7 @@ Shapes: N images here, M over all processes, D embedding width.
 import torch
 from torch import Tensor
 
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_positive, check_views
 
@@ -25,8 +25,8 @@ def barlow_twins(
 ) -> Tensor:
     """Pull the cross-correlation of two views to the identity (Barlow Twins, eq. 1, arXiv:2103.03230).
 
-    The axes are standardised over the global batch as the paper's code does it: centred, divided by
-    the root of the biased variance plus 1e-5. (Eq. 2 has neither the centring nor the 1e-5.)
+    The axes are standardized over the global batch as the paper's code does it: centered, divided by
+    the root of the biased variance plus 1e-5. (Eq. 2 has neither the centering nor the 1e-5.)
     A weight is a frequency: weight 2 is the image twice in the batch. Only shares of
     their sum enter, so a common factor of the weights changes nothing.
 
@@ -56,7 +56,7 @@ def barlow_twins(
     z1, z2, weights = global_views(z1, z2, weights, gather)
     total = weights.sum()
     share = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-    correlation = _standardised(z1, share).T @ (share[:, None] * _standardised(z2, share))
+    correlation = _standardized(z1, share).T @ (share[:, None] * _standardized(z2, share))
     invariance = (correlation.diagonal() - 1).square().sum()
     return invariance + lambd * off_diagonal(correlation).square().sum()
 
@@ -76,10 +76,10 @@ def global_views(
         raise ValueError(
             f"weights must have shape ({len(z1)},), one an image, got {tuple(weights.shape)}"
         )
-    own = torch.cat([z1, z2, weights.detach().to(z1.dtype)[:, None]], dim=1)
-    everyone = gather(own)[0] if gather else own
+    local = torch.cat([z1, z2, weights.detach().to(z1.dtype)[:, None]], dim=1)
+    gathered = gather(local)[0] if gather else local
     width = z1.shape[1]
-    return everyone[:, :width], everyone[:, width:-1], everyone[:, -1].detach()
+    return gathered[:, :width], gathered[:, width:-1], gathered[:, -1].detach()
 
 
 def off_diagonal(square: Tensor) -> Tensor:
@@ -88,6 +88,6 @@ def off_diagonal(square: Tensor) -> Tensor:
     return square.flatten()[:-1].view(width - 1, width + 1)[:, 1:]
 
 
-def _standardised(z: Tensor, share: Tensor) -> Tensor:
-    centred = z - share @ z
-    return centred * (share @ centred.square() + EPSILON).rsqrt()
+def _standardized(z: Tensor, share: Tensor) -> Tensor:
+    centered = z - share @ z
+    return centered * (share @ centered.square() + EPSILON).rsqrt()

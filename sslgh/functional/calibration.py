@@ -8,7 +8,7 @@ from torch import Tensor
 
 # Of Guo et al. (arXiv:1706.04599), section 5.
 BINS = 15
-# Votes of neighbours and other shares are fractions, which stand on the edges of bins: what is this little
+# Votes of neighbors and other shares are fractions, which stand on the edges of bins: what is this little
 # above an edge is on it, so that rounding does not choose the bin.
 ROUNDING = 1e-6
 

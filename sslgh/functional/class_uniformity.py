@@ -19,7 +19,7 @@ def inter_class_uniformity(means: Tensor) -> Tensor:
     as we remember it.
 
     Args:
-        means: Class means, shape (C, D), C at least 2. Need not be normalised.
+        means: Class means, shape (C, D), C at least 2. Need not be normalized.
 
     Returns:
         Shape (C,), from 0 to 2.
@@ -37,35 +37,35 @@ def inter_class_uniformity(means: Tensor) -> Tensor:
 
 
 @in_float32
-def neighbourhood_uniformity(means: Tensor, neighbours: int) -> Tensor:
+def neighborhood_uniformity(means: Tensor, neighbors: int) -> Tensor:
     """Mean distance of every class to its nearest classes (GH, arXiv:2310.17622; TSC, arXiv:2111.13998).
 
     The papers' number is the mean over the classes, U_k = 1/(Ck) sum_i min_{j_1..j_k} sum_l |m_i - m_{j_l}|;
     larger is better. Recalled like `inter_class_uniformity`.
 
     Args:
-        means: Class means, shape (C, D), C at least 2. Need not be normalised.
-        neighbours: k, from 1 to C - 1.
+        means: Class means, shape (C, D), C at least 2. Need not be normalized.
+        neighbors: k, from 1 to C - 1.
 
     Returns:
         Shape (C,), from 0 to 2.
 
     Raises:
-        ValueError: If there are fewer than two classes or ``neighbours`` is out of range.
+        ValueError: If there are fewer than two classes or ``neighbors`` is out of range.
 
     Examples:
         Two classes share a direction, the third is at a right angle to them:
 
-        >>> neighbourhood_uniformity(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 1)
+        >>> neighborhood_uniformity(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 1)
         tensor([0.0000, 0.0000, 1.4142])
     """
     distances = _distances(means)
-    if not 1 <= neighbours < len(means):
+    if not 1 <= neighbors < len(means):
         raise ValueError(
-            f"neighbours must lie in 1..{len(means) - 1}, all classes but one, got {neighbours}"
+            f"neighbors must lie in 1..{len(means) - 1}, all classes but one, got {neighbors}"
         )
     distances.fill_diagonal_(torch.inf)
-    return distances.topk(neighbours, dim=1, largest=False).values.mean(1)
+    return distances.topk(neighbors, dim=1, largest=False).values.mean(1)
 
 
 def _distances(means: Tensor) -> Tensor:

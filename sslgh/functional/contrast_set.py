@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.shapes import check_labels
 
 
@@ -50,7 +50,7 @@ def contrast_set(
     proxies: Tensor | None = None,
     gather: Gather | None = None,
 ) -> ContrastSet:
-    """Normalise and stack what the anchors are compared with.
+    """Normalize and stack what the anchors are compared with.
 
     Args:
         embeddings: The anchors, shape (N, D), of any length.

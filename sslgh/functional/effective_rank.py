@@ -12,9 +12,9 @@ from sslgh.functional.precision import in_float32
 @torch.no_grad()
 @in_float32
 def effective_rank(z: Tensor) -> Tensor:
-    """Exponential of the entropy of the normalised singular values (RankMe, arXiv:2210.02885).
+    """Exponential of the entropy of the normalized singular values (RankMe, arXiv:2210.02885).
 
-    The rows are taken as they are, neither centred nor normalised, as in the paper: embeddings that
+    The rows are taken as they are, neither centered nor normalized, as in the paper: embeddings that
     share one direction have rank 1, whatever small differences are left. The 1e-7 that the paper adds
     to every share is left out; here 0 log 0 is 0.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslgh.functional.contrast_set import contrast_set
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_prior
 
@@ -31,10 +31,10 @@ def embedding_hinge(
 
     with m_y = tau (pi_min / pi_y)^(1/4), pi_min the smallest positive share: with tau 1 the
     rarest class keeps 0.5 in the cosine, LDAM's largest margin (arXiv:1906.07413). The nearest
-    rival is what :func:`embedding_margin` comes to for a temperature towards 0.
+    rival is what :func:`embedding_margin` comes to for a temperature toward 0.
 
     Args:
-        embeddings: Shape (N, D), of any length; L2-normalised inside.
+        embeddings: Shape (N, D), of any length; L2-normalized inside.
         target: Classes, shape (N,), each with a positive prior.
         prior: Class shares, shape (C,).
         tau: Largest margin, in squared distance; not negative.
@@ -59,12 +59,12 @@ def embedding_hinge(
     if not tau >= 0:
         raise ValueError(f"tau must not be negative, got {tau}")
     check_prior(prior, prior.numel())
-    everyone = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
-    prior = prior.to(everyone.anchors)
+    gathered = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
+    prior = prior.to(gathered.anchors)
     rarest = prior.masked_fill(prior == 0, torch.inf).min()
     margin = tau * (rarest / prior[target, None]) ** 0.25
 
-    similarity = everyone.anchors @ everyone.members.T  # half of 2 - d^2
-    aside = everyone.same | (prior == 0)[everyone.labels]
+    similarity = gathered.anchors @ gathered.members.T  # half of 2 - d^2
+    aside = gathered.same | (prior == 0)[gathered.labels]
     nearest = similarity.masked_fill(aside, -torch.inf).amax(1, keepdim=True)
-    return everyone.mean_over_mates((margin + 2 * (nearest - similarity)).clamp(min=0))
+    return gathered.mean_over_mates((margin + 2 * (nearest - similarity)).clamp(min=0))

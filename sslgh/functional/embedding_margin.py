@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslgh.functional.contrast_set import contrast_set
-from sslgh.functional.contrastive import Gather
 from sslgh.functional.margins import log_prior
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_positive
 
@@ -32,8 +32,8 @@ def has_mate(labels: Tensor, *, gather: Gather | None = None) -> Tensor:
         >>> has_mate(torch.tensor([3, 5, 3]))
         tensor([ True, False,  True])
     """
-    everyone = gather(labels)[0] if gather else labels
-    return (labels[:, None] == everyone).sum(1) > 1
+    gathered = gather(labels)[0] if gather else labels
+    return (labels[:, None] == gathered).sum(1) > 1
 
 
 @in_float32
@@ -58,7 +58,7 @@ def embedding_margin(
     sampling and once by the margin.
 
     Args:
-        embeddings: Shape (N, D), of any length; L2-normalised inside.
+        embeddings: Shape (N, D), of any length; L2-normalized inside.
         target: Classes, shape (N,), each with a positive prior.
         prior: Class shares, shape (C,).
         tau: Strength of the margin; 0 is a plain class-averaged contrast.
@@ -83,13 +83,13 @@ def embedding_margin(
     """
     check_positive(temperature=temperature)
     shift = log_prior(prior.to(embeddings), tau, prior.numel())
-    everyone = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
+    gathered = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
 
-    similarity = everyone.anchors @ everyone.members.T / temperature  # (N, M)
+    similarity = gathered.anchors @ gathered.members.T / temperature  # (N, M)
     # Log of each rival's weight: its class's margin, shared out among the class's members.
-    share = (shift - everyone.class_sizes(len(prior)).log())[everyone.labels]
+    share = (shift - gathered.class_sizes(len(prior)).log())[gathered.labels]
     # A class without share leaves by the mask: -inf in a sum has no gradient where all are.
-    aside = everyone.same | (share == -torch.inf)
+    aside = gathered.same | (share == -torch.inf)
     weighted = similarity + share - shift[target, None]
     rivals = weighted.masked_fill(aside, -torch.inf).logsumexp(1, keepdim=True)
-    return everyone.mean_over_mates(F.softplus(rivals - similarity))
+    return gathered.mean_over_mates(F.softplus(rivals - similarity))

@@ -6,7 +6,7 @@ Shapes: N samples, D width, C classes.
 from torch import Tensor
 
 from sslgh.functional.contrast_set import contrast_set
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_prior
 
@@ -24,7 +24,7 @@ def embedding_pull(
     """Mean squared distance to the mates, weighed by the rarity of the class; no rivals.
 
     One reading of *Embedding and Logit Margins* (arXiv:2204.13208), whose exact form was not
-    at hand: the distribution of the embeddings is regularised and nothing else. For an anchor i
+    at hand: the distribution of the embeddings is regularized and nothing else. For an anchor i
     of class y with mates P(i), d the distance on the unit sphere:
 
         w_y * mean over p in P(i) of d_ip^2
@@ -34,7 +34,7 @@ def embedding_pull(
     distance to the class's mean, without which two mates would be pulled half as hard as many.
 
     Args:
-        embeddings: Shape (N, D), of any length; L2-normalised inside.
+        embeddings: Shape (N, D), of any length; L2-normalized inside.
         target: Classes, shape (N,), each with a positive prior.
         prior: Class shares, shape (C,).
         tau: Strength of the weights; 0 pulls all classes alike.
@@ -59,9 +59,9 @@ def embedding_pull(
     if not tau >= 0:
         raise ValueError(f"tau must not be negative, got {tau}")
     check_prior(prior, prior.numel())
-    everyone = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
-    prior = prior.to(everyone.anchors)
+    gathered = contrast_set(embeddings, target, classes=len(prior), proxies=proxies, gather=gather)
+    prior = prior.to(gathered.anchors)
     rarity = (prior ** (-tau / 4)).where(prior > 0, 0)
     weight = rarity * prior.sum() / (prior * rarity).sum()
-    squares = 2 - 2 * everyone.anchors @ everyone.members.T
-    return weight[target] * everyone.mean_over_mates(squares)
+    squares = 2 - 2 * gathered.anchors @ gathered.members.T
+    return weight[target] * gathered.mean_over_mates(squares)

@@ -40,11 +40,11 @@ def focal_cross_entropy(
     check_labels(logits, target)
     if not gamma >= 0:
         raise ValueError(f"gamma must not be negative, got {gamma}")
-    own = logits.gather(1, target[:, None])
+    local = logits.gather(1, target[:, None])
     rivals = logits.scatter(1, target[:, None], -torch.inf)
     # Fills what is -inf already: logsumexp of nothing else has a gradient of nan.
     rivals = rivals.masked_fill(rivals == -torch.inf, -torch.inf)
-    lead = (rivals.logsumexp(1) - own[:, 0]).clamp(min=torch.finfo(logits.dtype).min)
+    lead = (rivals.logsumexp(1) - local[:, 0]).clamp(min=torch.finfo(logits.dtype).min)
     # log p and log(1 - p) without p, which rounds to 1, where 1 - p and its powers end.
     loss = -torch.exp(gamma * F.logsigmoid(lead)) * F.logsigmoid(-lead)
     if weight is None:

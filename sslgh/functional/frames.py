@@ -89,8 +89,8 @@ def _check_size(num_vertices: int, dim: int) -> None:
 def _simplex(num_vertices: int) -> Tensor:
     """The simplex in its own K - 1 dimensions: an orthonormal basis of the sum-zero space, scaled."""
     k = num_vertices
-    centred = torch.eye(k, dtype=torch.float64) - 1 / k
-    basis = torch.linalg.qr(centred[:, : k - 1]).Q
+    centered = torch.eye(k, dtype=torch.float64) - 1 / k
+    basis = torch.linalg.qr(centered[:, : k - 1]).Q
     simplex: Tensor = (k / (k - 1)) ** 0.5 * basis
     return simplex
 
@@ -112,19 +112,19 @@ def _rotation(rows: int, dim: int, generator: Generator | None) -> Tensor:
 
 
 def _descend(num_vertices: int, dim: int, generator: Generator | None) -> Tensor:
-    """Minimise the soft maximum of the cosines, ever sharper, from a random start."""
+    """Minimize the soft maximum of the cosines, ever sharper, from a random start."""
     free = torch.randn(num_vertices, dim, dtype=torch.float64, generator=generator)
     free.requires_grad_()
-    optimiser = torch.optim.Adam([free])
+    optimizer = torch.optim.Adam([free])
     self_pairs = torch.eye(num_vertices, dtype=torch.bool)
     with torch.enable_grad():
         for sharpness in SHARPNESS:
-            optimiser.param_groups[0]["lr"] = 0.4 / sharpness**0.7
+            optimizer.param_groups[0]["lr"] = 0.4 / sharpness**0.7
             for _ in range(STEPS_EACH):
                 unit = torch.nn.functional.normalize(free)
                 cosines = (unit @ unit.T).masked_fill(self_pairs, -torch.inf)
                 soft_maximum = torch.logsumexp(sharpness * cosines.flatten(), 0) / sharpness
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 soft_maximum.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                optimizer.step()
     return torch.nn.functional.normalize(free.detach())

@@ -32,7 +32,7 @@ def harmonization_loss(
         z2: Second view, shape (N, D).
         vertices: Geometric uniform structure, shape (K, D), unit rows.
         prior: Shares of the surrogate classes, shape (K,).
-        epsilon: Regularisation of Sinkhorn, 1/lambda in the paper.
+        epsilon: Regularization of Sinkhorn, 1/lambda in the paper.
         temperature: Of the geometric prediction, gamma_GH in the paper.
         iterations: Of Sinkhorn.
         tolerance: Of Sinkhorn; see :func:`sinkhorn`.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def entropy(counts: Tensor) -> Tensor:
-    """Entropy of the shares in nats, not normalised: exp(entropy) classes of one size have it.
+    """Entropy of the shares in nats, not normalized: exp(entropy) classes of one size have it.
 
     Args:
         counts: Shape (K,), non-negative, not all 0; integer or not. Empty classes change nothing.

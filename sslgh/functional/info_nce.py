@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_positive, check_views
 
@@ -22,7 +22,7 @@ def info_nce(
     is a negative. Queries are never compared with each other, unlike NT-Xent's anchors.
 
     Args:
-        queries: Shape (N, D). Need not be normalised.
+        queries: Shape (N, D). Need not be normalized.
         keys: Shape (N, D). Gradients flow to them, too: detach what is to stand still.
         temperature: Divides the cosine similarities; positive.
         gather: Stacks the keys over all processes, with gradient, and tells which row is this
@@ -42,9 +42,9 @@ def info_nce(
     """
     check_views(queries, keys)
     check_positive(temperature=temperature)
-    own = F.normalize(keys)
-    everyone, first = gather(own) if gather else (own, 0)
-    logits = (F.normalize(queries) / temperature) @ everyone.T
+    local = F.normalize(keys)
+    gathered, first = gather(local) if gather else (local, 0)
+    logits = (F.normalize(queries) / temperature) @ gathered.T
     positive = torch.arange(first, first + len(keys), device=keys.device)
     return F.cross_entropy(logits, positive, reduction="none")
 
@@ -54,8 +54,8 @@ def queued_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, *, temperature
     """Each query's own key against the keys of earlier batches (MoCo, eq. 1, arXiv:1911.05722).
 
     Args:
-        queries: Shape (N, D). Need not be normalised.
-        keys: Row i is the positive of query i, shape (N, D). Need not be normalised.
+        queries: Shape (N, D). Need not be normalized.
+        keys: Row i is the positive of query i, shape (N, D). Need not be normalized.
         queue: The negatives, shape (K, D), of unit length; no gradient flows to them.
         temperature: Divides the cosine similarities; positive.
 

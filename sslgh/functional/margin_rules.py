@@ -130,7 +130,7 @@ def adaptive_margins(prior: Tensor, *, tau: float = 1.0, num_samples: int | None
 
 
 @in_float32
-def equalised_margins(
+def equalized_margins(
     prior: Tensor, *, tau: float = 1.0, num_samples: int | None = None
 ) -> Margins:
     """Margin Delta_yy' = tau log pi_y', whatever the own class (LA, eq. 6 with F(z) = z^tau).

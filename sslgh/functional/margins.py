@@ -20,7 +20,7 @@ def margin_cross_entropy(
     """Pairwise-margin cross-entropy (LA, eq. 11, arXiv:2007.07314).
 
     alpha_y log(1 + sum over y' != y of exp(Delta_yy' + f_y' - f_y)). Members: cross-entropy
-    (Delta 0), LDAM-like (Delta from pi_y), equalised (from pi_y'), logit adjusted
+    (Delta 0), LDAM-like (Delta from pi_y), equalized (from pi_y'), logit adjusted
     (tau log(pi_y' / pi_y)).
 
     Args:
@@ -46,16 +46,16 @@ def margin_cross_entropy(
         tensor([1.3863])
     """
     check_labels(logits, target)
-    own = logits.gather(1, target[:, None])
+    local = logits.gather(1, target[:, None])
     if isinstance(margin, tuple):
         row, column = margin
         check_prior(row, logits.shape[1])
         check_prior(column, logits.shape[1])
         logits = logits + column
-        own = own - row[target, None]
+        local = local - row[target, None]
     elif margin is not None:
         logits = logits + _rows(margin, logits, target)
-    loss = F.cross_entropy(logits.scatter(1, target[:, None], own), target, reduction="none")
+    loss = F.cross_entropy(logits.scatter(1, target[:, None], local), target, reduction="none")
     if weight is None:
         return loss
     check_prior(weight, logits.shape[1])

@@ -1,4 +1,4 @@
-"""Float32 islands: exp, log and normalise keep their range inside autocast."""
+"""Float32 islands: exp, log and normalize keep their range inside autocast."""
 
 from collections.abc import Callable
 from functools import wraps

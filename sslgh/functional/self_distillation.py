@@ -14,12 +14,12 @@ from sslgh.functional.swapped_assignment import other_views_cross_entropy
 def self_distillation(
     teacher: Tensor,
     student: Tensor,
-    centre: Tensor,
+    center: Tensor,
     *,
     teacher_temperature: float,
     student_temperature: float = 0.1,
 ) -> Tensor:
-    """Cross-entropy of the centred, sharpened teacher and the student (DINO, eq. 3, arXiv:2104.14294).
+    """Cross-entropy of the centered, sharpened teacher and the student (DINO, eq. 3, arXiv:2104.14294).
 
     All pairs of a full view of the teacher and a view of the student but those of the same view.
     No gradient flows to the teacher.
@@ -27,8 +27,8 @@ def self_distillation(
     Args:
         teacher: Logits of the full views, shape (2, N, K).
         student: Logits of all views, shape (V, N, K), the full ones first.
-        centre: Subtracted from the teacher's logits, shape (K,).
-        teacher_temperature: Divides the centred logits; positive, the paper's 0.04 to 0.07.
+        center: Subtracted from the teacher's logits, shape (K,).
+        teacher_temperature: Divides the centered logits; positive, the paper's 0.04 to 0.07.
         student_temperature: Divides the student's logits; positive.
 
     Returns:
@@ -38,7 +38,7 @@ def self_distillation(
         ValueError: If shapes do not fit or a temperature is not positive.
 
     Examples:
-        The centre takes away what the teacher always says; an undecided student then pays log K.
+        The center takes away what the teacher always says; an undecided student then pays log K.
 
         >>> import torch
         >>> always = torch.tensor([5.0, 0.0]).expand(2, 3, 2)
@@ -51,11 +51,11 @@ def self_distillation(
         or len(teacher) != 2
         or len(student) < 2
         or student.shape[1:] != teacher.shape[1:]
-        or centre.shape != teacher.shape[2:]
+        or center.shape != teacher.shape[2:]
     ):
         raise ValueError(
-            f"expected teacher (2, N, K), student (V, N, K) and centre (K,), got "
-            f"{tuple(teacher.shape)}, {tuple(student.shape)} and {tuple(centre.shape)}"
+            f"expected teacher (2, N, K), student (V, N, K) and center (K,), got "
+            f"{tuple(teacher.shape)}, {tuple(student.shape)} and {tuple(center.shape)}"
         )
-    targets = ((teacher.detach() - centre.detach()) / teacher_temperature).softmax(2)
+    targets = ((teacher.detach() - center.detach()) / teacher_temperature).softmax(2)
     return other_views_cross_entropy(targets, student / student_temperature)

@@ -29,7 +29,7 @@ def sinkhorn(
 ) -> Tensor:
     """Surrogate labels whose class sizes follow the prior (GH, eq. 3 and alg. 1, arXiv:2310.17622).
 
-    Maximises <Q, scores> + epsilon * entropy(Q) subject to row sums 1 and column sums
+    Maximizes <Q, scores> + epsilon * entropy(Q) subject to row sums 1 and column sums
     N * prior. Matrix scaling on a kernel into which the scalings are absorbed, in the log
     domain, every 20 iterations: as stable as log-domain Sinkhorn at the price of two
     matrix-vector products an iteration. No gradient flows: the result is a target.
@@ -38,10 +38,10 @@ def sinkhorn(
         scores: Shape (N, K), finite. A leading batch dimension (B, N, K) solves B problems.
         prior: Shares of the classes, shape (K,), non-negative, of any positive sum. A class of
             share 0 receives nothing.
-        epsilon: Entropic regularisation; the paper's lambda is 1 / epsilon = 20.
+        epsilon: Entropic regularization; the paper's lambda is 1 / epsilon = 20.
         iterations: Pairs of column and row updates, at least 1.
         tolerance: Stop once the L1 error of the column sums divided by N is below this, looked
-            at every 20 iterations (which synchronises the device). None runs all iterations.
+            at every 20 iterations (which synchronizes the device). None runs all iterations.
 
     Returns:
         Shape of ``scores``. Rows sum to 1 (the last update); columns to N * prior up to the

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslgh.functional.contrast_set import ContrastSet, contrast_set
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_positive, check_prior
 
@@ -42,9 +42,9 @@ def supervised_contrastive(
         >>> supervised_contrastive(torch.ones(3, 1, 8), torch.tensor([4, 4, 1]), temperature=0.1)
         tensor([0.6931, 0.6931, 0.0000])
     """
-    everyone = _views(z, labels, None, temperature, gather)
-    similarity = everyone.anchors @ everyone.members.T / temperature
-    return _out_form(similarity, similarity, everyone).view(z.shape[:2]).mean(1)
+    gathered = _views(z, labels, None, temperature, gather)
+    similarity = gathered.anchors @ gathered.members.T / temperature
+    return _out_form(similarity, similarity, gathered).view(z.shape[:2]).mean(1)
 
 
 @in_float32
@@ -84,9 +84,9 @@ def balanced_contrastive(
         >>> balanced_contrastive(z, labels, torch.ones(3, 8), temperature=0.1)
         tensor([1.0986, 1.0986, 1.0986, 1.0986])
     """
-    everyone = _views(z, labels, prototypes, temperature, gather)
+    gathered = _views(z, labels, prototypes, temperature, gather)
     share = z.new_zeros(len(prototypes))
-    return _class_averaged(everyone, share, temperature).view(z.shape[:2]).mean(1)
+    return _class_averaged(gathered, share, temperature).view(z.shape[:2]).mean(1)
 
 
 @in_float32
@@ -110,7 +110,7 @@ def rebalanced_contrastive(
         mean over positives p of -log(exp(s_ip) / sum over j of n_j^gamma * mean over k in j of exp(s_ik))
 
     with s the scaled cosine over ``temperature``. The paper also multiplies features by a
-    scalar. After the L2 normalisation, samples and prototypes alike, that is exactly a
+    scalar. After the L2 normalization, samples and prototypes alike, that is exactly a
     temperature of ``temperature / scale^2``, and before it nothing at all: compare with a
     tuned temperature. A factor on the counts adds a constant.
 
@@ -122,7 +122,7 @@ def rebalanced_contrastive(
             0 leaves the denominator, unless ``gamma`` is 0.
         temperature: Divides the scaled similarities; positive.
         gamma: Strength of the balance. 0 with ``scale`` 1 is :func:`balanced_contrastive`.
-        scale: Multiplies the normalised embeddings; positive.
+        scale: Multiplies the normalized embeddings; positive.
         gather: As in :func:`supervised_contrastive`.
 
     Returns:
@@ -142,10 +142,10 @@ def rebalanced_contrastive(
     check_positive(scale=scale)
     if not gamma >= 0:
         raise ValueError(f"gamma must not be negative, got {gamma}")
-    everyone = _views(z, labels, prototypes, temperature, gather)
+    gathered = _views(z, labels, prototypes, temperature, gather)
     check_prior(class_counts, len(prototypes))
     share = gamma * class_counts.to(z.dtype).log() if gamma else z.new_zeros(len(prototypes))
-    return _class_averaged(everyone, share, temperature / scale**2).view(z.shape[:2]).mean(1)
+    return _class_averaged(gathered, share, temperature / scale**2).view(z.shape[:2]).mean(1)
 
 
 def _views(
@@ -162,15 +162,15 @@ def _views(
     return contrast_set(z.flatten(0, 1), each, classes=classes, proxies=prototypes, gather=gather)
 
 
-def _class_averaged(everyone: ContrastSet, share: Tensor, temperature: float) -> Tensor:
+def _class_averaged(gathered: ContrastSet, share: Tensor, temperature: float) -> Tensor:
     """The loss whose denominator is the sum over classes of exp(share) times the class's mean."""
-    similarity = everyone.anchors @ everyone.members.T / temperature
+    similarity = gathered.anchors @ gathered.members.T / temperature
     # The anchor is no member of its own class's mean; the prototype keeps that from being empty.
-    sizes = everyone.class_sizes(len(share))[everyone.labels] - everyone.same.to(similarity)
-    return _out_form(similarity, similarity + share[everyone.labels] - sizes.log(), everyone)
+    sizes = gathered.class_sizes(len(share))[gathered.labels] - gathered.same.to(similarity)
+    return _out_form(similarity, similarity + share[gathered.labels] - sizes.log(), gathered)
 
 
-def _out_form(similarity: Tensor, weighted: Tensor, everyone: ContrastSet) -> Tensor:
+def _out_form(similarity: Tensor, weighted: Tensor, gathered: ContrastSet) -> Tensor:
     """Mean over mates of log sum exp ``weighted`` over all others - ``similarity``, (NV,)."""
-    others = weighted.masked_fill(~everyone.others, -torch.inf)
-    return everyone.mean_over_mates(others.logsumexp(1, keepdim=True) - similarity)
+    others = weighted.masked_fill(~gathered.others, -torch.inf)
+    return gathered.mean_over_mates(others.logsumexp(1, keepdim=True) - similarity)

@@ -6,7 +6,7 @@ Shapes: N images here, M over all processes, V views of which 2 are full, K prot
 import torch
 from torch import Tensor
 
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_positive
 from sslgh.functional.sinkhorn import sinkhorn
@@ -32,7 +32,7 @@ def swapped_assignment(
     Args:
         scores: Cosines of embeddings and prototypes, shape (V, N, K), the full views first.
         temperature: Of the predictions; positive.
-        epsilon: Entropic regularisation of Sinkhorn; positive.
+        epsilon: Entropic regularization of Sinkhorn; positive.
         iterations: Of Sinkhorn.
         queue: Cosines of earlier embeddings of the two full views, shape (2, Q, K), on all processes
             the same. They share in the partition and predict nothing.
@@ -57,9 +57,9 @@ def swapped_assignment(
             f"scores must be (V, N, K) with two full views or more, got {tuple(scores.shape)}"
         )
     images, prototypes = scores.shape[1:]
-    own = scores[:2].detach().transpose(0, 1).contiguous()
-    everyone, first = gather(own) if gather else (own, 0)
-    partitioned = everyone.transpose(0, 1)  # (2, M, K)
+    local = scores[:2].detach().transpose(0, 1).contiguous()
+    gathered, first = gather(local) if gather else (local, 0)
+    partitioned = gathered.transpose(0, 1)  # (2, M, K)
     if queue is not None:
         if queue.ndim != 3 or len(queue) != 2 or queue.shape[2] != prototypes:
             raise ValueError(f"queue must be (2, Q, {prototypes}), got {tuple(queue.shape)}")

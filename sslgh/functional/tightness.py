@@ -21,7 +21,7 @@ def class_tightness(z: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     own was not at hand.
 
     Args:
-        z: Shape (N, D). Need not be normalised.
+        z: Shape (N, D). Need not be normalized.
         labels: Shape (N,), integers in [0, C).
         num_classes: C.
 

@@ -8,9 +8,9 @@ from sslgh.functional.precision import in_float32
 
 @in_float32
 def vertex_scores(z: Tensor, vertices: Tensor) -> Tensor:
-    """Normalised projections on the vertices, as GH's official code takes them.
+    """Normalized projections on the vertices, as GH's official code takes them.
 
-    normalise(z V^T) over K: the cosine inside the span of the vertices. What lies outside
+    normalize(z V^T) over K: the cosine inside the span of the vertices. What lies outside
     the span (29 of 128 dimensions for K = 100) does not count, unlike in the cosine with z
     that eq. 2 of arXiv:2310.17622 is recalled to use; we follow the code.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslgh.functional.barlow_twins import global_views, off_diagonal
-from sslgh.functional.contrastive import Gather
+from sslgh.functional.nt_xent import Gather
 from sslgh.functional.precision import in_float32
 from sslgh.functional.shapes import check_positive
 
@@ -25,7 +25,7 @@ def vicreg(
     weights: Tensor | None = None,
     gather: Gather | None = None,
 ) -> Tensor:
-    """Variance-invariance-covariance regularisation (VICReg, eq. 6, arXiv:2105.04906).
+    """Variance-invariance-covariance regularization (VICReg, eq. 6, arXiv:2105.04906).
 
     Where the paper and its code differ we follow the code, as lightly does: the invariance term is
     a mean over the axes too (eq. 5 sums them), and the variance term is the mean over the two
@@ -33,7 +33,7 @@ def vicreg(
     frequency, n the sum of the weights: weight 2 is the image twice in the batch.
 
     Args:
-        z1: First view, shape (N, D), not normalised.
+        z1: First view, shape (N, D), not normalized.
         z2: Second view, shape (N, D).
         invariance: Weight of the mean squared distance of the views.
         variance: Weight of the hinge that holds the standard deviation of each axis at 1.
@@ -69,9 +69,9 @@ def vicreg(
     distance = share @ (z1 - z2).square().mean(1)
     spread, redundancy = z1.new_zeros(()), z1.new_zeros(())
     for z in (z1, z2):
-        centred = z - share @ z
-        scaled = centred * (weights / (total - 1).clamp(min=1))[:, None]
-        deviation = ((scaled * centred).sum(0) + eps).sqrt()
+        centered = z - share @ z
+        scaled = centered * (weights / (total - 1).clamp(min=1))[:, None]
+        deviation = ((scaled * centered).sum(0) + eps).sqrt()
         spread = spread + F.relu(1 - deviation).mean() / 2
-        redundancy = redundancy + off_diagonal(scaled.T @ centred).square().sum() / z.shape[1]
+        redundancy = redundancy + off_diagonal(scaled.T @ centered).square().sum() / z.shape[1]
     return invariance * distance + variance * spread + covariance * redundancy

@@ -88,8 +88,8 @@ def _turn(cross: Tensor) -> Tensor:
     rank = int((strength > RANK_TOLERANCE * strength[0]).sum())
     free_from, free_to = left[:, rank:], right[rank:].T
     inner, _, outer = torch.linalg.svd(free_from.T @ free_to)
-    turn: Tensor = left[:, :rank] @ right[:rank] + free_from @ (inner @ outer) @ free_to.T
-    return turn
+    rotate: Tensor = left[:, :rank] @ right[:rank] + free_from @ (inner @ outer) @ free_to.T
+    return rotate
 
 
 def _check(means: Tensor, vertices: Tensor) -> None:

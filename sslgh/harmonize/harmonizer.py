@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslgh.data.streams import ORDER, stream
-from sslgh.distributed import broadcast, gather, world
+from sslgh.data.rng import ORDER, rng_for
+from sslgh.distributed import broadcast, dist_info, gather
 from sslgh.functional import harmonization_loss, uniform_frame
-from sslgh.harmonize.hierarchy import balanced_epoch, level_counts
+from sslgh.harmonize.balanced_epochs import balanced_epoch, level_counts
+from sslgh.harmonize.instance_weights import instance_weights
 from sslgh.harmonize.population import BankPopulation, PrototypePopulation
-from sslgh.harmonize.weights import instance_weights
 
 
 class Refresh(NamedTuple):
@@ -48,12 +48,12 @@ class GeometricHarmonizer(nn.Module):
         weights = harmonizer.weights(index)
         output = method(views, weights)
         loss = output.loss + harmonizer(*output.embeddings)
-        ...  # backward, optimiser step
+        ...  # backward, optimizer step
         harmonizer.observe(output.embeddings[0], index)
 
     The default population ("faiss") and instance weights are this project's; the paper is
     ``population="prototypes", weight_power=0``. Make it after torch.distributed is
-    initialised: the memory lives on process 0.
+    initialized: the memory lives on process 0.
 
     With ``resample`` it also says what a loader shows: the positions ``sequence(epoch)``, balanced
     over a hierarchy of clusters of the bank, instead of each image once. They are drawn an epoch
@@ -202,7 +202,7 @@ class GeometricHarmonizer(nn.Module):
         self.last_refresh: Refresh | None = None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the weight of the GH term and refresh the population when due; a collective.
+        """Set the weight of the GH term and refresh the population when due. Collective: call it on every rank.
 
         Idempotent: the last begun epoch is remembered, so that a resume in its middle does not
         cluster a bank that has changed since.
@@ -224,12 +224,12 @@ class GeometricHarmonizer(nn.Module):
             self._refresh(epoch)
         if self.resample:  # this epoch was drawn when the last one began, unless that was left out
             for undrawn in range(max(int(self.epoch) + 2, epoch), epoch + 2):
-                if world().rank == 0:
+                if dist_info().rank == 0:
                     self._draw(undrawn)
                 broadcast(self.sequences[undrawn % 2])
         self.epoch.fill_(epoch)
 
-    def sequence(self, epoch: int) -> NDArray[np.int64]:
+    def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
         """Positions of the images that an epoch shows, in order, shape (N,): with ``resample`` only.
 
         The same on every process, and after a resume.
@@ -272,12 +272,12 @@ class GeometricHarmonizer(nn.Module):
         """
         if self.scale == 0:
             return z1.new_zeros(())
-        everyone, _ = gather(torch.cat([z1, z2], dim=1).float())
-        z1, z2 = everyone.chunk(2, dim=1)
+        gathered, _ = gather(torch.cat([z1, z2], dim=1).float())
+        z1, z2 = gathered.chunk(2, dim=1)
         return self.scale * self.loss(z1, z2, self.vertices, self.expected)
 
     def observe(self, z: Tensor, index: Tensor) -> None:
-        """Remember embeddings (n, D) of the samples at ``index`` (n,), once a step; a collective.
+        """Remember embeddings (n, D) of the samples at ``index`` (n,), once a step. Collective: call it on every rank.
 
         No gradient is kept. Samples that occur twice count once; rows that are not finite are
         left out.
@@ -286,7 +286,7 @@ class GeometricHarmonizer(nn.Module):
 
     def _has_seen(self) -> bool:
         seen = torch.zeros((), device=self.vertices.device)
-        if world().rank == 0:
+        if dist_info().rank == 0:
             seen += self.population.memory.seen.any()
         broadcast(seen)
         return bool(seen)
@@ -294,7 +294,7 @@ class GeometricHarmonizer(nn.Module):
     def _draw(self, epoch: int) -> None:
         shown = balanced_epoch(
             self.clusters.cpu().numpy(),
-            stream(self.seed, ORDER, epoch),
+            rng_for(self.seed, ORDER, epoch),
             most_repeats=int(self.max_weight),
         )
         self.sequences[epoch % 2] = torch.from_numpy(shown)
@@ -312,10 +312,10 @@ class GeometricHarmonizer(nn.Module):
     @torch.no_grad()
     def _refresh(self, epoch: int) -> None:
         old_labels, old_prior = self.labels.clone(), self.prior.clone()
-        if world().rank == 0:
+        if dist_info().rank == 0:
             # Once embeddings were pulled to the vertices, a turn would tear them.
             untouched = epoch <= self.warmup_epochs + 1
-            estimate = self.population.estimate(self.vertices, turn=untouched)
+            estimate = self.population.estimate(self.vertices, rotate=untouched)
             self.labels.copy_(estimate.labels)
             self.prior.copy_(estimate.prior)
             self.vertices.copy_(estimate.vertices)

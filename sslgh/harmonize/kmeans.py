@@ -36,7 +36,7 @@ def spherical_kmeans(
     ``num_clusters``, some clusters stay empty. The same arguments give the same bits.
 
     Args:
-        points: Shape (N, D), any length; they are normalised in float32.
+        points: Shape (N, D), any length; they are normalized in float32.
         num_clusters: M, between 1 and N.
         seed: Of the k-means++ start, 0 or more.
         start: Centroids of an earlier run, shape (at most M, D); k-means++ adds those that are missing.

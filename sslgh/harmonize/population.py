@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sslgh.functional import vertex_scores
 from sslgh.harmonize.alignment import align_vertices, match_groups
-from sslgh.harmonize.groups import find_groups, most_micro
-from sslgh.harmonize.hierarchy import hierarchical_clusters, level_counts
+from sslgh.harmonize.balanced_epochs import hierarchical_clusters, level_counts
+from sslgh.harmonize.ema_bank import EmaBank
 from sslgh.harmonize.kmeans import spherical_kmeans
-from sslgh.harmonize.memory import Memory
+from sslgh.harmonize.mode_clustering import find_modes, max_micro_clusters
 
 
 class Estimate(NamedTuple):
@@ -32,10 +32,10 @@ class Estimate(NamedTuple):
 
 
 class BankPopulation(nn.Module):
-    """Moving averages of normalised embeddings, clustered with FAISS.
+    """Moving averages of normalized embeddings, clustered with FAISS.
 
     Embeddings without modes are one group, as they often are early in training. One vertex for all
-    would pull them to a point, so then the prior stays uniform and nobody is labelled.
+    would pull them to a point, so then the prior stays uniform and nobody is labeled.
 
     Args:
         num_samples: N.
@@ -47,7 +47,7 @@ class BankPopulation(nn.Module):
         momentum: Share of the old row. 0.5 averages about the last two views of a sample:
             enough to take the edge off one augmentation, while a row stays one or two epochs old.
         align: Turn the vertices onto the groups at the first estimate, before any embedding has
-            been pulled towards them.
+            been pulled toward them.
         seed: Of the clustering.
     """
 
@@ -68,24 +68,26 @@ class BankPopulation(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.memory = Memory(num_samples, dim)
+        self.memory = EmaBank(num_samples, dim)
         self.num_vertices, self.classes, self.clustering = num_vertices, classes, clustering
         self.momentum, self.align, self.seed = momentum, align, seed
         self.register_buffer("aligned", torch.tensor(False))
         # Micro-clusters of the last estimate, where the next one starts.
-        self.register_buffer("micro", torch.zeros(most_micro(num_samples, num_vertices), dim))
+        self.register_buffer(
+            "micro", torch.zeros(max_micro_clusters(num_samples, num_vertices), dim)
+        )
         self.register_buffer("num_micro", torch.tensor(0))
 
     def observe(self, z: Tensor, index: Tensor, vertices: Tensor, *, warm: bool) -> None:
         """Remember embeddings (n, D) of the samples at ``index`` (n,)."""
-        self.memory.remember(F.normalize(z.detach().float()), index, momentum=self.momentum)
+        self.memory.update(F.normalize(z.detach().float()), index, momentum=self.momentum)
 
-    def estimate(self, vertices: Tensor, *, turn: bool) -> Estimate:
+    def estimate(self, vertices: Tensor, *, rotate: bool) -> Estimate:
         """Cluster the seen rows and give every group a vertex; process 0 only.
 
         Args:
             vertices: The structure, shape (K, D).
-            turn: Whether it may still be turned onto the groups, which happens once.
+            rotate: Whether it may still be turned onto the groups, which happens once.
         """
         seen = self.memory.seen
         labels = torch.full_like(seen, -1, dtype=torch.int64)
@@ -96,7 +98,7 @@ class BankPopulation(nn.Module):
             )
         # Embeddings share a direction, vertices do not.
         means = means - means.mean(0)
-        if turn and self.align and not self.aligned:
+        if rotate and self.align and not self.aligned:
             vertices = align_vertices(vertices.cpu(), means).to(vertices)
             self.aligned.fill_(True)
         found = match_groups(means, vertices.cpu())[group_of].to(seen.device)
@@ -123,7 +125,7 @@ class BankPopulation(nn.Module):
             count = min(self.classes or self.num_vertices, len(embeddings))
             means, labels = spherical_kmeans(embeddings, count, seed=self.seed)
             return labels, means
-        groups = find_groups(
+        groups = find_modes(
             embeddings,
             max_groups=self.num_vertices,
             groups=self.classes,
@@ -139,7 +141,7 @@ class PrototypePopulation(nn.Module):
     """Moving averages of vertex scores, the paper's (GH, arXiv:2310.17622, and its code).
 
     mu_i <- beta mu_i + (1 - beta) t_i; the prior is the histogram of argmax_j mu_ij. The
-    published code starts from uninitialised memory; here a sample's first scores are taken.
+    published code starts from uninitialized memory; here a sample's first scores are taken.
 
     Args:
         num_samples: N.
@@ -159,16 +161,16 @@ class PrototypePopulation(nn.Module):
         prior_floor: int,
     ) -> None:
         super().__init__()
-        self.memory = Memory(num_samples, num_vertices)
+        self.memory = EmaBank(num_samples, num_vertices)
         self.warmup_momentum, self.momentum = warmup_momentum, momentum
         self.prior_floor = prior_floor
 
     def observe(self, z: Tensor, index: Tensor, vertices: Tensor, *, warm: bool) -> None:
         """Remember the scores of embeddings (n, D) of the samples at ``index`` (n,)."""
         momentum = self.warmup_momentum if warm else self.momentum
-        self.memory.remember(vertex_scores(z.detach(), vertices), index, momentum=momentum)
+        self.memory.update(vertex_scores(z.detach(), vertices), index, momentum=momentum)
 
-    def estimate(self, vertices: Tensor, *, turn: bool) -> Estimate:
+    def estimate(self, vertices: Tensor, *, rotate: bool) -> Estimate:
         """Histogram of the best vertices, which never turn; process 0 only."""
         labels = self.memory.rows.argmax(1).masked_fill(~self.memory.seen, -1)
         counts = torch.bincount(labels[self.memory.seen], minlength=len(vertices)).float()

@@ -1,12 +1,12 @@
 """Self-supervised methods, one file each."""
 
 from sslgh.methods.barlow_twins import BarlowTwins
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
 from sslgh.methods.dino import DINO
 from sslgh.methods.distil import Distil
 from sslgh.methods.focal import Focal
-from sslgh.methods.method import Method, MethodOutput
 from sslgh.methods.moco_v2 import MoCoV2
 from sslgh.methods.moco_v3 import MoCoV3
 from sslgh.methods.nnclr import NNCLR

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather
 from sslgh.functional import barlow_twins
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import mlp_projector
 
 

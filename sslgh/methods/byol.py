@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import weighted_mean
 from sslgh.functional import negative_cosine
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import mlp_projector
 
 
@@ -19,7 +19,7 @@ class BYOL(Method):
 
     The loss of an image is the paper's (eq. 2, both directions): 2 - 2 cos, summed, in [0, 8]. It is
     4 + 4 times what lightly's examples take (the mean of the two negative cosines), so that rates
-    of an optimiser other than LARS do not carry over.
+    of an optimizer other than LARS do not carry over.
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).

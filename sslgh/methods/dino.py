@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import self_distillation
 from sslgh.functional.precision import in_float32
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import dino_projector
 
 # Of the moving average of the teacher's logits, the paper's.
-CENTRE_MOMENTUM = 0.9
+CENTER_MOMENTUM = 0.9
 
 
 class DINO(Method):
     """All crops predict what a slower copy of the network makes of the full views (arXiv:2104.14294).
 
-    Embeddings are the bottleneck's before its normalisation. The prototypes are a linear layer with
+    Embeddings are the bottleneck's before its normalization. The prototypes are a linear layer with
     unit rows (a weight norm of fixed length 1, as in the paper's code). The student sees all crops, the
     teacher the two full views.
 
@@ -98,8 +98,8 @@ class DINO(Method):
         self.prototypes = nn.Linear(out, prototypes, bias=False)
         self.teacher = deepcopy(self._student())
         deactivate_requires_grad(self.teacher)
-        self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(prototypes))
         self.embedding_dim = out
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
@@ -120,7 +120,7 @@ class DINO(Method):
         momentum = cosine_schedule(done, 2, self.momentum, 1.0)
         update_momentum(self._student(), self.teacher, momentum)
         if self._sums:
-            self._move_centre()
+            self._move_center()
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
         """The two full views in one pass, then all local crops in one."""
@@ -139,7 +139,7 @@ class DINO(Method):
         per_sample = self_distillation(
             seen,
             _logits(z, prototypes).view(len(views), n, -1),
-            self.centre,
+            self.center,
             teacher_temperature=self._temperature(),
             student_temperature=self.student_temperature,
         )
@@ -164,22 +164,22 @@ class DINO(Method):
     def _gather_sums(self, seen: Tensor) -> None:
         """Sum and number of the rows of all processes, however many each of them has.
 
-        lightly's centre takes the mean of the processes' means instead.
+        lightly's center takes the mean of the processes' means instead.
         """
         rows = seen.flatten(0, 1)
         sums, _ = gather(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])[None])
         self._sums.append(sums.sum(0))
 
     @torch.no_grad()
-    def _move_centre(self) -> None:
-        """Average in the mean over all parts of the step, which were judged by one centre."""
+    def _move_center(self) -> None:
+        """Average in the mean over all parts of the step, which were judged by one center."""
         total = torch.stack(self._sums).sum(0)
-        mean = (total[:-1] / total[-1]).to(self.centre.dtype)
-        self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
+        mean = (total[:-1] / total[-1]).to(self.center.dtype)
+        self.center.lerp_(mean, 1 - CENTER_MOMENTUM)
         self._sums.clear()
 
     def skip_step(self) -> None:
-        """Forget what waits for the centre."""
+        """Forget what waits for the center."""
         self._sums.clear()
 
 

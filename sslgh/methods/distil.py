@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import weighted_mean
 from sslgh.functional import negative_cosine
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import load_backbone, mlp_projector
 
 

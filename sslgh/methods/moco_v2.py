@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import queued_info_nce
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
 from sslgh.models import moco_projector
 
@@ -17,11 +17,11 @@ class MoCoV2(Method):
     """View 1 finds the teacher's view 2 among keys of earlier batches (arXiv:2003.04297).
 
     The teacher is the moving average of the student. Its keys of a step, of all processes,
-    enter the queue after the optimiser's step. The loss goes one way, as in the official code;
+    enter the queue after the optimizer's step. The loss goes one way, as in the official code;
     the student embeds view 2 as well, for GH, in the same pass, which one way could do without.
 
     The papers shuffle the images over the GPUs before the teacher sees them: were a query and its
-    key normalised by the statistics of the same few images, those would tell the key without a
+    key normalized by the statistics of the same few images, those would tell the key without a
     look at the image. Here nothing is shuffled. With the statistics of the global batch
     (``model.batch_norm: global``, the default) query and key share those of the whole batch and
     the rows of the queue carry those of earlier ones, a hint that fades as the batch grows; with

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import info_nce
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import moco_v3_head
 
 
@@ -18,7 +18,7 @@ class MoCoV3(Method):
 
     2 tau (CE(q1, k2) + CE(q2, k1)), as in Algorithm 1 and the official code. In a transformer of
     timm the patch projection stays as it was drawn, the paper's remedy for its instability; the
-    position embedding is timm's, learnt (the official code's is fixed).
+    position embedding is timm's, learned (the official code's is fixed).
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).

@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import info_nce
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
 from sslgh.models import simclr_projector
 
 
 class NNCLR(Method):
-    """The positive is the nearest neighbour among earlier embeddings (arXiv:2104.14548).
+    """The positive is the nearest neighbor among earlier embeddings (arXiv:2104.14548).
 
     (L(NN(z1), p2) + L(NN(z2), p1)) / 2, as in the paper's pseudocode (recalled; solo-learn has the
-    same): the neighbour of a view, without gradient, finds the prediction of the other view among
+    same): the neighbor of a view, without gradient, finds the prediction of the other view among
     those of the batch. The embeddings of view 1, of all processes, enter the queue after the
-    optimiser's step. (lightly's example takes NT-Xent, in which the neighbours and the predictions
+    optimizer's step. (lightly's example takes NT-Xent, in which the neighbors and the predictions
     are compared with their own kind as well.)
 
     Args:
@@ -28,7 +28,7 @@ class NNCLR(Method):
         layers: Linear layers of the projector, each with batch norm.
         predictor_hidden: Width of the predictor's hidden layer.
         temperature: 0.1, as recalled from the paper.
-        queue: Embeddings K among which neighbours are sought; at least the global batch. 98,304
+        queue: Embeddings K among which neighbors are sought; at least the global batch. 98,304
             as recalled from the paper.
 
     Raises:
@@ -63,7 +63,7 @@ class NNCLR(Method):
         self._fresh: list[Tensor] = []  # of this step; empty where a checkpoint is taken
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
-        """Neighbours are sought in the queue as it was before this step, without the batch."""
+        """Neighbors are sought in the queue as it was before this step, without the batch."""
         h = self.backbone(torch.cat(views))
         z = self.projector(h)
         z1, z2 = z.chunk(2)

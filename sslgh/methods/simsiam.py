@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import weighted_mean
 from sslgh.functional import negative_cosine
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import simsiam_predictor, simsiam_projector
 
 

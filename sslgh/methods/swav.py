@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import swapped_assignment
 from sslgh.functional.precision import in_float32
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
 from sslgh.models import mlp_projector
 
 
 class SwAV(Method):
-    """Views predict each other's assignment to learnt prototypes (arXiv:2006.09882).
+    """Views predict each other's assignment to learned prototypes (arXiv:2006.09882).
 
     The prototypes are unit vectors without a bias (lightly's have one), made so at the start and
     after every step. The codes are those of the batch of all processes and of the queue.
@@ -27,7 +27,7 @@ class SwAV(Method):
         layers: Linear layers of the projector.
         prototypes: K.
         temperature: Of the predictions.
-        epsilon: Entropic regularisation of the codes.
+        epsilon: Entropic regularization of the codes.
         freeze_prototypes_epochs: Epochs in which the prototypes stay as drawn; the paper's 313 steps
             are its first epoch.
         queue: Embeddings of earlier batches that share in the partition, for batches much smaller
@@ -108,17 +108,17 @@ class SwAV(Method):
     @torch.no_grad()
     def _queue_scores(self, *embeddings: Tensor) -> Tensor | None:
         """Scores of the queues (2, Q, K) once they are full; then the batch joins them."""
-        everyone, _ = gather(torch.cat(embeddings, dim=1))
+        gathered, _ = gather(torch.cat(embeddings, dim=1))
         queues = [queue for queue in self.queues if isinstance(queue, Queue)]
-        queues[0].check(len(everyone))  # from the first step on, not only when the queue starts
+        queues[0].check(len(gathered))  # from the first step on, not only when the queue starts
         if self.epoch < self.queue_start:
             return None
         scores = None
         if int(self.queued) >= len(queues[0].rows):
             scores = torch.stack([_scores(queue.rows, self.prototypes.weight) for queue in queues])
-        for queue, batch in zip(queues, everyone.chunk(2, dim=1), strict=True):
+        for queue, batch in zip(queues, gathered.chunk(2, dim=1), strict=True):
             queue.push(batch)
-        self.queued += len(everyone)
+        self.queued += len(gathered)
         return scores
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import nt_xent
-from sslgh.methods.method import Method, MethodOutput
+from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import simclr_projector
 
 

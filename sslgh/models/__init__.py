@@ -1,11 +1,10 @@
 """Backbones and heads."""
 
+from sslgh.models.activation_checkpointing import checkpoint_activations
 from sslgh.models.backbones import build_backbone
-from sslgh.models.batch_norm import GlobalBatchNorm, globalise
-from sslgh.models.checkpointing import checkpoint_activations
+from sslgh.models.batch_norm import GlobalBatchNorm, use_global_batch_norm
 from sslgh.models.cifar_resnet import CifarResNet
 from sslgh.models.classifier import CosineClassifier, linear_classifier
-from sslgh.models.files import load_backbone, save_backbone
 from sslgh.models.heads import (
     contrast_head,
     dino_projector,
@@ -17,6 +16,7 @@ from sslgh.models.heads import (
     simsiam_projector,
 )
 from sslgh.models.pruning import PrunedBranch
+from sslgh.models.serialization import load_backbone, save_backbone
 
 __all__ = [
     "CifarResNet",
@@ -27,7 +27,6 @@ __all__ = [
     "checkpoint_activations",
     "contrast_head",
     "dino_projector",
-    "globalise",
     "linear_classifier",
     "load_backbone",
     "mlp_projector",
@@ -37,4 +36,5 @@ __all__ = [
     "simclr_projector",
     "simsiam_predictor",
     "simsiam_projector",
+    "use_global_batch_norm",
 ]

@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 
 from sslgh.models.cifar_resnet import BLOCKS, CifarResNet
-from sslgh.models.patched import FAMILIES, build_patched, patch_for, resize_patched
+from sslgh.models.patch_backbones import FAMILIES, build_patched, patch_for, resize_patched
 from sslgh.models.resnet import LAYERS, ScaledResNet
 
 TIMM, TORCHVISION = "timm:", "torchvision:"

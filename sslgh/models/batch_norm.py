@@ -1,7 +1,7 @@
-"""Batch normalisation over the global batch, on CPU as well as GPU.
+"""Batch normalization over the global batch, on CPU as well as GPU.
 
 torch's SyncBatchNorm refuses CPU tensors, so that a run on several CPU processes would
-normalise each part by itself and no longer equal the run on one.
+normalize each part by itself and no longer equal the run on one.
 """
 
 import importlib
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslgh.distributed import gather, world
+from sslgh.distributed import dist_info, gather
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation whose training statistics are those of the samples of all processes.
+    """Batch normalization whose training statistics are those of the samples of all processes.
 
     Each process contributes count, mean and sum of squared deviations, combined by Chan's
     formula: unlike a difference of raw moments it loses nothing to cancellation. Gradients
     flow through the statistics of every process. With one process, or in eval mode, it is
-    plain batch normalisation.
+    plain batch normalization.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected input (N, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, ...) over all axes but C."""
-        alone = not self.training or world().size == 1
-        normalised = super().forward(input) if alone else self._normalise(input)
-        result: Tensor = self.act(self.drop(normalised))
+        """Normalize (N, C, ...) over all axes but C."""
+        alone = not self.training or dist_info().size == 1
+        normalized = super().forward(input) if alone else self._normalize(input)
+        result: Tensor = self.act(self.drop(normalized))
         return result
 
-    def _normalise(self, input: Tensor) -> Tensor:
+    def _normalize(self, input: Tensor) -> Tensor:
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         with torch.autocast(device_type=input.device.type, enabled=False):
             mean, square, count = _global_moments(wide)
@@ -80,8 +80,8 @@ def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = input.new_tensor(input.numel() / input.shape[1])
     mean = input.mean(axes) if len(input) else input.sum(axes)
     square = (input - mean.view(1, -1, *(1 for _ in axes[1:]))).square().sum(axes)
-    everyone, _ = gather(torch.stack([count.expand_as(mean), mean, square])[None])
-    counts, means, squares = everyone.unbind(1)  # each (P, C)
+    gathered, _ = gather(torch.stack([count.expand_as(mean), mean, square])[None])
+    counts, means, squares = gathered.unbind(1)  # each (P, C)
     total = counts.detach().sum(0)
     weights = counts.detach() / total
     global_mean = (weights * means).sum(0)
@@ -89,7 +89,7 @@ def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return global_mean, squares.sum(0) + between, total[0]
 
 
-def globalise(module: nn.Module) -> nn.Module:
+def use_global_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm of ``module`` by one with global statistics.
 
     Args:
@@ -111,13 +111,13 @@ def globalise(module: nn.Module) -> nn.Module:
         return with_activations
     for name, child in list(module.named_children()):
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, _globalised(child))
+            setattr(module, name, _globalized(child))
         else:
-            globalise(child)
+            use_global_batch_norm(child)
     return module
 
 
-def _globalised(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
+def _globalized(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
     followed = hasattr(norm, "drop") and hasattr(norm, "act")
     if not (followed or type(norm) in PLAIN):
         raise ValueError(

@@ -46,11 +46,11 @@ def simsiam_predictor(out: int, *, hidden: int) -> nn.Module:
 
 
 def contrast_head(features: int, *, hidden: int, out: int) -> nn.Module:
-    """Linear-BN-ReLU-Linear, after BCL's public code; (N, F) -> (N, D), not normalised.
+    """Linear-BN-ReLU-Linear, after BCL's public code; (N, F) -> (N, D), not normalized.
 
     One is the projector of the views, another, with parameters of its own, makes the prototypes of
     the classifier's weights (C, F). There the batch of the norm is the C classes. They are the same
-    rows on every process, so in training the global norm that ``globalise`` puts in its place has
+    rows on every process, so in training the global norm that ``use_global_batch_norm`` puts in its place has
     the statistics of one process; only its running variance is smaller, by (C - 1) / (C - 1/P).
     """
     first = (features, hidden, nn.BatchNorm1d(hidden), nn.ReLU())

@@ -45,7 +45,7 @@ class PrunedBranch(nn.Module):
 
     It holds only tensors, under the network's names with "/" for "."; the computation is the
     network's own with these in place of its own. So the network stays an ordinary module whose
-    norms may be replaced later (``globalise``), no tensor is saved twice, and gradients reach
+    norms may be replaced later (``use_global_batch_norm``), no tensor is saved twice, and gradients reach
     the shared weights. Layer norms keep no statistics and are shared.
 
     Gradient checkpointing would recompute the branch with the network's own tensors, and FSDP

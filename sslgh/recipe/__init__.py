@@ -2,8 +2,8 @@
 
 from sslgh.recipe.data import Data
 from sslgh.recipe.errors import RecipeError
-from sslgh.recipe.finetuning import Finetune
-from sslgh.recipe.harmonization import Harmonize
+from sslgh.recipe.finetune import Finetune
+from sslgh.recipe.harmonize import Harmonize
 from sslgh.recipe.loading import check_arguments, load_recipe, make_recipe, recipe_text
 from sslgh.recipe.schema import Optim, Probe, Recipe
 

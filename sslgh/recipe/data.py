@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sslgh.recipe.section import Count, Positive, Section, Share, UserPath
+from sslgh.recipe.base import ConfigModel, Count, Positive, Probability, UserPath
 
 
-class Shuffled(Section):
+class Shuffled(ConfigModel):
     """Which classes are rare is decided by a seed instead of by label order."""
 
     shuffled: Annotated[
@@ -16,8 +16,8 @@ class Shuffled(Section):
     ]
 
 
-class LongTail(Section):
-    """How a labelled set is cut to a long tail before its labels are put aside."""
+class LongTail(ConfigModel):
+    """How a labeled set is cut to a long tail before its labels are put aside."""
 
     profile: Literal["exp", "step", "natural"] = Field(
         "exp",
@@ -63,14 +63,15 @@ def _share_of_each_view(given: Any) -> Any:
 
 
 ShareOfViews = Annotated[
-    Share | tuple[Share, Share] | tuple[Share, Share, Share], BeforeValidator(_share_of_each_view)
+    Probability | tuple[Probability, Probability] | tuple[Probability, Probability, Probability],
+    BeforeValidator(_share_of_each_view),
 ]
 
 
-class Augment(Section):
+class Augment(ConfigModel):
     """SimCLR augmentation; the defaults are those of the GH code for CIFAR."""
 
-    crop_scale: tuple[Share, Share] = Field(
+    crop_scale: tuple[Probability, Probability] = Field(
         (0.1, 1.0), description="area of a crop (share of the image)"
     )
     local_crops: Annotated[int, Field(ge=0, le=100)] = Field(
@@ -80,7 +81,7 @@ class Augment(Section):
         None,
         description="side of a local crop (pixels); null: 3/7 of the size, in fours: 96 of 224",
     )
-    local_scale: tuple[Share, Share] = Field(
+    local_scale: tuple[Probability, Probability] = Field(
         (0.05, 0.4), description="area of a local crop (share of the image; DINO's)"
     )
     crop_ratio: tuple[Positive, Positive] = Field(
@@ -89,15 +90,15 @@ class Augment(Section):
     interpolation: Literal["bilinear", "bicubic"] = Field(
         "bilinear", description="of the resized crop"
     )
-    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    flip: Probability = Field(0.5, description="probability of a horizontal flip")
     brightness: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
     contrast: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
     saturation: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")
     hue: float = Field(
         0.1, ge=0, le=0.5, description="turn drawn from +- this (share of the circle)"
     )
-    jitter: Share = Field(0.8, description="probability of the colour jitter")
-    grayscale: Share = Field(0.2, description="probability of dropping the colour")
+    jitter: Probability = Field(0.8, description="probability of the color jitter")
+    grayscale: Probability = Field(0.2, description="probability of dropping the color")
     blur: ShareOfViews = Field(
         0.0,
         description="probability of a Gaussian blur (0.5 for ImageNet): of every view, or [view 1, view "
@@ -133,7 +134,7 @@ class Augment(Section):
         return self
 
 
-class Data(Section):
+class Data(ConfigModel):
     """Where the images come from and what is done to them before the network."""
 
     source: Literal["digits", "cifar10", "cifar100", "arrays", "folder", "list"] = Field(
@@ -149,7 +150,7 @@ class Data(Section):
     )
     test_root: UserPath | None = Field(
         None,
-        description="folder, list: labelled test images; null: no test set (folder: root/test if it exists)",
+        description="folder, list: labeled test images; null: no test set (folder: root/test if it exists)",
     )
     test_list: UserPath | None = Field(
         None, description="source list: file of test lines 'path label'"
@@ -170,7 +171,7 @@ class Data(Section):
         "images only; null: on all",
     )
     augment: Augment = Augment()
-    broken_share: Share = Field(
+    broken_share: Probability = Field(
         0.05,
         description="largest share of unreadable training images that a run passes over, showing others "
         "instead; 0 stops at the first",

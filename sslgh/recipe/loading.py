@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError, create_model
 
+from sslgh.recipe.base import ConfigModel
 from sslgh.recipe.errors import RecipeError, explain, shown
-from sslgh.recipe.notation import MOST_LEVELS, parse, read, written
 from sslgh.recipe.schema import Recipe
-from sslgh.recipe.section import Section
+from sslgh.recipe.yaml_io import MOST_LEVELS, parse, read, to_yaml
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -113,7 +113,7 @@ def check_arguments(
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given
     }
-    model = create_model(function.__name__, __base__=Section, **fields)
+    model = create_model(function.__name__, __base__=ConfigModel, **fields)
     try:
         checked = model.model_validate(dict(arguments))
     except ValidationError as error:
@@ -123,4 +123,4 @@ def check_arguments(
 
 def recipe_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return written(recipe.model_dump(mode="json"))
+    return to_yaml(recipe.model_dump(mode="json"))

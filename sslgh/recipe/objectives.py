@@ -13,7 +13,7 @@ Trainable = Literal[
     "balanced-softmax",
     "ldam",
     "ldam-drw",
-    "equalised",
+    "equalized",
     "elm",
     "elm-contrast",
     "elm-hinge",
@@ -31,6 +31,6 @@ READERS = {
     "gamma": ("rcl",),
     "scale": ("rcl",),
     "deferred_epoch": ("ldam-drw",),
-    "tau": ("la", "la-weighted", "ldam", "ldam-drw", "equalised", *TERMS),
+    "tau": ("la", "la-weighted", "ldam", "ldam-drw", "equalized", *TERMS),
 }
 Objective = Literal[Trainable, "la-posthoc", "tau-norm", "crt", "lws", "ncm"]

@@ -14,18 +14,18 @@ from pydantic import (
     model_validator,
 )
 
+from sslgh.recipe.base import ConfigModel, Count, PathOrWord, Positive, Probability, UserPath
 from sslgh.recipe.data import Data
-from sslgh.recipe.finetuning import Finetune
-from sslgh.recipe.harmonization import Boost, Harmonize
+from sslgh.recipe.finetune import Finetune
+from sslgh.recipe.harmonize import Boost, Harmonize
 from sslgh.recipe.objectives import TERMS, Objective
-from sslgh.recipe.section import Count, PathOrWord, Positive, Section, Share, UserPath
 
 # One number, or several to choose from: a list in a recipe, or a bare number.
 Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
 ProtocolName = Literal["gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"]
 
 
-class Projector(Section):
+class Projector(ConfigModel):
     """Shape of the projection head; null takes the method's paper's."""
 
     hidden: Count | None = Field(None, description="hidden width (features); null: the method's")
@@ -35,7 +35,7 @@ class Projector(Section):
     )
 
 
-class Model(Section):
+class Model(ConfigModel):
     """Backbone and head."""
 
     backbone: str = Field(
@@ -82,10 +82,10 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Optim(Section):
-    """Optimiser and learning-rate schedule, a pure function of the step."""
+class Optim(ConfigModel):
+    """Optimizer and learning-rate schedule, a pure function of the step."""
 
-    name: Literal["sgd", "adamw", "lars"] = Field("sgd", description="optimiser")
+    name: Literal["sgd", "adamw", "lars"] = Field("sgd", description="optimizer")
     lr: Positive = Field(0.5, description="peak learning rate, for the global batch as given")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and lars")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
@@ -119,12 +119,12 @@ class Optim(Section):
     clip: Positive | None = Field(None, description="largest gradient norm; null: not clipped")
 
 
-class Train(Section):
+class Train(ConfigModel):
     """Length, batches, precision, checkpoints."""
 
     epochs: Count = Field(1000, description="passes over the training set")
     batch_size: Annotated[int, Field(ge=2)] = Field(
-        512, description="global: images of one optimiser step"
+        512, description="global: images of one optimizer step"
     )
     drop_last: bool = Field(False, description="leave out the last, smaller batch of an epoch")
     precision: Literal["fp32", "bf16"] = Field(
@@ -164,7 +164,7 @@ def fewer_negatives(train: Train) -> str:
     )
 
 
-class Probe(Section):
+class Probe(ConfigModel):
     """One evaluation of the frozen backbone by a named protocol."""
 
     protocol: ProtocolName = Field(description="see sslgh.evaluation.protocols")
@@ -187,7 +187,7 @@ class Probe(Section):
     folds: Annotated[int, Field(ge=2)] = Field(
         5, description="longtail: parts of the training images by which a choice is made"
     )
-    test_prior: Literal["objective", "balanced", "train"] | tuple[Share, ...] = Field(
+    test_prior: Literal["objective", "balanced", "train"] | tuple[Probability, ...] = Field(
         "objective",
         description="longtail: class shares that predictions expect: what each objective aims at, "
         "equal ones, those of training, or one share a class",
@@ -195,10 +195,10 @@ class Probe(Section):
     seeds: Count = Field(
         1, description="heads trained from different starts; mean and spread are reported"
     )
-    neighbours: Count = Field(20, description="knn: neighbours that vote")
+    neighbors: Count = Field(20, description="knn: neighbors that vote")
 
 
-class Recipe(Section):
+class Recipe(ConfigModel):
     """One experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(

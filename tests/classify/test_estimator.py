@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sslgh.classify import OBJECTIVES, HeadTraining
+from sslgh.classify.ensemble import Head
 from sslgh.classify.estimator import LongTailProbe, is_convex
-from sslgh.classify.trained import Head
-from sslgh.classify.training import train_heads
+from sslgh.classify.train_heads import train_heads
 
 QUICK = {"epochs": 20, "lr": 0.1}
 # One for each way to a head: solved, decided otherwise, descended on, with an embedding, on another head, of means.
@@ -34,8 +34,8 @@ def one_thread():
 def blobs(counts, seed=0, width=6):
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
-    centres = np.random.default_rng(99).normal(size=(len(counts), width))
-    return centres[labels] + generator.normal(size=(len(labels), width)), labels
+    centers = np.random.default_rng(99).normal(size=(len(counts), width))
+    return centers[labels] + generator.normal(size=(len(labels), width)), labels
 
 
 X, Y = blobs([60, 30, 10])
@@ -71,7 +71,7 @@ def test_logit_adjustment_finds_the_bayes_line_and_cross_entropy_does_not():
 
 @pytest.mark.parametrize("labels", [Y, Y % 2], ids=["three classes", "two classes"])
 def test_cross_entropy_is_logistic_regression_of_scikit_learn(labels):
-    probe = LongTailProbe("ce", weight_decay=1e-2, standardise=False).fit(X, labels)
+    probe = LongTailProbe("ce", weight_decay=1e-2, standardize=False).fit(X, labels)
     oracle = LogisticRegression(C=1.0, tol=1e-9, max_iter=5000)
     if labels.max() == 1:
         # Two opposite weights of half the length cost half of what one costs.
@@ -85,10 +85,10 @@ def test_cross_entropy_is_logistic_regression_of_scikit_learn(labels):
     np.testing.assert_allclose(probe.predict_proba(X), oracle.predict_proba(X), atol=1e-4)
 
 
-def test_standardising_is_a_standard_scaler_before_the_probe():
+def test_standardizing_is_a_standard_scaler_before_the_probe():
     scaled = X * np.logspace(-3, 3, 6) + 5
     inside = LongTailProbe("la").fit(scaled, Y)
-    before = make_pipeline(StandardScaler(), LongTailProbe("la", standardise=False)).fit(scaled, Y)
+    before = make_pipeline(StandardScaler(), LongTailProbe("la", standardize=False)).fit(scaled, Y)
     np.testing.assert_allclose(
         inside.decision_function(scaled), before.decision_function(scaled), atol=1e-9
     )
@@ -117,7 +117,7 @@ def test_the_solver_is_for_the_convex_objectives_and_no_others():
         "la-weighted",
         "balanced-softmax",
         "ldam",
-        "equalised",
+        "equalized",
         "tau-norm",
     }
 
@@ -129,7 +129,7 @@ def test_nearest_class_mean_predicts_and_has_no_coefficients():
         _ = probe.coef_
 
 
-def test_adam_is_train_heads_on_standardised_samples_in_the_order_drawn():
+def test_adam_is_train_heads_on_standardized_samples_in_the_order_drawn():
     probe = LongTailProbe("elm", tau=0.5, random_state=7, **QUICK).fit(X, Y)
     order = np.random.RandomState(7).permutation(100)
     training = HeadTraining(20, 64, 0.1, 1e-3, 1e-3)

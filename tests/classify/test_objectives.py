@@ -27,7 +27,7 @@ def table(name, y, other, tau):
         return math.log(q / p)
     if name in {"ldam", "ldam-drw"}:
         return tau * p**-0.25
-    return tau * math.log(q) if name == "equalised" else 0.0
+    return tau * math.log(q) if name == "equalized" else 0.0
 
 
 def alpha(name, y, tau, deferred):
@@ -75,7 +75,7 @@ def test_the_objectives_are_those_of_the_family_in_this_order():
             "la-weighted",
             "balanced-softmax",
         ),
-        *("ldam", "ldam-drw", "equalised", "tau-norm", "crt", "lws", "ncm"),
+        *("ldam", "ldam-drw", "equalized", "tau-norm", "crt", "lws", "ncm"),
         *("elm", "elm-contrast", "elm-hinge", "elm-pull", "supcon", "bcl", "rcl"),
     )
     assert tuple(OBJECTIVES) == family
@@ -110,7 +110,7 @@ def test_permuting_the_classes_changes_no_loss(name):
     torch.testing.assert_close(loss, permuted)
 
 
-@pytest.mark.parametrize("name", ["la", "ldam", "equalised", *LOGIT_ADJUSTED])
+@pytest.mark.parametrize("name", ["la", "ldam", "equalized", *LOGIT_ADJUSTED])
 def test_with_tau_0_the_margins_are_gone(name):
     logits, target = batch()
     ce = torch.nn.functional.cross_entropy(logits, target, reduction="none")
@@ -181,7 +181,7 @@ def test_the_effective_number_asks_for_the_size_of_the_training_set():
 
 
 def optimum(name, eta, tau):
-    """Logits that minimise the expected loss where class y has the probability eta_y, in closed form.
+    """Logits that minimize the expected loss where class y has the probability eta_y, in closed form.
 
     d/df sum_y eta_y alpha_y log sum_y' exp(f_y' + c_y' - f_y - c_y) = 0 at
     softmax(f + c) = eta alpha / sum eta alpha; checked by its gradient.
@@ -243,7 +243,7 @@ def test_classes_without_share_in_training_or_test_are_out_of_the_decision():
 
 
 def test_objectives_whose_logits_estimate_nothing_known_refuse_a_test_prior():
-    assert set(OBJECTIVES) - KNOWN == {"focal", "ldam", "ldam-drw", "equalised", "tau-norm", "ncm"}
+    assert set(OBJECTIVES) - KNOWN == {"focal", "ldam", "ldam-drw", "equalized", "tau-norm", "ncm"}
     for name in set(OBJECTIVES) - KNOWN:
         with pytest.raises(
             ValueError, match="cannot be brought to a test prior; objectives that can: ce"

@@ -22,8 +22,8 @@ def one_thread():
 def blobs(counts, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    centres = torch.randn(len(counts), 6, generator=torch.Generator().manual_seed(99))
-    return centres[labels] + torch.randn(len(labels), 6, generator=generator), labels
+    centers = torch.randn(len(counts), 6, generator=torch.Generator().manual_seed(99))
+    return centers[labels] + torch.randn(len(labels), 6, generator=generator), labels
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -98,7 +98,7 @@ def test_no_head_has_seen_what_it_is_judged_on():
     twins, marks = torch.eye(25).repeat(2, 1), torch.eye(50)
     features, labels = torch.cat([twins, 0.5 * marks], 1), torch.arange(2).repeat_interleave(25)
     lazy, eager = Head("ce", lr=1e-9), Head("ce", lr=0.1)
-    training = replace(SHORT, epochs=40, weight_decay=0.0, standardise=False)
+    training = replace(SHORT, epochs=40, weight_decay=0.0, standardize=False)
     problem = {"features": features, "labels": labels, "num_classes": 2, "training": training}
     assert (train_heads(heads=[eager], **problem).predict(eager, features) == labels).all()
     assert select_heads(candidates={"ce": [eager, lazy]}, **problem) == {"ce": lazy}

@@ -8,16 +8,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from sslgh.classify import OBJECTIVES
+from sslgh.classify.ensemble import Head
 from sslgh.classify.fitting import HeadTraining
 from sslgh.classify.solver import solve_heads
-from sslgh.classify.trained import Head
-from sslgh.classify.training import train_heads
+from sslgh.classify.train_heads import train_heads
 from sslgh.functional.margin_rules import (
     adaptive_margins,
     adjusted_margins,
     balanced_margins,
     effective_number_margins,
-    equalised_margins,
+    equalized_margins,
     plain_margins,
     weighted_adjusted_margins,
 )
@@ -29,7 +29,7 @@ RULES = [
     adjusted_margins,
     weighted_adjusted_margins,
     adaptive_margins,
-    equalised_margins,
+    equalized_margins,
 ]
 DECAY = 1e-2
 
@@ -45,9 +45,9 @@ def one_thread():
 def blobs(counts, width=4):
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    centres = torch.randn(len(counts), width, generator=generator, dtype=torch.float64)
+    centers = torch.randn(len(counts), width, generator=generator, dtype=torch.float64)
     noise = torch.randn(len(labels), width, generator=generator, dtype=torch.float64)
-    return centres[labels] + noise, labels
+    return centers[labels] + noise, labels
 
 
 COUNTS = [60, 30, 10]
@@ -67,7 +67,7 @@ def solved(margins, *, decay=DECAY, features=FEATURES, labels=LABELS, **options)
     return weight[0], bias[0]
 
 
-def penalised(weight, bias, margins, decay=DECAY, features=FEATURES, labels=LABELS):
+def penalized(weight, bias, margins, decay=DECAY, features=FEATURES, labels=LABELS):
     """The objective as LA, eq. 11, has it: loops in float64."""
     total = 0.0
     for x, y in zip(features.numpy(), labels.tolist(), strict=True):
@@ -115,7 +115,7 @@ def test_the_result_is_stationary_for_the_loss_as_the_paper_writes_it(rule):
             sides = []
             for shift in (step, -step):
                 target[position] = kept + shift
-                sides.append(penalised(weight, bias, margins))
+                sides.append(penalized(weight, bias, margins))
             target[position] = kept
             assert abs(sides[0] - sides[1]) / (2 * step) < 1e-7
 
@@ -136,9 +136,9 @@ def test_the_result_does_not_depend_on_the_number_of_heads_solved_with_it(rule):
     assert weights[2].norm() > 1.1 * weights[1].norm()
 
 
-@pytest.mark.parametrize("name", ["la", "effective", "equalised"])
+@pytest.mark.parametrize("name", ["la", "effective", "equalized"])
 def test_adam_ends_where_the_solver_does(name):
-    training = HeadTraining(1500, 100, 0.1, 1e-3, DECAY, standardise=False)
+    training = HeadTraining(1500, 100, 0.1, 1e-3, DECAY, standardize=False)
     trained = train_heads(FEATURES, LABELS, num_classes=3, heads=[Head(name)], training=training)
     weight, bias = solved(OBJECTIVES[name].margins_of(PRIOR, num_samples=100))
     slow = trained.classifier(Head(name))

@@ -3,8 +3,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from sslgh.data import BatchOrder, class_sampling
-from sslgh.data.order import REPEAT
+from sslgh.data import ResumableBatchSampler, class_sampling
+from sslgh.data.batch_sampler import REPEAT
 
 COUNTS = np.array([40, 0, 17, 6, 3, 1])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(6), COUNTS))
@@ -113,8 +113,10 @@ def test_classes_are_mixed_within_an_epoch():
 
 
 def test_instance_sampling_is_the_order_of_a_run_without_it():
-    plain = BatchOrder(N, 8, seed=3, epochs=2)
-    sampled = BatchOrder(N, 8, seed=3, epochs=2, sequence=sampling("instance", seed=3, epochs=2))
+    plain = ResumableBatchSampler(N, 8, seed=3, epochs=2)
+    sampled = ResumableBatchSampler(
+        N, 8, seed=3, epochs=2, epoch_indices=sampling("instance", seed=3, epochs=2)
+    )
     assert list(sampled) == list(plain)
 
 
@@ -134,14 +136,19 @@ def test_labels_and_kinds_that_cannot_be_used_are_named():
 
 
 def order(**settings):
-    return BatchOrder(N, 12, seed=2, epochs=3, **settings, sequence=sampling("class-balanced"))
+    return ResumableBatchSampler(
+        N, 12, seed=2, epochs=3, **settings, epoch_indices=sampling("class-balanced")
+    )
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_processes_together_see_the_batches_of_one(world, accumulation):
+def test_processes_together_see_the_batches_of_one(world_size, accumulation):
     one = list(order(accumulation=accumulation))
-    parts = [order(accumulation=accumulation, rank=rank, world=world) for rank in range(world)]
+    parts = [
+        order(accumulation=accumulation, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     assert [list(chain(*shares)) for shares in zip(*parts, strict=True)] == one
 
 
@@ -160,14 +167,16 @@ def test_a_repeated_image_has_a_key_of_its_own_that_still_tells_the_epoch():
             : len(keys)
         ].tolist()
         assert {draw % REPEAT for draw, _ in keys} == {epoch}
-        draws = {}
+        random_params = {}
         for draw, index in keys:
-            draws.setdefault(index, []).append(draw // REPEAT)
-        assert max(map(len, draws.values())) >= 12
-        assert all(found == list(range(len(found))) for found in draws.values())
+            random_params.setdefault(index, []).append(draw // REPEAT)
+        assert max(map(len, random_params.values())) >= 12
+        assert all(found == list(range(len(found))) for found in random_params.values())
 
 
 def test_a_sequence_of_another_length_is_an_error():
-    short = BatchOrder(N + 1, 12, seed=2, epochs=3, sequence=sampling("class-balanced"))
+    short = ResumableBatchSampler(
+        N + 1, 12, seed=2, epochs=3, epoch_indices=sampling("class-balanced")
+    )
     with pytest.raises(ValueError, match=r"must have the shape \(68,\), got \(67,\)"):
         next(iter(short))

@@ -19,8 +19,8 @@ def picture(width, height):
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.9)])
 def test_boxes_have_the_distribution_of_torchvision(width, height, scale):
     ratio = (3 / 4, 4 / 3)
-    draws = RNG.random((4000, CROP_DRAWS)).tolist()
-    ours = np.array([random_box(width, height, u, scale=scale, ratio=ratio) for u in draws])
+    random_params = RNG.random((4000, CROP_DRAWS)).tolist()
+    ours = np.array([random_box(width, height, u, scale=scale, ratio=ratio) for u in random_params])
     ours = np.stack(
         [ours[:, 1], ours[:, 0], ours[:, 3] - ours[:, 1], ours[:, 2] - ours[:, 0]], axis=1
     )
@@ -40,8 +40,10 @@ def test_boxes_have_the_distribution_of_torchvision(width, height, scale):
 
 def test_boxes_reach_every_corner_and_stay_inside():
     extreme = [0.0] * CROP_DRAWS, [1 - 2**-24] * CROP_DRAWS
-    for draws in extreme:
-        left, top, right, bottom = random_box(32, 24, draws, scale=(0.1, 1.0), ratio=(0.75, 4 / 3))
+    for random_params in extreme:
+        left, top, right, bottom = random_box(
+            32, 24, random_params, scale=(0.1, 1.0), ratio=(0.75, 4 / 3)
+        )
         assert 0 <= left < right <= 32
         assert 0 <= top < bottom <= 24
     last = random_box(32, 32, extreme[1], scale=(0.25, 0.25), ratio=(1, 1))
@@ -85,7 +87,7 @@ def test_a_resized_crop_is_torchvisions_to_the_last_bit(width, height, interpola
 @pytest.mark.parametrize(
     ("width", "height"), [(500, 375), (375, 500), (40, 30), (8, 8), (225, 224)]
 )
-def test_the_plain_crop_is_the_resize_and_centre_crop_of_torchvision(width, height):
+def test_the_plain_crop_is_the_resize_and_center_crop_of_torchvision(width, height):
     image = picture(width, height)
     short = 256 if min(width, height) >= 224 else 224  # a small image loses no border
     expected = v2.Compose([v2.Resize(short), v2.CenterCrop(224)])(image)

@@ -35,7 +35,7 @@ def test_class_folders_are_labels_in_sorted_order(tmp_path):
 @pytest.mark.parametrize(
     "names", [("b.png", "a.png"), ("only/b.png", "only/a.png"), ("x/a.png", "y/b.png", "c.png")]
 )
-def test_any_other_tree_is_unlabelled(tmp_path, names):
+def test_any_other_tree_is_unlabeled(tmp_path, names):
     images = read_folder(plant(tmp_path, *names))
     assert images.labels is None
     assert images.class_names == ()
@@ -224,13 +224,13 @@ def test_a_class_that_the_training_set_lacks_is_named(tmp_path):
         load_images(data(tmp_path), "test")
 
 
-def test_a_flat_test_folder_does_not_fit_a_labelled_training_set(tmp_path):
+def test_a_flat_test_folder_does_not_fit_a_labeled_training_set(tmp_path):
     plant(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png")
     with pytest.raises(DataError, match="outside class folders"):
         load_images(data(tmp_path), "test")
 
 
-def test_an_unlabelled_training_set_may_have_a_labelled_test_set(tmp_path):
+def test_an_unlabeled_training_set_may_have_a_labeled_test_set(tmp_path):
     plant(tmp_path, "train/1.png", "test/a/1.png", "test/b/1.png")
     assert training_set(data(tmp_path)).labels is None
     assert load_images(data(tmp_path), "test").class_names == ("a", "b")

@@ -13,17 +13,23 @@ SIDE = 24
 PIXELS = np.random.default_rng(0).integers(20, 220, (6, SIDE, SIDE, 3), dtype=np.uint8)
 PIXELS[1] = np.add.outer(3 * np.arange(SIDE), 2 * np.arange(SIDE))[..., None] + [5, 40, 90]
 PIXELS[2, ..., 1] = 77  # a channel of one value
-PIXELS[3] //= 8  # too few levels to be equalised further
+PIXELS[3] //= 8  # too few levels to be equalized further
 IMAGES = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float() / 255
 
 
 def draws_for(*names, n=1, negative=False, across=0.4, down=0.7, magnitude=0.5, done=0.0):
     """The same draws for every image: they choose these operations."""
-    draws = [magnitude]
+    random_params = [magnitude]
     for name in names:
         sign = 0.9 if negative else 0.1
-        draws += [(OPERATIONS.index(name) + 0.5) / len(OPERATIONS), done, sign, across, down]
-    return torch.tensor(draws + [0.0] * (BOOST_DRAWS - len(draws))).expand(n, -1)
+        random_params += [
+            (OPERATIONS.index(name) + 0.5) / len(OPERATIONS),
+            done,
+            sign,
+            across,
+            down,
+        ]
+    return torch.tensor(random_params + [0.0] * (BOOST_DRAWS - len(random_params))).expand(n, -1)
 
 
 def strength_for(level):
@@ -31,9 +37,9 @@ def strength_for(level):
     return (30 * level - 10) / 20
 
 
-def apply(name, level, images=IMAGES, **draws):
+def apply(name, level, images=IMAGES, **random_params):
     strength = torch.full((len(images),), strength_for(level))
-    return rand_augment(images, strength, draws_for(name, n=len(images), **draws), ops=1)
+    return rand_augment(images, strength, draws_for(name, n=len(images), **random_params), ops=1)
 
 
 def by_pillow(name, image, level, *, negative=False, across=0.4, down=0.7):
@@ -45,7 +51,7 @@ def by_pillow(name, image, level, *, negative=False, across=0.4, down=0.7):
         "translate-x": (1, 0, sign * 0.66 * level * SIDE, 0, 1, 0),
         "translate-y": (1, 0, 0, 0, 1, sign * 0.66 * level * SIDE),
     }
-    enhance = {"contrast": "Contrast", "colour": "Color", "brightness": "Brightness"}
+    enhance = {"contrast": "Contrast", "color": "Color", "brightness": "Brightness"}
     enhance["sharpness"] = "Sharpness"
     if name in affine:
         return image.transform(image.size, Image.Transform.AFFINE, affine[name])
@@ -72,7 +78,7 @@ def by_torchvision(name, x, level):
     factor = 0.1 + 1.8 * level
     return {
         "contrast": lambda: F.adjust_contrast(x, factor),
-        "colour": lambda: F.adjust_saturation(x, factor),
+        "color": lambda: F.adjust_saturation(x, factor),
         "brightness": lambda: F.adjust_brightness(x, factor),
         "sharpness": lambda: F.adjust_sharpness(x, factor),
         "solarize": lambda: F.solarize(x, 110 * level / 255),
@@ -87,7 +93,7 @@ LEVELS = [0.34, 0.513, 0.77, 0.999]  # no threshold on a pixel's value, no shift
 
 
 @pytest.mark.parametrize("name", OPERATIONS[5:14])
-def test_every_operation_on_colours_is_torchvisions(name):
+def test_every_operation_on_colors_is_torchvisions(name):
     for level in LEVELS:
         changed = apply(name, level)
         for image, got in zip(IMAGES, changed, strict=True):
@@ -96,7 +102,7 @@ def test_every_operation_on_colours_is_torchvisions(name):
 
 
 # Levels of 255 that PIL's rounding to bytes makes: equalize, invert and solarize are exact there.
-ROUNDING = {"contrast": 1.6, "colour": 1.6, "brightness": 1, "sharpness": 1.6, "autocontrast": 1}
+ROUNDING = {"contrast": 1.6, "color": 1.6, "brightness": 1, "sharpness": 1.6, "autocontrast": 1}
 ROUNDING["posterize"] = 15.5  # PIL's 4 bits of 255 are 240, torchvision's are 15/16
 
 
@@ -138,8 +144,8 @@ def test_cutout_at_the_border_is_that_of_the_official_code(across, down):
 def test_two_operations_follow_each_other_at_one_magnitude():
     # 5 + 25 * 0.8 * 0.6 = 17
     strength = torch.full((6,), 0.8)
-    draws = draws_for("sharpness", "contrast", n=6, magnitude=0.6)
-    changed = rand_augment(IMAGES, strength, draws, ops=2)
+    random_params = draws_for("sharpness", "contrast", n=6, magnitude=0.6)
+    changed = rand_augment(IMAGES, strength, random_params, ops=2)
     for image, got in zip(IMAGES, changed, strict=True):
         once = by_torchvision("sharpness", image, 17 / 30)
         assert torch.allclose(got, by_torchvision("contrast", once, 17 / 30), atol=2e-6)
@@ -161,35 +167,37 @@ def test_one_operation_reads_no_draw_of_magnitude():
 def random(n, size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(n, 3, size, size, generator=generator)
-    draws = torch.rand(n, BOOST_DRAWS, generator=generator)
-    return images, torch.rand(n, generator=generator), draws
+    random_params = torch.rand(n, BOOST_DRAWS, generator=generator)
+    return images, torch.rand(n, generator=generator), random_params
 
 
 @pytest.mark.parametrize("ops", [1, 2])
 def test_strength_zero_leaves_an_image_bit_by_bit(ops):
-    images, strength, draws = random(300)
+    images, strength, random_params = random(300)
     strength[::3] = 0
-    draws[:150] = 0  # the draw that would do everything
-    changed = rand_augment(images, strength, draws, ops=ops)
+    random_params[:150] = 0  # the draw that would do everything
+    changed = rand_augment(images, strength, random_params, ops=ops)
     assert torch.equal(changed[::3], images[::3])
     assert not torch.equal(changed[1::3], images[1::3])
 
 
 def test_an_operation_is_done_with_the_probability_that_the_strength_is():
     n = 4000
-    images, _, draws = random(n, 6)
+    images, _, random_params = random(n, 6)
     for strength, ops, share in ((0.3, 1, 0.3), (1.0, 1, 1.0), (0.3, 2, 1 - 0.7**2)):
-        changed = rand_augment(images, torch.full((n,), strength), draws, ops=ops)
+        changed = rand_augment(images, torch.full((n,), strength), random_params, ops=ops)
         found = (changed != images).any(dim=(1, 2, 3)).float().mean()
         assert abs(found - share) <= 4.5 * math.sqrt(share * (1 - share) / n)
 
 
 def test_all_15_operations_are_chosen_alike():
     n = 6000
-    draws = draws_for("invert", n=n).clone()
-    draws[:, 1] = torch.rand(n, generator=torch.Generator().manual_seed(1))
-    draws[:2, 1] = torch.tensor([0.0, 1 - 2**-24])
-    changed = rand_augment(IMAGES[:1].expand(n, -1, -1, -1), torch.full((n,), 0.7), draws, ops=1)
+    random_params = draws_for("invert", n=n).clone()
+    random_params[:, 1] = torch.rand(n, generator=torch.Generator().manual_seed(1))
+    random_params[:2, 1] = torch.tensor([0.0, 1 - 2**-24])
+    changed = rand_augment(
+        IMAGES[:1].expand(n, -1, -1, -1), torch.full((n,), 0.7), random_params, ops=1
+    )
     kinds, counts = torch.unique(changed.flatten(1), dim=0, return_counts=True)
     assert len(kinds) == len(OPERATIONS) == 15
     assert (counts - n / 15).abs().max() < 4.5 * math.sqrt(n / 15)
@@ -207,31 +215,33 @@ def test_either_sign_is_drawn_and_both_are_alike():
 
 @pytest.mark.parametrize("ops", [1, 2])
 def test_an_image_does_not_depend_on_its_company(ops):
-    images, strength, draws = random(60)
-    together = rand_augment(images, strength, draws, ops=ops)
+    images, strength, random_params = random(60)
+    together = rand_augment(images, strength, random_params, ops=ops)
     for i in range(60):
-        alone = rand_augment(images[i : i + 1], strength[i : i + 1], draws[i : i + 1], ops=ops)
+        alone = rand_augment(
+            images[i : i + 1], strength[i : i + 1], random_params[i : i + 1], ops=ops
+        )
         assert torch.allclose(together[i], alone[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("ops", [1, 2])
 def test_the_way_of_a_gpu_gives_the_same(ops, monkeypatch):
-    images, strength, draws = random(400)
+    images, strength, random_params = random(400)
     strength[:50] = 0
     images[60:90, 1] = 0.5
-    expected = rand_augment(images, strength, draws, ops=ops)
+    expected = rand_augment(images, strength, random_params, ops=ops)
     monkeypatch.setattr(module, "_change_rows", module._change_all)
-    changed = rand_augment(images, strength, draws, ops=ops)
+    changed = rand_augment(images, strength, random_params, ops=ops)
     assert torch.equal(changed[:50], images[:50])
-    # A pixel whose source falls on an edge may be its neighbour's.
+    # A pixel whose source falls on an edge may be its neighbor's.
     assert ((changed - expected).abs() > 1e-6).float().mean() < 1e-4
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 32])
 def test_images_of_every_size_stay_finite_and_in_range(size):
-    images, strength, draws = random(400, size)
+    images, strength, random_params = random(400, size)
     images[:40] = images[:40].round()
-    changed = rand_augment(images, strength.sqrt(), draws, ops=2)
+    changed = rand_augment(images, strength.sqrt(), random_params, ops=2)
     assert changed.isfinite().all()
     assert changed.min() >= 0
     assert changed.max() <= 1
@@ -252,10 +262,10 @@ def test_autocast_does_not_coarsen_an_image():
 
 
 def test_shapes_and_numbers_of_operations_that_do_not_fit_are_named():
-    images, strength, draws = random(4)
+    images, strength, random_params = random(4)
     with pytest.raises(ValueError, match=r"strength \(N,\).*got \(4, 3, 8, 8\), \(3,\) and"):
-        rand_augment(images, strength[:3], draws, ops=1)
+        rand_augment(images, strength[:3], random_params, ops=1)
     with pytest.raises(ValueError, match=rf"draws \(N, {BOOST_DRAWS}\), got .* and \(4, 6\)"):
-        rand_augment(images, strength, draws[:, :6], ops=1)
+        rand_augment(images, strength, random_params[:, :6], ops=1)
     with pytest.raises(ValueError, match="ops must be 1 or 2, got 3"):
-        rand_augment(images, strength, draws, ops=3)
+        rand_augment(images, strength, random_params, ops=3)

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, load_images, training_set
-from sslgh.data.image_list import record_text
 from sslgh.data.remaining import remaining_images, renumbered, trained_images
+from sslgh.data.run_images import record_text
 from sslgh.recipe import make_recipe, recipe_text
 
 FOLLOWS = "what is judged on the images of the run goes without them"

@@ -8,7 +8,7 @@ import torch
 from sslgh.engine.checkpoint import (
     CheckpointError,
     Progress,
-    Setting,
+    RunEnvironment,
     load_checkpoint,
     read_progress,
 )
@@ -18,39 +18,31 @@ def test_everything_comes_back(tmp_path, parts, save) -> None:
     saved, fresh = parts(), parts()
     path = save(tmp_path, **saved)
     assert load_checkpoint(path, **fresh) == Progress(2, 1, 7)
-    assert read_progress(path) == (Progress(2, 1, 7), Setting(2, 1, "0" * 32))
-    for name in ("module", "memory"):
+    assert read_progress(path) == (Progress(2, 1, 7), RunEnvironment(2, 1, "0" * 32))
+    for name in ("module", "aux_state"):
         for key, value in saved[name].state_dict().items():
             assert torch.equal(fresh[name].state_dict()[key], value)
     buffers = [
         o.state_dict()["state"][0]["momentum_buffer"]
-        for o in (saved["optimiser"], fresh["optimiser"])
+        for o in (saved["optimizer"], fresh["optimizer"])
     ]
     assert torch.equal(*buffers)
-
-
-def test_one_of_the_same_format_from_before_skips_were_counted_is_read(tmp_path, save) -> None:
-    file = save(tmp_path) / "progress.json"
-    held = json.loads(file.read_text())
-    del held["skipped"]
-    file.write_text(json.dumps(held))
-    assert read_progress(file.parent)[0] == Progress(2, 1, 7)
 
 
 def test_a_snapshot_is_not_touched_by_training_that_goes_on(parts, snapshot) -> None:
     held = parts()
     taken = snapshot(**held)
     before = {name: value.clone() for name, value in held["module"].state_dict().items()}
-    momentum = held["optimiser"].state_dict()["state"][0]["momentum_buffer"].clone()
+    momentum = held["optimizer"].state_dict()["state"][0]["momentum_buffer"].clone()
     held["module"](torch.randn(8, 4)).square().sum().backward()
-    held["optimiser"].step()
-    held["memory"].observe(torch.randn(20, 4), torch.arange(20))
+    held["optimizer"].step()
+    held["aux_state"].observe(torch.randn(20, 4), torch.arange(20))
     assert all(torch.equal(taken.module[name], value) for name, value in before.items())
     assert not torch.equal(before["0.weight"], held["module"][0].weight)
-    assert torch.equal(taken.optimiser["state"][0]["momentum_buffer"], momentum)
+    assert torch.equal(taken.optimizer["state"][0]["momentum_buffer"], momentum)
     assert any(
-        not torch.equal(taken.memory[name], value)
-        for name, value in held["memory"].state_dict().items()
+        not torch.equal(taken.aux_state[name], value)
+        for name, value in held["aux_state"].state_dict().items()
     )
 
 
@@ -70,7 +62,7 @@ def test_a_folder_that_has_gone_is_not_made_again(tmp_path, save) -> None:
     assert not (tmp_path / "mount").exists()
 
 
-FILES = ("module.safetensors", "memory.safetensors", "optimiser.pt", "progress.json")
+FILES = ("module.safetensors", "aux_state.safetensors", "optimizer.pt", "progress.json")
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
@@ -108,9 +100,9 @@ def test_a_truncated_file_is_noticed_and_named(tmp_path, parts, save, file) -> N
     "state",
     [[1, 2], 3, {"state": 3}, {"state": [], "param_groups": 3}, {"state": {}, "param_groups": []}],
 )
-def test_a_state_that_is_none_of_an_optimiser_is_damage(tmp_path, parts, save, state) -> None:
+def test_a_state_that_is_none_of_an_optimizer_is_damage(tmp_path, parts, save, state) -> None:
     path = save(tmp_path)
-    torch.save(state, path / "optimiser.pt")
+    torch.save(state, path / "optimizer.pt")
     with pytest.raises(CheckpointError, match=r"step-000000007 is damaged \(.*\); delete it"):
         load_checkpoint(path, **parts())
 
@@ -124,8 +116,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, parts, save) -> None
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, parts, save) -> None:
     path = save(tmp_path)
-    (path / "progress.json").write_text('{"format": 99, "epoch": 0, "step": 0, "total": 0}')
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this sslgh goes on from 3"):
+    (path / "progress.json").write_text(
+        '{"format": 99, "epoch": 0, "step_in_epoch": 0, "global_step": 0}'
+    )
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this sslgh goes on from 4"):
         load_checkpoint(path, **parts())
 
 
@@ -138,8 +132,8 @@ class Payload:
 
 def test_no_pickle_from_outside_is_executed(tmp_path, parts, save) -> None:
     path = save(tmp_path)
-    torch.save({"state": {}, "param_groups": Payload}, path / "optimiser.pt")
-    with pytest.raises(CheckpointError, match=r"optimiser.pt"):
+    torch.save({"state": {}, "param_groups": Payload}, path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"optimizer.pt"):
         load_checkpoint(path, **parts())
 
 

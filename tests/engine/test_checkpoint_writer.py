@@ -4,7 +4,7 @@ import time
 import pytest
 
 import sslgh.engine.checkpoint_writer as module
-from sslgh.engine.checkpoint_folder import list_checkpoints
+from sslgh.engine.checkpoint_manager import list_checkpoints
 from sslgh.engine.checkpoint_writer import CheckpointWriter
 
 

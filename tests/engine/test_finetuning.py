@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from sslgh.classify import OBJECTIVES
-from sslgh.data import DataError, normalize, render_views, training_set
+from sslgh.data import DataError, augment_views, normalize, training_set
 from sslgh.engine.build import build_network
 from sslgh.engine.finetuning import (
     _build,
@@ -19,14 +19,14 @@ from sslgh.engine.finetuning import (
     _judged,
     _strength,
     _task,
+    dry_run_finetuning,
     finetune,
-    try_finetuning,
 )
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.signals import Stopped
 from sslgh.engine.step import Moment
-from sslgh.engine.world import start_world
-from sslgh.evaluation import judge_run, read_results
+from sslgh.evaluation import evaluate_run, read_results
 from sslgh.functional import (
     embedding_margin,
     logit_adjusted_cross_entropy,
@@ -57,8 +57,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_a_run_learns_is_judged_and_is_not_trained_twice(supervised) -> None:
     recipe = supervised("train.epochs=12", "finetune.objective=la")
-    finetune(recipe, start_world())
-    (result,) = judge_run(recipe, start_world())
+    finetune(recipe, init_accelerator())
+    (result,) = evaluate_run(recipe, init_accelerator())
     average = result.scores["la"].metrics["thresholds"]["average"]
     assert average.mean > 0.4  # ten classes; 30 images down to 3
     assert read_results(recipe.directory) == [result]
@@ -67,15 +67,15 @@ def test_a_run_learns_is_judged_and_is_not_trained_twice(supervised) -> None:
     card = json.loads((recipe.directory / "backbone.json").read_text())
     assert card["method"] == "finetune la"
     before = (recipe.directory / "backbone.safetensors").stat().st_mtime_ns
-    finetune(recipe, start_world())
-    assert judge_run(recipe, start_world()) == [result]
+    finetune(recipe, init_accelerator())
+    assert evaluate_run(recipe, init_accelerator()) == [result]
     assert (recipe.directory / "backbone.safetensors").stat().st_mtime_ns == before
 
 
 def test_cross_entropy_is_also_judged_adjusted_afterwards(supervised) -> None:
     recipe = supervised("train.epochs=1", "finetune.objective=ce")
-    finetune(recipe, start_world())
-    (result,) = judge_run(recipe, start_world())
+    finetune(recipe, init_accelerator())
+    (result,) = evaluate_run(recipe, init_accelerator())
     assert set(result.scores) == {"ce", "la-posthoc"}
     balanced = supervised(
         "train.epochs=1",
@@ -83,8 +83,8 @@ def test_cross_entropy_is_also_judged_adjusted_afterwards(supervised) -> None:
         "finetune.sampling=class-balanced",
         f"run_dir={recipe.directory}-balanced",
     )
-    finetune(balanced, start_world())
-    (result,) = judge_run(balanced, start_world())
+    finetune(balanced, init_accelerator())
+    (result,) = evaluate_run(balanced, init_accelerator())
     assert set(result.scores) == {"ce"}  # the draws were adjusted already
 
 
@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
         "finetune.sampling=class-balanced",
     )
     whole = supervised(*overrides, f"run_dir={tmp_path}/whole")
-    finetune(whole, start_world())
+    finetune(whole, init_accelerator())
     broken = supervised(*overrides)
     import sslgh.engine.loop as module  # noqa: PLC0415
 
@@ -111,22 +111,22 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 
     monkeypatch.setattr(module, "take_step", step_and_signal)
     with pytest.raises(Stopped):
-        finetune(broken, start_world())
+        finetune(broken, init_accelerator())
     monkeypatch.undo()
-    finetune(broken, start_world())
+    finetune(broken, init_accelerator())
     assert same(weights(broken), weights(whole))
 
 
 def first_part(recipe, epoch: int = 0):
     """Values of the first part of a run, and what they are made of."""
-    accelerator = start_world()
+    accelerator = init_accelerator()
     run, network, average = _build(recipe, recipe.finetune, accelerator, training_set(recipe.data))
     images = run.images
     generator = np.random.default_rng(0)
     rows = generator.choice(len(images), 16, replace=False)
     view = torch.from_numpy(generator.integers(0, 256, (16, 3, 8, 8), dtype=np.uint8))
     crops = torch.from_numpy(generator.integers(0, 256, (16, 2, 3, 8, 8), dtype=np.uint8))
-    from sslgh.data.colour import NUM_DRAWS  # noqa: PLC0415
+    from sslgh.data.augment import NUM_DRAWS  # noqa: PLC0415
 
     draws = torch.from_numpy(generator.random((16, 2, NUM_DRAWS), dtype=np.float32))
     target = torch.from_numpy(images.labels[rows])
@@ -162,14 +162,14 @@ def test_a_contrast_has_two_views_of_its_own_and_prototypes_behind_a_head(superv
     )
     values, network, (view, crops, draws, target, _), prior = first_part(recipe)
     network.train()
-    views = [normalize(view), *render_views(crops, draws, recipe.data.augment)]
-    own, one, two = network.backbone(torch.cat(views)).chunk(3)
+    views = [normalize(view), *augment_views(crops, draws, recipe.data.augment)]
+    local, one, two = network.backbone(torch.cat(views)).chunk(3)
     z = torch.stack(network.projector(torch.cat([one, two])).chunk(2), dim=1)
     prototypes = network.prototype_head(network.classifier.weight)
     term = rebalanced_contrastive(
         z, target, prototypes, prior, temperature=0.1, gamma=0.5, scale=1.5
     ).mean()
-    logit = logit_adjusted_cross_entropy(network.classifier(own), target, prior).mean()
+    logit = logit_adjusted_cross_entropy(network.classifier(local), target, prior).mean()
     torch.testing.assert_close(values["loss"], 2 * logit + 0.6 * term, rtol=1e-4, atol=1e-4)
 
 
@@ -204,10 +204,10 @@ def test_the_prior_is_that_of_the_draws(supervised, sampling) -> None:
 
 
 def test_a_frozen_backbone_stays_and_its_classifier_learns(supervised, tiny, tmp_path) -> None:
-    pretrained = pretrain(tiny(f"run_dir={tmp_path}/pretrained"), start_world())
+    pretrained = pretrain(tiny(f"run_dir={tmp_path}/pretrained"), init_accelerator())
     recipe = supervised(f"model.init={pretrained}", "model.width=0.125", "finetune.freeze=true")
     start = build_network(recipe, 8, 10).classifier.weight.clone()
-    finetune(recipe, start_world())
+    finetune(recipe, init_accelerator())
     before = load_file(pretrained / "backbone.safetensors")
     assert same(before, load_file(recipe.directory / "backbone.safetensors"))
     assert not torch.equal(weights(recipe)["weight"], start)
@@ -221,7 +221,7 @@ def test_a_frozen_backbone_stays_and_its_classifier_learns(supervised, tiny, tmp
 def test_a_moving_average_is_what_is_judged(supervised) -> None:
     recipe = supervised("finetune.ema=0.5", "train.epochs=1")
     run, network, average = _build(
-        recipe, recipe.finetune, start_world(), training_set(recipe.data)
+        recipe, recipe.finetune, init_accelerator(), training_set(recipe.data)
     )
     assert _judged(network, average) is average.module is not network
     first = network.classifier.weight.detach().clone()
@@ -230,14 +230,14 @@ def test_a_moving_average_is_what_is_judged(supervised) -> None:
         network.classifier.weight += 1
     average.update_parameters(network)
     torch.testing.assert_close(average.module.classifier.weight.detach(), first + 0.5)
-    assert run.memory is average
+    assert run.aux_state is average
 
 
 def test_recipes_that_cannot_be_trained_are_refused(supervised, tiny, tmp_path) -> None:
     with pytest.raises(RecipeError, match="sslgh pretrain"):
-        finetune(tiny(), start_world())
+        finetune(tiny(), init_accelerator())
     with pytest.raises(RecipeError, match="sslgh finetune"):
-        pretrain(supervised(), start_world())
+        pretrain(supervised(), init_accelerator())
     with pytest.raises(RecipeError, match=r"finetune\.objective"):
         supervised("finetune.objective=crt")
     with pytest.raises(RecipeError, match="gamma is not read by objective la"):
@@ -251,11 +251,11 @@ def test_recipes_that_cannot_be_trained_are_refused(supervised, tiny, tmp_path) 
     np.savez(folder / "train.npz", images=np.zeros((40, 8, 8, 3), dtype=np.uint8))
     recipe = supervised("data={source: arrays, root: " + str(folder) + "}")
     with pytest.raises(DataError, match="finetuning needs labels"):
-        finetune(recipe, start_world())
+        finetune(recipe, init_accelerator())
 
 
 def test_a_dry_run_takes_a_step_and_writes_nothing(supervised, capsys) -> None:
     recipe = supervised("finetune.objective=bcl")
-    try_finetuning(recipe, start_world())
+    dry_run_finetuning(recipe, init_accelerator())
     assert "dry run, nothing written" in capsys.readouterr().out
     assert not recipe.directory.exists()

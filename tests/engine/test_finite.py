@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sslgh.engine.pretraining as module
-from sslgh.engine.finite import BufferBackup, NotFiniteError, find_fault, gradient_norm
+from sslgh.engine.finite import BufferSnapshot, NotFiniteError, gradient_norm, non_finite_reason
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.world import start_world
 
 ONE = torch.tensor(1.0)
 NAN = torch.tensor(torch.nan)
@@ -22,7 +22,7 @@ def net() -> nn.Module:
 
 def test_a_finite_step_has_no_fault() -> None:
     model = net()
-    assert find_fault([{"loss": ONE, "ssl": ONE}], gradient_norm(model), model) is None
+    assert non_finite_reason([{"loss": ONE, "ssl": ONE}], gradient_norm(model), model) is None
 
 
 @pytest.mark.parametrize(
@@ -35,19 +35,19 @@ def test_a_finite_step_has_no_fault() -> None:
 )
 def test_the_cause_is_named_before_what_it_causes(part, words) -> None:
     model = net()
-    assert find_fault([{"loss": ONE}, part], gradient_norm(model), model) == words
+    assert non_finite_reason([{"loss": ONE}, part], gradient_norm(model), model) == words
 
 
 def test_an_infinite_gradient_under_a_finite_loss_is_named_by_its_parameter() -> None:
     model = net()
     model[0].bias.grad[2] = torch.inf
-    found = find_fault([{"loss": ONE}], gradient_norm(model), model)
+    found = non_finite_reason([{"loss": ONE}], gradient_norm(model), model)
     assert found == "the gradient of 0.bias is not finite"
 
 
 def test_numbers_that_may_be_nan_are_not_watched() -> None:
     model = net()
-    assert find_fault([{"loss": ONE, "online": NAN}], gradient_norm(model), model) is None
+    assert non_finite_reason([{"loss": ONE, "online": NAN}], gradient_norm(model), model) is None
 
 
 def test_the_norm_is_that_of_all_gradients_together() -> None:
@@ -60,7 +60,7 @@ def test_batch_statistics_and_queues_are_put_back() -> None:
     model = net()
     model.register_buffer("queue", torch.arange(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    backup = BufferBackup(model)
+    backup = BufferSnapshot(model)
     backup.keep()
     model(torch.full((8, 3), torch.nan))
     model.queue += 1
@@ -71,13 +71,13 @@ def test_batch_statistics_and_queues_are_put_back() -> None:
 
 def poison(monkeypatch, *calls: int) -> None:
     """Views full of nan at some steps, counted from 1."""
-    original, count = module.render_views, iter(range(1, 1000))
+    original, count = module.augment_views, iter(range(1, 1000))
 
     def views(*arguments, **named):
         rendered = original(*arguments, **named)
         return [view * torch.nan for view in rendered] if next(count) in calls else rendered
 
-    monkeypatch.setattr(module, "render_views", views)
+    monkeypatch.setattr(module, "augment_views", views)
 
 
 def events(directory, kind: str):
@@ -92,7 +92,7 @@ def test_a_poisoned_step_is_skipped_and_nothing_of_it_stays(tiny, monkeypatch, n
     recipe = tiny(
         f"method.name={name}", "train.not_finite=skip", "train.keep_last=9", *queue, gh=True
     )
-    directory = pretrain(recipe, start_world())
+    directory = pretrain(recipe, init_accelerator())
     told = [(line["step"], line["text"]) for line in events(directory, "skipped")]
     assert told == [(6, "an embedding is not finite"), (7, "an embedding is not finite")]
     assert len(events(directory, "train")) == 4 * 4 - 2
@@ -106,7 +106,7 @@ def test_by_default_the_run_stops_and_names_the_step(tiny, monkeypatch) -> None:
     poison(monkeypatch, 6)
     recipe = tiny()
     with pytest.raises(NotFiniteError, match=r"an embedding is not finite in step 6 \(epoch 1\)"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     assert [path.name for path in (recipe.directory / "checkpoints").iterdir()] == [
         "step-000000004"
     ]
@@ -115,10 +115,10 @@ def test_by_default_the_run_stops_and_names_the_step(tiny, monkeypatch) -> None:
 def test_a_run_that_only_skips_stops(tiny, monkeypatch) -> None:
     poison(monkeypatch, *range(3, 1000))
     with pytest.raises(NotFiniteError, match="as in the 9 steps before it"):
-        pretrain(tiny("train.not_finite=skip"), start_world())
+        pretrain(tiny("train.not_finite=skip"), init_accelerator())
 
 
 def test_skips_that_are_not_in_a_row_do_not_stop_a_run(tiny, monkeypatch) -> None:
     poison(monkeypatch, *range(1, 1000, 2))
-    directory = pretrain(tiny("train.not_finite=skip", "train.epochs=6"), start_world())
+    directory = pretrain(tiny("train.not_finite=skip", "train.epochs=6"), init_accelerator())
     assert len(events(directory, "skipped")) == 12

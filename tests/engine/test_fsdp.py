@@ -15,14 +15,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from sslgh.engine.checkpoint import (
     Progress,
-    Setting,
+    RunEnvironment,
+    copy_to_cpu,
     load_checkpoint,
-    take_snapshot,
     write_checkpoint,
 )
+from sslgh.engine.fsdp import FSDPError, local_shard, prepare_for_fsdp, unshard_
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.sharding import ShardingError, make_shardable, make_whole, own_part
-from sslgh.engine.world import start_world
 from sslgh.methods.byol import BYOL
 from sslgh.methods.sdclr import SDCLR
 from sslgh.models import build_backbone, load_backbone
@@ -68,12 +68,12 @@ def close(one: Path, two: Path) -> None:
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", pytest.param("lars", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("lars", marks=pytest.mark.slow)])
 def test_a_run_cut_over_two_processes_is_the_run_of_one_and_goes_on_from_its_checkpoints(
-    tiny, recipe_file, tmp_path, optimiser
+    tiny, recipe_file, tmp_path, optimizer
 ) -> None:
-    words = (*VIT, f"optim.name={optimiser}", "optim.lr=0.001", "train.keep_last=9")
-    whole = pretrain(tiny(*words, f"run_dir={tmp_path}/whole"), start_world())
+    words = (*VIT, f"optim.name={optimizer}", "optim.lr=0.001", "train.keep_last=9")
+    whole = pretrain(tiny(*words, f"run_dir={tmp_path}/whole"), init_accelerator())
     said = launch(LAUNCH_FILE, recipe_file, *words, f"run_dir={tmp_path}/cut")
     assert "2 processes on 1 machine(s) (FSDP)" in said
     cut = tmp_path / "cut"
@@ -84,7 +84,7 @@ def test_a_run_cut_over_two_processes_is_the_run_of_one_and_goes_on_from_its_che
     assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
     last = "checkpoints/step-000000016/"
     close(cut / last / "module.safetensors", whole / last / "module.safetensors")
-    states = [torch.load(run / last / "optimiser.pt", weights_only=True) for run in (cut, whole)]
+    states = [torch.load(run / last / "optimizer.pt", weights_only=True) for run in (cut, whole)]
     torch.testing.assert_close(*(state["state"] for state in states), rtol=1e-2, atol=1e-4)
     assert states[0]["param_groups"] == states[1]["param_groups"]
     # The whole run forgets its second half, and goes on cut over two processes; and the other way.
@@ -94,7 +94,7 @@ def test_a_run_cut_over_two_processes_is_the_run_of_one_and_goes_on_from_its_che
             shutil.rmtree(target) if target.is_dir() else target.unlink()
     again = launch(LAUNCH_FILE, recipe_file, *words, f"run_dir={whole}")
     assert "going on from epoch 2, step 8" in again
-    pretrain(tiny(*words, f"run_dir={cut}"), start_world())
+    pretrain(tiny(*words, f"run_dir={cut}"), init_accelerator())
     assert losses(whole) == pytest.approx(losses(cut), rel=1e-4)
     close(whole / "backbone.safetensors", cut / "backbone.safetensors")
 
@@ -102,8 +102,8 @@ def test_a_run_cut_over_two_processes_is_the_run_of_one_and_goes_on_from_its_che
 def test_the_first_fsdp_is_refused_and_not_ignored(monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
-    with pytest.raises(ShardingError, match="fsdp_version 1 is not supported; use --config_file"):
-        start_world()
+    with pytest.raises(FSDPError, match="fsdp_version 1 is not supported; use --config_file"):
+        init_accelerator()
 
 
 def network() -> nn.Module:
@@ -116,45 +116,45 @@ def cut_network() -> tuple[nn.Module, torch.optim.Optimizer]:
     return cut, torch.optim.AdamW(cut.parameters(), lr=0.1)
 
 
-def step(net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     net(x).square().mean().backward()
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def save_and_load(folder: str) -> tuple[list[bool], dict[str, torch.Tensor]]:
     """Whether parts are parts, and the weights after a step, a checkpoint and another step; in a worker."""
-    cut, optimiser = cut_network()
-    step(cut, optimiser)
-    directory, options = Path(folder), {"memory": None}
-    setting = Setting(2, 1, "")
-    snapshot = take_snapshot(Progress(0, 1, 1), setting, module=cut, optimiser=optimiser, **options)
+    cut, optimizer = cut_network()
+    step(cut, optimizer)
+    directory, options = Path(folder), {"aux_state": None}
+    setting = RunEnvironment(2, 1, "")
+    snapshot = copy_to_cpu(Progress(0, 1, 1), setting, module=cut, optimizer=optimizer, **options)
     path = directory / snapshot.name
     if torch.distributed.get_rank() == 0:
         write_checkpoint(directory, snapshot)
     torch.distributed.barrier()
     again, fresh = cut_network()
-    load_checkpoint(path, module=again, optimiser=fresh, **options)
-    found = [own_part(p).numel() < p.numel() for p in again.parameters()]
+    load_checkpoint(path, module=again, optimizer=fresh, **options)
+    found = [local_shard(p).numel() < p.numel() for p in again.parameters()]
     moment = fresh.state_dict()["state"][0]["exp_avg"]
-    found.append(own_part(moment).numel() < moment.numel())
+    found.append(local_shard(moment).numel() < moment.numel())
     step(again, fresh)
-    make_whole(again)
-    found += [own_part(p) is p for p in again.parameters()]
+    unshard_(again)
+    found += [local_shard(p) is p for p in again.parameters()]
     return found, {name: value.detach() for name, value in again.state_dict().items()}
 
 
 def test_a_cut_module_is_saved_whole_and_comes_back_cut(two_processes, tmp_path) -> None:
     answers = two_processes(save_and_load, str(tmp_path))
     plain = network()
-    optimiser = torch.optim.AdamW(plain.parameters(), lr=0.1)
-    step(plain, optimiser)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1)
+    step(plain, optimizer)
     saved = load_file(tmp_path / "step-000000001" / "module.safetensors")
     torch.testing.assert_close(saved, dict(plain.state_dict()))
-    state = torch.load(tmp_path / "step-000000001" / "optimiser.pt", weights_only=True)
-    torch.testing.assert_close(state["state"], optimiser.state_dict()["state"])
-    step(plain, optimiser)
+    state = torch.load(tmp_path / "step-000000001" / "optimizer.pt", weights_only=True)
+    torch.testing.assert_close(state["state"], optimizer.state_dict()["state"])
+    step(plain, optimizer)
     assert len(answers) == 2
     for found, weights in answers:
         assert all(found)
@@ -165,18 +165,18 @@ def test_a_cut_module_is_saved_whole_and_comes_back_cut(two_processes, tmp_path)
 def test_what_cannot_be_cut_is_refused_in_one_sentence() -> None:
     backbone = build_backbone("resnet18", width=0.125)
     options = {"features": backbone.num_features, "hidden": 32, "out": 16}
-    with pytest.raises(ShardingError, match="FSDP cannot train BYOL with weights that only follow"):
-        make_shardable(BYOL(backbone, **options), None)
-    with pytest.raises(ShardingError, match="FSDP cannot train SDCLR, whose second branch reads"):
-        make_shardable(SDCLR(backbone, **options), None)
+    with pytest.raises(FSDPError, match="FSDP cannot train BYOL with weights that only follow"):
+        prepare_for_fsdp(BYOL(backbone, **options), None)
+    with pytest.raises(FSDPError, match="FSDP cannot train SDCLR, whose second branch reads"):
+        prepare_for_fsdp(SDCLR(backbone, **options), None)
     average = nn.ModuleList([AveragedModel(nn.Linear(2, 2))])
-    with pytest.raises(ShardingError, match=r"set finetune\.ema: null"):
-        make_shardable(nn.Linear(2, 2), average)
+    with pytest.raises(FSDPError, match=r"set finetune\.ema: null"):
+        prepare_for_fsdp(nn.Linear(2, 2), average)
 
 
-def test_the_parameters_become_contiguous_and_stay_the_optimisers() -> None:
+def test_the_parameters_become_contiguous_and_stay_the_optimizers() -> None:
     network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     before = network.weight
-    make_shardable(network, None)
+    prepare_for_fsdp(network, None)
     assert network.weight is before
     assert network.weight.is_contiguous()

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslgh.data import BatchOrder, part_shares, training_set, view_loader
+from sslgh.data import ResumableBatchSampler, micro_batch_weights, training_set, view_loader
 from sslgh.distributed import weighted_mean
-from sslgh.engine.companions import Companions
 from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.launch import init_accelerator
+from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.pretraining import _part, pretrain
-from sslgh.engine.run import Run, open_quarantine
+from sslgh.engine.run import Run, watch_broken_images
 from sslgh.engine.signals import Stopped
 from sslgh.engine.step import Moment, Task, take_step
-from sslgh.engine.world import start_world
 from sslgh.methods import Method, MethodOutput
 from sslgh.models import load_backbone
 from sslgh.recipe import RecipeError, recipe_text
@@ -41,7 +41,7 @@ def same(first, second) -> bool:
 @pytest.mark.parametrize("name", ["simclr", "simsiam"])  # the others: test_recipes_train.py
 def test_a_run_learns_and_leaves_a_complete_directory(tiny, name, gh) -> None:
     recipe = tiny(f"method.name={name}", "train.epochs=6", gh=gh)
-    directory = pretrain(recipe, start_world())
+    directory = pretrain(recipe, init_accelerator())
     names = {path.name for path in directory.iterdir()}
     expected = {"recipe.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints"}
     assert expected | {"backbone.safetensors", "backbone.json", "status.json"} <= names
@@ -66,7 +66,7 @@ def test_a_run_learns_and_leaves_a_complete_directory(tiny, name, gh) -> None:
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(tiny, tmp_path) -> None:
     runs = [
-        pretrain(tiny(f"run_dir={tmp_path}/{n}", f"seed={seed}", gh=True), start_world())
+        pretrain(tiny(f"run_dir={tmp_path}/{n}", f"seed={seed}", gh=True), init_accelerator())
         for n, seed in enumerate((0, 0, 1))
     ]
     assert same(weights(runs[0]), weights(runs[1]))
@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
     tiny, tmp_path, population
 ) -> None:
     overrides = ("train.epochs=8", f"harmonize.population={population}")
-    unbroken = pretrain(tiny(*overrides, f"run_dir={tmp_path}/whole", gh=True), start_world())
+    unbroken = pretrain(tiny(*overrides, f"run_dir={tmp_path}/whole", gh=True), init_accelerator())
     recipe = tiny(*overrides, gh=True)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe_text(recipe))
@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (recipe.directory / "backbone.safetensors").exists()
-    resumed = pretrain(recipe, start_world())
+    resumed = pretrain(recipe, init_accelerator())
     assert same(weights(resumed), weights(unbroken))
     assert [line["step"] for line in lines(resumed)] == list(range(1, 8 * 4 + 1))
 
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same_bits(
     tiny, tmp_path, monkeypatch
 ) -> None:
-    unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole", gh=True), start_world())
+    unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole", gh=True), init_accelerator())
     recipe = tiny(gh=True)
     import sslgh.engine.loop as module  # noqa: PLC0415
 
@@ -115,9 +115,9 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 
     monkeypatch.setattr(module, "take_step", step_and_signal)
     with pytest.raises(Stopped, match="after step 13"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     monkeypatch.undo()
-    assert same(weights(pretrain(recipe, start_world())), weights(unbroken))
+    assert same(weights(pretrain(recipe, init_accelerator())), weights(unbroken))
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
@@ -134,7 +134,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
     monkeypatch.setattr(module, "take_step", step_and_poison)
     recipe = tiny("train.log_every=1000", "train.checkpoint_every=2")
     with pytest.raises(NotFiniteError):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     assert not list((recipe.directory / "checkpoints").glob("step-*"))
 
 
@@ -163,9 +163,9 @@ def test_a_signal_to_the_whole_group_with_loader_workers_still_saves(tiny, tmp_p
 
 
 def test_a_run_that_is_done_is_not_done_again(tiny, capsys) -> None:
-    directory = pretrain(tiny(), start_world())
+    directory = pretrain(tiny(), init_accelerator())
     before = (directory / "backbone.safetensors").stat().st_mtime_ns
-    pretrain(tiny(), start_world())
+    pretrain(tiny(), init_accelerator())
     assert (directory / "backbone.safetensors").stat().st_mtime_ns == before
     assert "done already" in capsys.readouterr().out
 
@@ -186,19 +186,21 @@ class SquaredBrightness(Method):
 
 def after_one_step(recipe, accumulation: int, batch_size: int) -> torch.Tensor:
     torch.manual_seed(0)
-    images, accelerator = training_set(recipe.data), start_world()
+    images, accelerator = training_set(recipe.data), init_accelerator()
     recipe = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"accumulation": accumulation})}
     )
     method = SquaredBrightness()
-    optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
-    run = Run(recipe, accelerator, images, method, method, optimiser, None)
-    order = BatchOrder(len(images), batch_size, seed=0, epochs=1, accumulation=accumulation)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    run = Run(recipe, accelerator, images, method, method, optimizer, None)
+    order = ResumableBatchSampler(
+        len(images), batch_size, seed=0, epochs=1, accumulation=accumulation
+    )
     loader = view_loader(images, recipe.data, size=8, seed=0, order=order)
-    batches = open_quarantine(iter(loader), run, None)
-    beside = Companions(None, None, None, width=4)
+    batches = watch_broken_images(iter(loader), run, None)
+    beside = AuxiliaryState(None, None, None, width=4)
     task = Task(lambda batch, moment: _part(run, batch, moment, beside, []))
-    shares = part_shares(len(images), batch_size, accumulation=accumulation, step=0)
+    shares = micro_batch_weights(len(images), batch_size, accumulation=accumulation, step=0)
     take_step(run, task, batches, Moment(0, 1, 0.1, logged=True, shares=shares), 0.1)
     return method.backbone.weight.detach()
 
@@ -212,14 +214,14 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tiny, batch_size) ->
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny) -> None:
     recipe = tiny("optim.lr=1e30", "optim.warmup_epochs=0")
     with pytest.raises(NotFiniteError, match=r"an embedding is not finite in step 2 \(epoch 0\)"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     for path in (recipe.directory / "checkpoints").glob("step-*"):
         assert all(t.isfinite().all() for t in load_file(path / "module.safetensors").values())
 
 
 def test_bf16_and_workers_run_and_do_not_change_the_images(tiny, tmp_path) -> None:
     runs = [
-        pretrain(tiny("train.epochs=1", f"run_dir={tmp_path}/{n}", *extra), start_world())
+        pretrain(tiny("train.epochs=1", f"run_dir={tmp_path}/{n}", *extra), init_accelerator())
         for n, extra in enumerate(
             [("data.workers=0",), ("data.workers=2",), ("train.precision=bf16",)]
         )
@@ -245,22 +247,22 @@ def test_what_cannot_run_is_said_in_one_sentence_and_leaves_no_run_behind(
 ) -> None:
     recipe = tiny(override)
     with pytest.raises(ValueError, match=message):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     assert not (recipe.directory / "recipe.yaml").exists()
 
 
 def test_a_directory_of_another_recipe_is_not_touched(tiny) -> None:
-    directory = pretrain(tiny("train.epochs=1"), start_world())
+    directory = pretrain(tiny("train.epochs=1"), init_accelerator())
     before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
     with pytest.raises(RecipeError, match="another run"):
-        pretrain(tiny("train.epochs=1", "optim.lr=0.3"), start_world())
+        pretrain(tiny("train.epochs=1", "optim.lr=0.3"), init_accelerator())
     assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_that_starts_from_another_saves_the_backbone_of_that_one(tiny, tmp_path) -> None:
-    first = pretrain(tiny("train.epochs=1", f"run_dir={tmp_path}/first"), start_world())
+    first = pretrain(tiny("train.epochs=1", f"run_dir={tmp_path}/first"), init_accelerator())
     settings = "model={init: " + str(first) + ", projector: {hidden: 32, out: 16}}"
-    second = pretrain(tiny(settings, "train.epochs=1"), start_world())
+    second = pretrain(tiny(settings, "train.epochs=1"), init_accelerator())
     backbone, card = load_backbone(second)
     assert card["width"] == load_backbone(first)[1]["width"] == 0.125
     assert backbone.num_features == 64

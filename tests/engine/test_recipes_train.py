@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file
 
 from sslgh.engine import loop
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.signals import Stopped
-from sslgh.engine.world import start_world
 from sslgh.recipe import Recipe, load_recipe
 
 SHELF = Path(__file__).parents[2] / "recipes" / "digits-lt"
@@ -52,7 +52,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def run(recipe: Recipe) -> Path:
-    return pretrain(recipe, start_world())
+    return pretrain(recipe, init_accelerator())
 
 
 def lines(directory: Path, kind: str = "train") -> list[dict[str, float]]:
@@ -70,7 +70,7 @@ def test_the_shelf_is_found() -> None:
 
 
 # Most methods must end below their first epoch. These must come down from their worst one, since their loss is low
-# before anything is learnt: the teacher of MoCo v2 and DINO begins as the student (beside a queue of unrelated
+# before anything is learned: the teacher of MoCo v2 and DINO begins as the student (beside a queue of unrelated
 # random directions), SDCLR's pruned branch begins almost as the whole one, and boosted views grow harder once
 # losses are known. The first two are given more epochs.
 EPOCHS = 8
@@ -115,7 +115,7 @@ def stopped_and_unbroken(
 
 
 def assert_same_end(first: Path, second: Path) -> None:
-    """The backbone and all that is remembered beside it: teachers, queues, centres, the bank."""
+    """The backbone and all that is remembered beside it: teachers, queues, centers, the bank."""
     (one,), (other,) = (
         sorted((path / "checkpoints").glob("step-*"))[-1:] for path in (first, second)
     )
@@ -154,7 +154,7 @@ def test_a_resampled_run_shows_images_repeatedly_and_can_go_on(tmp_path, monkeyp
     ends = stopped_and_unbroken(*twins, monkeypatch, step=STEPS + STEPS // 2)
     assert_same_end(*ends)
     checkpoint = sorted((ends[0] / "checkpoints").glob("step-*"))[-1]
-    memory = load_file(checkpoint / "memory.safetensors")
+    memory = load_file(checkpoint / "aux_state.safetensors")
     (sequences,) = (value for name, value in memory.items() if name.endswith("sequences"))
     shown = sequences[2 % 2]  # of the last epoch
     assert len(shown) == 351

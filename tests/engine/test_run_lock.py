@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from sslgh.engine.outcome import BAD_INPUT, conclude
-from sslgh.engine.run_directory import write_status
+from sslgh.engine.exit_codes import BAD_INPUT, run_command
+from sslgh.engine.run_dir import write_status
 from sslgh.engine.run_lock import BusyError, hold
 
 HOLDER = """
@@ -86,6 +86,6 @@ def test_one_who_is_refused_leaves_the_status_of_the_other(tiny, capsys) -> None
     def refused() -> None:
         raise BusyError("somebody trains there")
 
-    assert conclude(refused, recipe) == BAD_INPUT
+    assert run_command(refused, recipe) == BAD_INPUT
     assert json.loads((recipe.directory / "status.json").read_text())["state"] == "running"
     assert "somebody trains there" in capsys.readouterr().err

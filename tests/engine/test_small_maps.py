@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.small_maps import refuse_small_maps
-from sslgh.engine.world import start_world
 from sslgh.recipe import RecipeError
 
 
@@ -35,7 +35,7 @@ def test_gradients_that_are_let_through_are_those_of_float64(kernel, stride, sid
 def test_a_run_on_images_that_shrink_to_a_pixel_wants_fp32(tiny, precision) -> None:
     recipe = tiny("data.size=4", f"train.precision={precision}", "train.epochs=1")
     if precision == "fp32":
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
         return
     with pytest.raises(RecipeError, match=r"raise data\.size"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())

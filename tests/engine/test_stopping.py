@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from sslgh.engine import loop, step
 from sslgh.engine.checkpoint_writer import CheckpointWriter
+from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.outcome import BAD_INPUT, conclude
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.signals import Stopped
-from sslgh.engine.world import start_world
 
 
 def state(directory) -> str:
@@ -49,19 +49,19 @@ def test_a_run_stopped_in_the_last_step_of_an_epoch_goes_on_to_the_same_bits(
 ) -> None:
     words = ["train.checkpoint_every=6"]
     words += [] if resample is None else [f"harmonize.resample={resample}", "data.workers=0"]
-    unbroken = pretrain(tiny(*words, f"run_dir={tmp_path}/whole", gh=True), start_world())
+    unbroken = pretrain(tiny(*words, f"run_dir={tmp_path}/whole", gh=True), init_accelerator())
     recipe = tiny(*words, gh=True)
     signal_at(8)
     with pytest.raises(Stopped, match="after step 8"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     monkeypatch.undo()
-    assert same(pretrain(recipe, start_world()), unbroken)
+    assert same(pretrain(recipe, init_accelerator()), unbroken)
 
 
 def test_a_signal_after_the_last_step_stops_before_anything_else_begins(
     tiny, tmp_path, monkeypatch
 ) -> None:
-    unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole"), start_world())
+    unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole"), init_accelerator())
     original = CheckpointWriter.finish
 
     def signalled(writer) -> None:
@@ -71,43 +71,46 @@ def test_a_signal_after_the_last_step_stops_before_anything_else_begins(
     monkeypatch.setattr(CheckpointWriter, "finish", signalled)
     recipe = tiny()
     with pytest.raises(Stopped, match="after the last step; run the same command to finish"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     assert not (recipe.directory / "backbone.safetensors").exists()
     monkeypatch.undo()
-    assert same(pretrain(recipe, start_world()), unbroken)
+    assert same(pretrain(recipe, init_accelerator()), unbroken)
 
 
 def test_steps_skipped_in_a_row_are_counted_over_a_stop(tiny, monkeypatch, signal_at) -> None:
-    original, asked = step.find_fault, iter(range(1, 1000))
+    original, asked = step.non_finite_reason, iter(range(1, 1000))
 
     def faulty(*arguments):
         return "nan" if next(asked) > 2 else original(*arguments)
 
-    monkeypatch.setattr(step, "find_fault", faulty)
+    monkeypatch.setattr(step, "non_finite_reason", faulty)
     signal_at(8)
     recipe = tiny("train.not_finite=skip")
     with pytest.raises(Stopped):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     with pytest.raises(NotFiniteError, match=r"nan in step 12 .* as in the 9 steps before it"):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
 
 
 def test_what_is_kept_every_few_epochs_is_also_written_then(tiny) -> None:
     recipe = tiny(
         "train.checkpoint_every=10", "train.keep_every=3", "train.epochs=7", "train.keep_last=1"
     )
-    directory = pretrain(recipe, start_world())
+    directory = pretrain(recipe, init_accelerator())
     kept = sorted(path.name for path in (directory / "checkpoints").iterdir())
     assert [int(name[5:]) // 4 for name in kept] == [3, 6, 7]
 
 
 def test_a_failure_beside_a_training_that_is_done_undoes_nothing(tiny, capsys) -> None:
-    directory = pretrain(tiny(), start_world())
-    assert conclude(lambda: pretrain(tiny("train.processes=2"), start_world()), tiny()) == BAD_INPUT
+    directory = pretrain(tiny(), init_accelerator())
+    assert (
+        run_command(lambda: pretrain(tiny("train.processes=2"), init_accelerator()), tiny())
+        == BAD_INPUT
+    )
     assert state(directory) == "done"
     for checkpoint in (directory / "checkpoints").iterdir():
         checkpoint.rename(directory / f"{checkpoint.name}-elsewhere")
-    pretrain(tiny(), start_world())
+    pretrain(tiny(), init_accelerator())
     assert "done already" in capsys.readouterr().out
 
 
@@ -117,11 +120,11 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_anew(
     recipe = tiny()
     signal_at(5)
     with pytest.raises(Stopped):
-        pretrain(recipe, start_world())
+        pretrain(recipe, init_accelerator())
     monkeypatch.undo()
     for checkpoint in (recipe.directory / "checkpoints").iterdir():
         checkpoint.rename(recipe.directory / f"{checkpoint.name}-elsewhere")
-    pretrain(recipe, start_world())
+    pretrain(recipe, init_accelerator())
     assert (
         "checkpoints holds no checkpoint: the run begins from its start" in capsys.readouterr().out
     )

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import nn
 
 from sslgh.data import training_set
-from sslgh.data.image_list import record_text
+from sslgh.data.run_images import record_text
 from sslgh.evaluation import check_probes, probe_backbone
 from sslgh.recipe import make_recipe, recipe_text
 
 CUT = {"imbalance": 2, "max_per_class": 12}
-PROBES = [{"protocol": "knn", "neighbours": 3}, {"protocol": "gh-50shot"}]
+PROBES = [{"protocol": "knn", "neighbors": 3}, {"protocol": "gh-50shot"}]
 
 
 def plant(folder, names, label):

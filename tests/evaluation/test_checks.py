@@ -18,11 +18,11 @@ def check(**settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"protocol": "knn", "tau": 2}, "probe knn does not read tau, but only neighbours"),
+        ({"protocol": "knn", "tau": 2}, "probe knn does not read tau, but only neighbors"),
         ({"protocol": "knn", "test_prior": "balanced"}, "knn does not read test_prior"),
         ({"protocol": "gh-50shot", "lr": 0.1}, "gh-50shot does not read lr, but only seeds"),
         ({"protocol": "gh-50shot", "objectives": ["la"]}, "does not read objectives"),
-        ({"protocol": "longtail", "neighbours": 5}, "longtail does not read neighbours"),
+        ({"protocol": "longtail", "neighbors": 5}, "longtail does not read neighbors"),
     ],
 )
 def test_settings_that_a_protocol_does_not_read_are_refused(settings, message):
@@ -52,7 +52,7 @@ def test_objectives_that_cannot_be_adjusted_are_named_before_anything_trains(tmp
             labels,
             features,
             labels,
-            [Probe(protocol="knn", neighbours=2), probe],
+            [Probe(protocol="knn", neighbors=2), probe],
             directory=tmp_path,
         )
     assert not list(tmp_path.iterdir())
@@ -75,10 +75,10 @@ def test_a_prior_of_the_right_length_is_accepted_by_the_classes_of_the_data():
     check_probes(DATA, [probe])
 
 
-def test_too_few_images_for_the_neighbours_are_refused():
-    check(protocol="knn", neighbours=30)
-    with pytest.raises(DataError, match="31 neighbours to vote, but there are 30"):
-        check(protocol="knn", neighbours=31)
+def test_too_few_images_for_the_neighbors_are_refused():
+    check(protocol="knn", neighbors=30)
+    with pytest.raises(DataError, match="31 neighbors to vote, but there are 30"):
+        check(protocol="knn", neighbors=31)
 
 
 GOOD = (torch.eye(4), torch.tensor([0, 1, 1, 2]))
@@ -122,7 +122,7 @@ def test_names_may_go_beyond_the_labels(tmp_path):
     (result,) = probe_features(
         *GOOD,
         *GOOD,
-        [Probe(protocol="knn", neighbours=1)],
+        [Probe(protocol="knn", neighbors=1)],
         directory=tmp_path,
         class_names="abcd",
     )

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslgh.data import ImageSet, Plain, Weak, normalize
+from sslgh.data import EvalDataset, ImageSet, Weak, normalize
 from sslgh.evaluation import cached_features, extract_features
 
 
@@ -41,14 +41,16 @@ def pictures(count, seed=0):
 def one_by_one(images):
     backbone = Convolution().eval()
     with torch.no_grad():
-        rows = [backbone(normalize(Plain(images, size=8)[i][0][None])) for i in range(len(images))]
+        rows = [
+            backbone(normalize(EvalDataset(images, size=8)[i][0][None])) for i in range(len(images))
+        ]
     return torch.cat(rows)
 
 
 def extract(images, **settings):
     accelerator = Accelerator(cpu=True)
     return extract_features(
-        Convolution(), Plain(images, size=8), accelerator=accelerator, **settings
+        Convolution(), EvalDataset(images, size=8), accelerator=accelerator, **settings
     )
 
 
@@ -74,7 +76,7 @@ def test_the_backbone_is_frozen_while_it_is_read_and_then_as_before():
     backbone = Convolution()
     backbone.norm.eval()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    extract_features(backbone, Plain(pictures(9), size=8), accelerator=Accelerator(cpu=True))
+    extract_features(backbone, EvalDataset(pictures(9), size=8), accelerator=Accelerator(cpu=True))
     assert backbone.training
     assert backbone.dropout.training
     assert not backbone.norm.training
@@ -133,8 +135,8 @@ def test_other_pixels_in_a_file_of_the_same_size_are_extracted_anew(tmp_path):
     path = tmp_path / "x.bmp"
     images = ImageSet((path,), np.zeros(1, dtype=np.int64), ("a",), ("x.bmp",))
     found = []
-    for colour in ("red", "blue", "red"):
-        Image.new("RGB", (8, 8), colour).save(path)
+    for color in ("red", "blue", "red"):
+        Image.new("RGB", (8, 8), color).save(path)
         found.append(cached(Convolution(), images, tmp_path))
     assert not torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -225,13 +227,15 @@ def test_features_that_are_not_finite_are_refused_by_position():
     with torch.no_grad():
         backbone.conv.bias += torch.nan
     with pytest.raises(ValueError, match=r"not finite for 5 of 5 images, the first at position 0"):
-        extract_features(backbone, Plain(pictures(5), size=8), accelerator=Accelerator(cpu=True))
+        extract_features(
+            backbone, EvalDataset(pictures(5), size=8), accelerator=Accelerator(cpu=True)
+        )
 
 
 def test_maps_instead_of_features_are_refused():
     with pytest.raises(ValueError, match=r"must give \(5, F\) for 5 images, got \(5, 2, 6, 6\)"):
         extract_features(
-            nn.Conv2d(3, 2, 3), Plain(pictures(5), size=8), accelerator=Accelerator(cpu=True)
+            nn.Conv2d(3, 2, 3), EvalDataset(pictures(5), size=8), accelerator=Accelerator(cpu=True)
         )
 
 

@@ -20,7 +20,7 @@ from sslgh.evaluation import (
     probe_features,
     read_results,
 )
-from sslgh.evaluation.protocols import labelled_images, training_images
+from sslgh.evaluation.protocols import labeled_images, training_images
 from sslgh.evaluation.results import METRICS, write_results
 from sslgh.functional.calibration import calibration_error
 from sslgh.functional.tightness import class_tightness
@@ -54,8 +54,8 @@ def random_convolution():
 def blobs(counts, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    centres = torch.randn(len(counts), 6, generator=torch.Generator().manual_seed(7))
-    return centres[labels] + 0.8 * torch.randn(len(labels), 6, generator=generator), labels
+    centers = torch.randn(len(counts), 6, generator=torch.Generator().manual_seed(7))
+    return centers[labels] + 0.8 * torch.randn(len(labels), 6, generator=generator), labels
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,9 @@ def test_a_file_that_is_no_result_is_named(tmp_path):
         read_results(tmp_path)
 
 
-def test_neighbours_of_features_agree_with_scikit_learn(tmp_path):
+def test_neighbors_of_features_agree_with_scikit_learn(tmp_path):
     (train, labels), (test, truth) = blobs([60, 30, 10], 0), blobs([400] * 3, 1)
-    probe = Probe(protocol="knn", neighbours=40)
+    probe = Probe(protocol="knn", neighbors=40)
     (result,) = probe_features(train, labels, test, truth, [probe], directory=tmp_path)
     models = [
         KNeighborsClassifier(40, metric="cosine", weights=weights).fit(train, labels)
@@ -164,7 +164,7 @@ def test_neighbours_of_features_agree_with_scikit_learn(tmp_path):
 
 def test_the_paper_s_protocols_train_on_weak_views_and_the_others_on_plain_ones(digits):
     folder, _ = digits
-    images = labelled_images(recipe().data)
+    images = labeled_images(recipe().data)
     files = set((folder / "features").iterdir())
     assert len(files) == 3  # the test set, the long-tailed images, the shots
     expected = [
@@ -251,9 +251,9 @@ def test_probes_are_refused_before_any_feature_is_extracted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_more_neighbours_than_images_are_refused():
-    probes = recipe({"protocol": "knn", "neighbours": 10_000}).probe
-    with pytest.raises(DataError, match="10000 neighbours to vote, but there are 335"):
+def test_more_neighbors_than_images_are_refused():
+    probes = recipe({"protocol": "knn", "neighbors": 10_000}).probe
+    with pytest.raises(DataError, match="10000 neighbors to vote, but there are 335"):
         check_probes(recipe().data, probes)
 
 

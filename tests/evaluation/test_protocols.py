@@ -6,7 +6,7 @@ import pytest
 from sslgh.data import DataError
 from sslgh.evaluation.protocols import (
     PROTOCOLS,
-    labelled_images,
+    labeled_images,
     objectives,
     training_images,
     training_rows,
@@ -40,13 +40,13 @@ def test_the_paper_s_protocols_have_the_paper_s_settings():
         assert (heads.epochs, heads.batch_size, heads.weight_decay) == (500, 1000, 5e-6)
         assert (heads.lr, heads.lr_end) == (1e-2, 1e-6)
         assert heads.decay_bias
-        assert not heads.standardise
+        assert not heads.standardize
         assert protocol.weak
         assert objectives(protocol, Probe(protocol=name)) == ("ce",)
 
 
 def test_the_full_protocol_trains_on_the_uncut_split_and_longtail_on_the_cut_one():
-    images = labelled_images(CUT)
+    images = labeled_images(CUT)
     assert training_images(PROTOCOLS["gh-cifar-full"], images).class_counts.min() >= 100
     for name in ("longtail", "knn"):
         counts = training_images(PROTOCOLS[name], images).class_counts
@@ -56,17 +56,17 @@ def test_the_full_protocol_trains_on_the_uncut_split_and_longtail_on_the_cut_one
 
 def test_the_images_of_pretraining_are_those_of_the_subset(tmp_path):
     (tmp_path / "rows").write_text("7\n300\n2\n")
-    images = labelled_images(Data(source="digits", subset=tmp_path / "rows"))
+    images = labeled_images(Data(source="digits", subset=tmp_path / "rows"))
     part = training_images(PROTOCOLS["longtail"], images)
     assert part.fingerprint() == images.whole.subset([7, 300, 2]).fingerprint()
     assert images.class_counts.sum() == 3
 
 
 def test_few_shot_protocols_draw_so_many_of_every_class_and_always_the_same():
-    images = labelled_images(CUT)
+    images = labeled_images(CUT)
     shots = training_images(PROTOCOLS["gh-50shot"], images)
     assert shots.class_counts.tolist() == [50] * 10
-    again = training_images(PROTOCOLS["gh-50shot"], labelled_images(CUT))
+    again = training_images(PROTOCOLS["gh-50shot"], labeled_images(CUT))
     assert shots.fingerprint() == again.fingerprint()
 
 
@@ -94,17 +94,17 @@ def test_images_without_labels_cannot_be_probed(tmp_path):
     images = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "train.npz", images=images)
     with pytest.raises(DataError, match="a probe needs labels, and source arrays"):
-        labelled_images(Data(source="arrays", root=tmp_path))
+        labeled_images(Data(source="arrays", root=tmp_path))
 
 
 def test_without_a_test_set_there_is_no_probe(tmp_path):
     write_folder(tmp_path / "train", {"cat": 2, "dog": 2})
-    with pytest.raises(DataError, match=r"needs labelled test images.*set data.test_root"):
-        labelled_images(Data(source="folder", root=tmp_path / "train"))
+    with pytest.raises(DataError, match=r"needs labeled test images.*set data.test_root"):
+        labeled_images(Data(source="folder", root=tmp_path / "train"))
 
 
 def test_a_test_tree_that_lacks_a_class_keeps_the_numbers_of_the_others(tmp_path):
     write_folder(tmp_path / "train", {"ape": 1, "cat": 2, "dog": 3})
     write_folder(tmp_path / "test", {"cat": 2, "dog": 1})
     data = Data(source="folder", root=tmp_path / "train", test_root=tmp_path / "test")
-    assert labelled_images(data).test.class_counts.tolist() == [0, 2, 1]
+    assert labeled_images(data).test.class_counts.tolist() == [0, 2, 1]

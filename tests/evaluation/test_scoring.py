@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
-from sslgh.evaluation import group_tightness, judge
+from sslgh.evaluation import evaluate_scores, group_tightness
 from sslgh.evaluation.results import CONVENTIONS, METRICS, Spread
 from sslgh.evaluation.scoring import answers
 from sslgh.functional.groups import shot_groups
@@ -74,7 +74,7 @@ def test_every_metric_is_that_of_scikit_learn_or_of_a_loop(convention):
     expected = [reference(part, labels, groups) for part in scores]
     for seed, entry in enumerate(expected):
         entry |= {f"norm_{g}": norms[seed][groups[g]].mean().item() for g in ("many", "few")}
-    got = judge(scores, labels, COUNTS, weight_norms=norms).metrics[convention]
+    got = evaluate_scores(scores, labels, COUNTS, weight_norms=norms).metrics[convention]
     assert set(got) == set(METRICS) == set(expected[0])
     for name, spread in got.items():
         values = [float(entry[name]) for entry in expected]
@@ -86,15 +86,15 @@ def test_class_accuracy_is_the_mean_recall_over_seeds():
     scores, labels = classifier()
     recalls = [recall_score(labels, part.argmax(1), average=None) for part in scores]
     np.testing.assert_allclose(
-        judge(scores, labels, COUNTS).class_accuracy, np.mean(recalls, axis=0)
+        evaluate_scores(scores, labels, COUNTS).class_accuracy, np.mean(recalls, axis=0)
     )
 
 
 def test_a_constant_on_all_scores_changes_nothing_and_a_temperature_only_the_calibration():
     scores, labels = classifier(seeds=1)
-    plain = judge(scores.double(), labels, COUNTS).metrics["thirds"]
-    moved = judge(scores.double() + 300, labels, COUNTS).metrics["thirds"]
-    hotter = judge(scores.double() / 7, labels, COUNTS).metrics["thirds"]
+    plain = evaluate_scores(scores.double(), labels, COUNTS).metrics["thirds"]
+    moved = evaluate_scores(scores.double() + 300, labels, COUNTS).metrics["thirds"]
+    hotter = evaluate_scores(scores.double() / 7, labels, COUNTS).metrics["thirds"]
     for name, spread in plain.items():
         if spread is not None:
             assert moved[name].mean == pytest.approx(spread.mean)
@@ -103,9 +103,9 @@ def test_a_constant_on_all_scores_changes_nothing_and_a_temperature_only_the_cal
 
 def test_parts_of_the_images_make_no_difference(monkeypatch):
     scores, labels = classifier()
-    whole = judge(scores, labels, COUNTS)
+    whole = evaluate_scores(scores, labels, COUNTS)
     monkeypatch.setattr("sslgh.evaluation.scoring.CHUNK", 7 * scores.shape[0] * scores.shape[2])
-    assert judge(scores, labels, COUNTS) == whole
+    assert evaluate_scores(scores, labels, COUNTS) == whole
 
 
 def test_of_equal_scores_the_first_class_is_the_answer_as_sure_as_its_share():
@@ -122,12 +122,12 @@ def test_a_class_that_is_never_predicted_takes_no_share():
 def test_half_precision_scores_are_judged_as_they_are():
     scores, labels = classifier()
     half = scores.bfloat16()
-    assert judge(half, labels, COUNTS) == judge(half.float(), labels, COUNTS)
+    assert evaluate_scores(half, labels, COUNTS) == evaluate_scores(half.float(), labels, COUNTS)
 
 
 def test_groups_without_classes_have_no_numbers():
     scores, labels = classifier(seeds=1)
-    thresholds = judge(scores, labels, COUNTS + 100).metrics["thresholds"]
+    thresholds = evaluate_scores(scores, labels, COUNTS + 100).metrics["thresholds"]
     for name in ("few", "std", "few_as_many", "many_as_few", "norm_many", "norm_few"):
         assert thresholds[name] is None
     assert thresholds["average"] is not None
@@ -135,7 +135,10 @@ def test_groups_without_classes_have_no_numbers():
 
 def test_a_class_without_test_images_has_no_accuracy():
     scores, labels = classifier(seeds=1)
-    assert judge(scores[:, labels != 2], labels[labels != 2], COUNTS).class_accuracy[2] is None
+    assert (
+        evaluate_scores(scores[:, labels != 2], labels[labels != 2], COUNTS).class_accuracy[2]
+        is None
+    )
 
 
 def test_gaps_in_the_labels_change_nothing():
@@ -146,8 +149,10 @@ def test_gaps_in_the_labels_change_nothing():
     wide = torch.full((3, len(labels), 9), -torch.inf).index_copy(2, place, scores)
     lengths = torch.full((3, 9), 77.0).index_copy(1, place, norms)
     counts = torch.zeros(9, dtype=torch.int64).index_copy(0, place, COUNTS)
-    found = judge(wide, place[labels], counts, weight_norms=lengths)
-    for convention, values in judge(scores, labels, COUNTS, weight_norms=norms).metrics.items():
+    found = evaluate_scores(wide, place[labels], counts, weight_norms=lengths)
+    for convention, values in evaluate_scores(
+        scores, labels, COUNTS, weight_norms=norms
+    ).metrics.items():
         for name, spread in values.items():
             assert found.metrics[convention][name].mean == pytest.approx(spread.mean, rel=1e-12), (
                 name
@@ -165,20 +170,20 @@ def test_scores_that_are_not_finite_are_counted(value):
     scores[1, 5, 2] = value
     scores[:, 7] = -torch.inf
     with pytest.raises(ValueError, match="but those of 2 of 300 images are not"):
-        judge(scores, labels, COUNTS)
+        evaluate_scores(scores, labels, COUNTS)
 
 
 def test_impossible_arguments_are_named():
     scores, labels = classifier(seeds=2)
     with pytest.raises(ValueError, match=r"\(S, 299, 6\) for 299 labels and 6 classes, got \(2, "):
-        judge(scores, labels[1:], COUNTS)
+        evaluate_scores(scores, labels[1:], COUNTS)
     with pytest.raises(ValueError, match="5 classes"):
-        judge(scores, labels, COUNTS[1:])
+        evaluate_scores(scores, labels, COUNTS[1:])
     with pytest.raises(ValueError, match=r"got \(300, 6\)"):
-        judge(scores[0], labels, COUNTS)
+        evaluate_scores(scores[0], labels, COUNTS)
     with pytest.raises(ValueError, match=r"got \(2, 0, 6\)"):
-        judge(scores[:, :0], labels[:0], COUNTS)
+        evaluate_scores(scores[:, :0], labels[:0], COUNTS)
     with pytest.raises(ValueError, match=r"labels must lie in 0..5, got 0..9"):
-        judge(scores, labels.where(labels > 0, 9).where(labels != 1, 0), COUNTS)
+        evaluate_scores(scores, labels.where(labels > 0, 9).where(labels != 1, 0), COUNTS)
     with pytest.raises(ValueError, match=r"weight_norms must be \(2, 6\), got \(6,\)"):
-        judge(scores, labels, COUNTS, weight_norms=torch.ones(6))
+        evaluate_scores(scores, labels, COUNTS, weight_norms=torch.ones(6))

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import nn
 
 from sslgh.data import DataError, training_set
-from sslgh.data.image_list import record_text
-from sslgh.evaluation import judge_run
+from sslgh.data.run_images import record_text
+from sslgh.evaluation import evaluate_run
 from sslgh.models import build_backbone, save_backbone
-from sslgh.models.files import save_classifier
+from sslgh.models.serialization import save_classifier
 from sslgh.recipe import make_recipe, recipe_text
 
 CARD = {"backbone": "resnet20", "stem": "cifar", "width": 0.25, "patch": None, "image_size": 8}
@@ -54,7 +54,7 @@ def run(root, tmp_path):
 
 
 def judged(recipe):
-    (result,) = judge_run(recipe, Accelerator(cpu=True))
+    (result,) = evaluate_run(recipe, Accelerator(cpu=True))
     return result
 
 

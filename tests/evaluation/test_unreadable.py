@@ -49,7 +49,7 @@ def data(tree):
 def probed(tree):
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    probes = [{"protocol": "knn", "neighbours": 3}, {"protocol": "longtail", "objectives": ["ce"]}]
+    probes = [{"protocol": "knn", "neighbors": 3}, {"protocol": "longtail", "objectives": ["ce"]}]
     settings = {"name": "r", "data": data(tree), "method": {"name": "simclr"}, "probe": probes}
     return probe_backbone(
         backbone,

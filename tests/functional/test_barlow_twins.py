@@ -18,10 +18,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def equation_one(z1: Tensor, z2: Tensor, lambd: float) -> Tensor:
-    """Barlow Twins eq. 1 in loops, on axes standardised as in the paper's code."""
+    """Barlow Twins eq. 1 in loops, on axes standardized as in the paper's code."""
     n, d = z1.shape
 
-    def standardised(z: Tensor) -> list[list[Tensor]]:
+    def standardized(z: Tensor) -> list[list[Tensor]]:
         columns = []
         for axis in range(d):
             mean = sum(z[:, axis]) / n
@@ -29,7 +29,7 @@ def equation_one(z1: Tensor, z2: Tensor, lambd: float) -> Tensor:
             columns.append([(value - mean) / (variance + 1e-5) ** 0.5 for value in z[:, axis]])
         return columns
 
-    one, two = standardised(z1), standardised(z2)
+    one, two = standardized(z1), standardized(z2)
     loss = torch.zeros((), dtype=z1.dtype)
     for i in range(d):
         for j in range(d):
@@ -48,10 +48,10 @@ def test_barlow_twins_equals_the_equation_of_the_paper(n: int, d: int, lambd: fl
 def test_barlow_twins_has_the_value_and_gradient_of_lightly(weights) -> None:
     z1, z2 = draw(32, 16).requires_grad_(), draw(32, 16, seed=1).requires_grad_()
     ours = barlow_twins(z1, z2, lambd=5e-3, weights=weights)
-    own = torch.autograd.grad(ours, (z1, z2))
+    local = torch.autograd.grad(ours, (z1, z2))
     theirs = BarlowTwinsLoss(lambda_param=5e-3)(z1, z2)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(own, torch.autograd.grad(theirs, (z1, z2)))
+    torch.testing.assert_close(local, torch.autograd.grad(theirs, (z1, z2)))
 
 
 def test_barlow_twins_weights_count_like_repeated_samples() -> None:
@@ -59,8 +59,8 @@ def test_barlow_twins_weights_count_like_repeated_samples() -> None:
     weighted = barlow_twins(z1, z2, lambd=0.1, weights=WEIGHTS)
     repeated = barlow_twins(z1[REPEATED], z2[REPEATED], lambd=0.1)
     torch.testing.assert_close(weighted, repeated, rtol=1e-12, atol=0)
-    own = torch.autograd.grad(weighted, (z1, z2))
-    torch.testing.assert_close(own, torch.autograd.grad(repeated, (z1, z2)))
+    local = torch.autograd.grad(weighted, (z1, z2))
+    torch.testing.assert_close(local, torch.autograd.grad(repeated, (z1, z2)))
 
 
 def test_barlow_twins_ignores_a_common_factor_of_the_weights() -> None:
@@ -138,9 +138,9 @@ def part(z1: Tensor, z2: Tensor, weights: Tensor, cuts: list[int]) -> tuple[Tens
     """Loss and gradient of this process's rows, as DDP would average them."""
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
-    own = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
-    a, b = z1[own].clone().requires_grad_(), z2[own].clone().requires_grad_()
-    loss = barlow_twins(a, b, lambd=0.1, weights=weights[own], gather=gather)
+    local = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
+    a, b = z1[local].clone().requires_grad_(), z2[local].clone().requires_grad_()
+    loss = barlow_twins(a, b, lambd=0.1, weights=weights[local], gather=gather)
     gradients = torch.autograd.grad(loss, (a, b))
     return loss.detach(), *(gradient / dist.get_world_size() for gradient in gradients)
 

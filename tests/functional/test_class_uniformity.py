@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sslgh.functional import inter_class_uniformity, neighbourhood_uniformity, simplex_etf
+from sslgh.functional import inter_class_uniformity, neighborhood_uniformity, simplex_etf
 
 
 def means(c=9, d=4):
@@ -19,36 +19,34 @@ def test_they_are_the_formulas_of_the_papers(k):
         inter += sum(distances) / (9 * 8)
         near += sum(distances[:k]) / (9 * k)
     assert inter_class_uniformity(means()).mean().item() == pytest.approx(inter)
-    assert neighbourhood_uniformity(means(), k).mean().item() == pytest.approx(near)
+    assert neighborhood_uniformity(means(), k).mean().item() == pytest.approx(near)
 
 
 def test_vertices_of_a_simplex_are_at_its_edge_from_each_other():
     edge = torch.full((5,), (2 * 5 / 4) ** 0.5)
     torch.testing.assert_close(inter_class_uniformity(simplex_etf(5, 8)), edge)
-    torch.testing.assert_close(neighbourhood_uniformity(simplex_etf(5, 8), 2), edge)
+    torch.testing.assert_close(neighborhood_uniformity(simplex_etf(5, 8), 2), edge)
 
 
-def test_with_all_classes_for_neighbours_they_are_the_same():
-    torch.testing.assert_close(
-        neighbourhood_uniformity(means(), 8), inter_class_uniformity(means())
-    )
+def test_with_all_classes_for_neighbors_they_are_the_same():
+    torch.testing.assert_close(neighborhood_uniformity(means(), 8), inter_class_uniformity(means()))
 
 
 def test_classes_in_one_point_are_at_distance_zero():
     same = torch.randn(1, 64).expand(30, 64)
     assert inter_class_uniformity(same).max() == 0
-    assert neighbourhood_uniformity(same, 1).max() == 0
+    assert neighborhood_uniformity(same, 1).max() == 0
 
 
 def test_half_precision_loses_nothing():
     half = means().bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = neighbourhood_uniformity(half, 2)
-    assert torch.equal(inside, neighbourhood_uniformity(half.float(), 2))
+        inside = neighborhood_uniformity(half, 2)
+    assert torch.equal(inside, neighborhood_uniformity(half.float(), 2))
 
 
 def test_impossible_arguments_are_named():
     with pytest.raises(ValueError, match=r"at least two classes, got \(1, 4\)"):
         inter_class_uniformity(torch.zeros(1, 4))
-    with pytest.raises(ValueError, match=r"neighbours must lie in 1\.\.8, .* got 9"):
-        neighbourhood_uniformity(means(), 9)
+    with pytest.raises(ValueError, match=r"neighbors must lie in 1\.\.8, .* got 9"):
+        neighborhood_uniformity(means(), 9)

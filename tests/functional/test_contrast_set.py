@@ -147,10 +147,10 @@ def part_of_a_loss(
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
     rank, size = dist.get_rank(), dist.get_world_size()
-    own = slice(cuts[rank], cuts[rank + 1])
-    z, proxies = z[own].clone().requires_grad_(), proxies.clone().requires_grad_()
-    mates = has_mate(target[own], gather=gather_processes)
-    each = loss(name, z, target[own], proxies, gather=gather_processes)
+    local = slice(cuts[rank], cuts[rank + 1])
+    z, proxies = z[local].clone().requires_grad_(), proxies.clone().requires_grad_()
+    mates = has_mate(target[local], gather=gather_processes)
+    each = loss(name, z, target[local], proxies, gather=gather_processes)
     mean = weighted_mean(each, mates) + 0 * proxies.sum()
     mean.backward()
     assert z.grad is not None

@@ -30,7 +30,7 @@ def test_scale_and_rotation_change_nothing():
     torch.testing.assert_close(effective_rank(1e-3 * z @ turn), effective_rank(z))
 
 
-def test_embeddings_in_one_point_have_rank_one_and_are_not_centred():
+def test_embeddings_in_one_point_have_rank_one_and_are_not_centered():
     point = embeddings(1, 64).expand(100, 64)
     assert effective_rank(point).item() == pytest.approx(1, abs=1e-5)
     near = point + 1e-3 * embeddings(100, 64, seed=2) / 64

@@ -23,8 +23,8 @@ def in_loops(queries: Tensor, keys: Tensor, negatives: list[Tensor], temperature
     losses = []
     for i, query in enumerate(queries):
         others = negatives or [key for j, key in enumerate(keys) if j != i]
-        own = score(query, keys[i])
-        losses.append(-(own / (own + sum(score(query, other) for other in others))).log())
+        local = score(query, keys[i])
+        losses.append(-(local / (local + sum(score(query, other) for other in others))).log())
     return torch.stack(losses)
 
 
@@ -138,9 +138,9 @@ def part(q: Tensor, k: Tensor, weights: Tensor, cuts: list[int]) -> tuple[Tensor
     """Loss part and gradient of this process's rows, as DDP would average them."""
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
-    own = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
-    a, b = q[own].clone().requires_grad_(), k[own].clone().requires_grad_()
-    loss = weighted_mean(info_nce(a, b, temperature=0.2, gather=gather), weights[own])
+    local = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
+    a, b = q[local].clone().requires_grad_(), k[local].clone().requires_grad_()
+    loss = weighted_mean(info_nce(a, b, temperature=0.2, gather=gather), weights[local])
     gradients = torch.autograd.grad(loss, (a, b))
     return loss.detach(), *(gradient / dist.get_world_size() for gradient in gradients)
 

@@ -13,7 +13,7 @@ from sslgh.functional import (
     adjusted_margins,
     balanced_margins,
     effective_number_margins,
-    equalised_margins,
+    equalized_margins,
     logit_adjusted_cross_entropy,
     margin_cross_entropy,
     plain_margins,
@@ -30,7 +30,7 @@ RULES = {
     "adjusted": adjusted_margins,
     "weighted": weighted_adjusted_margins,
     "adaptive": adaptive_margins,
-    "equalised": equalised_margins,
+    "equalized": equalized_margins,
 }
 
 
@@ -62,7 +62,7 @@ def table(name: str, y: int, other: int, tau: float) -> tuple[float, float]:
         "adjusted": (ratio, 1.0),
         "weighted": (ratio, pi[y] ** (tau - 1) / sum(p**tau for p in pi)),
         "adaptive": (tau * pi[y] ** -0.25, 1.0),
-        "equalised": (math.log(pi[other] ** tau), 1.0),
+        "equalized": (math.log(pi[other] ** tau), 1.0),
     }[name]
 
 
@@ -87,7 +87,7 @@ def test_the_gradient_of_every_rule_agrees_with_finite_differences(name) -> None
     assert torch.autograd.gradcheck(lambda f: loss(margins(name, ABSENT), f, target), logits)
 
 
-@pytest.mark.parametrize("name", ["plain", "adjusted", "adaptive", "equalised"])
+@pytest.mark.parametrize("name", ["plain", "adjusted", "adaptive", "equalized"])
 def test_without_strength_the_unweighted_rules_are_cross_entropy(name) -> None:
     logits, target = problem()
     found = loss(margins(name, tau=0.0), logits, target)
@@ -209,11 +209,11 @@ def test_rules_keep_float64_and_widen_halves(name) -> None:
     assert {part.dtype for part in margins(name)} == {torch.float64}
 
 
-def minimiser(found: Margins, joint: Tensor) -> Tensor:
-    """Scores that minimise the expected loss where P(x, y) is known, found by descent."""
+def minimizer(found: Margins, joint: Tensor) -> Tensor:
+    """Scores that minimize the expected loss where P(x, y) is known, found by descent."""
     scores = torch.zeros_like(joint, requires_grad=True)
     target = torch.arange(4).repeat(len(joint))
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [scores],
         max_iter=200,
         tolerance_grad=1e-10,
@@ -222,18 +222,18 @@ def minimiser(found: Margins, joint: Tensor) -> Tensor:
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         each = loss(found, scores.repeat_interleave(4, 0), target)
         risk = (joint.flatten() * each).sum()
         risk.backward()
         return risk
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     return scores.detach()
 
 
 def discrete_world() -> tuple[Tensor, Tensor, Tensor]:
-    """Six values of x: P(x, y), the shares P(y), and log P(x | y) centred over y."""
+    """Six values of x: P(x, y), the shares P(y), and log P(x | y) centered over y."""
     generator = torch.Generator().manual_seed(1)
     given = torch.rand(6, 4, dtype=torch.float64, generator=generator) + 0.05
     given = given / given.sum(0)
@@ -247,17 +247,17 @@ def discrete_world() -> tuple[Tensor, Tensor, Tensor]:
 )
 def test_theorem_1_the_consistent_rules_recover_the_balanced_bayes_scores(name, tau) -> None:
     joint, prior, expected = discrete_world()
-    scores = minimiser(margins(name, prior, tau), joint)
+    scores = minimizer(margins(name, prior, tau), joint)
     # delta_y / pi_y with Delta_yy' = log(delta_y' / delta_y): the scores are log P(x | y).
     torch.testing.assert_close(scores - scores.mean(1, keepdim=True), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("name", "tau"), [("plain", 1.0), ("adjusted", 2.0), ("adaptive", 1.0), ("equalised", 1.0)]
+    ("name", "tau"), [("plain", 1.0), ("adjusted", 2.0), ("adaptive", 1.0), ("equalized", 1.0)]
 )
 def test_the_other_rules_do_not(name, tau) -> None:
     joint, prior, expected = discrete_world()
-    scores = minimiser(margins(name, prior, tau), joint)
+    scores = minimizer(margins(name, prior, tau), joint)
     assert (scores.argmax(1) != expected.argmax(1)).any()
 
 

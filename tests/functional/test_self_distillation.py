@@ -13,7 +13,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def algorithm_one(teacher: Tensor, student: Tensor, centre: Tensor, t: float, s: float) -> Tensor:
+def algorithm_one(teacher: Tensor, student: Tensor, center: Tensor, t: float, s: float) -> Tensor:
     """DINO's Algorithm 1 and eq. 3 in loops."""
     losses = []
     for image in range(teacher.shape[1]):
@@ -23,7 +23,7 @@ def algorithm_one(teacher: Tensor, student: Tensor, centre: Tensor, t: float, s:
                 if v == i:
                     continue
                 target = [
-                    ((a - c) / t).exp() for a, c in zip(teacher[i, image], centre, strict=True)
+                    ((a - c) / t).exp() for a, c in zip(teacher[i, image], center, strict=True)
                 ]
                 guess = [(a / s).exp() for a in student[v, image]]
                 pairs.append(
@@ -38,24 +38,24 @@ def algorithm_one(teacher: Tensor, student: Tensor, centre: Tensor, t: float, s:
 
 @pytest.mark.parametrize(("views", "n", "k"), [(2, 3, 4), (4, 2, 3)])
 def test_self_distillation_equals_the_algorithm_of_the_paper(views: int, n: int, k: int) -> None:
-    teacher, student, centre = draw(2, n, k), draw(views, n, k, seed=1), draw(k, seed=2)
+    teacher, student, center = draw(2, n, k), draw(views, n, k, seed=1), draw(k, seed=2)
     found = self_distillation(
-        teacher, student, centre, teacher_temperature=0.3, student_temperature=0.5
+        teacher, student, center, teacher_temperature=0.3, student_temperature=0.5
     )
-    torch.testing.assert_close(found, algorithm_one(teacher, student, centre, 0.3, 0.5))
+    torch.testing.assert_close(found, algorithm_one(teacher, student, center, 0.3, 0.5))
 
 
 @pytest.mark.parametrize("views", [2, 5])
 def test_self_distillation_has_the_value_and_gradient_of_lightly(views: int) -> None:
     teacher, student = draw(2, 16, 6), draw(views, 16, 6, seed=1).requires_grad_()
-    centre = draw(6, seed=2)
-    ours = self_distillation(teacher, student, centre, teacher_temperature=0.04).mean()
+    center = draw(6, seed=2)
+    ours = self_distillation(teacher, student, center, teacher_temperature=0.04).mean()
     criterion = DINOLoss(6).double()
-    criterion.center = centre[None, None]
+    criterion.center = center[None, None]
     theirs = criterion(list(teacher), list(student), teacher_temp=0.04)
     torch.testing.assert_close(ours, theirs)
-    own = torch.autograd.grad(ours, student)
-    torch.testing.assert_close(own, torch.autograd.grad(theirs, student))
+    local = torch.autograd.grad(ours, student)
+    torch.testing.assert_close(local, torch.autograd.grad(theirs, student))
 
 
 def test_self_distillation_of_a_sure_teacher_is_the_students_surprise() -> None:
@@ -79,26 +79,26 @@ def test_self_distillation_never_compares_a_view_with_itself() -> None:
 
 
 def test_self_distillation_ignores_shifts_of_a_teachers_or_a_students_logits() -> None:
-    teacher, student, centre = draw(2, 4, 6), draw(3, 4, 6, seed=1), draw(6, seed=2)
-    expected = self_distillation(teacher, student, centre, teacher_temperature=0.07)
+    teacher, student, center = draw(2, 4, 6), draw(3, 4, 6, seed=1), draw(6, seed=2)
+    expected = self_distillation(teacher, student, center, teacher_temperature=0.07)
     shifted = self_distillation(
         teacher + draw(2, 4, 1, seed=3),
         student + draw(3, 4, 1, seed=4),
-        centre + 3,
+        center + 3,
         teacher_temperature=0.07,
     )
     torch.testing.assert_close(shifted, expected)
 
 
-def test_self_distillation_gives_no_gradient_to_teacher_and_centre() -> None:
-    teacher, student, centre = (
+def test_self_distillation_gives_no_gradient_to_teacher_and_center() -> None:
+    teacher, student, center = (
         draw(2, 4, 6).requires_grad_(),
         draw(3, 4, 6, seed=1).requires_grad_(),
         draw(6, seed=2).requires_grad_(),
     )
-    self_distillation(teacher, student, centre, teacher_temperature=0.07).sum().backward()
+    self_distillation(teacher, student, center, teacher_temperature=0.07).sum().backward()
     assert teacher.grad is None
-    assert centre.grad is None
+    assert center.grad is None
     assert (student.grad != 0).all()
 
 
@@ -113,10 +113,10 @@ def test_self_distillation_does_not_overflow_where_exp_of_the_logits_would() -> 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_self_distillation_loses_nothing_to_half_precision_inputs(dtype: torch.dtype) -> None:
     teacher, student = draw(2, 4, 6).to(dtype), draw(3, 4, 6, seed=1).to(dtype)
-    centre = draw(6, seed=2).float()
+    center = draw(6, seed=2).float()
     with torch.autocast("cpu", torch.bfloat16):
-        half = self_distillation(teacher, student, centre, teacher_temperature=0.04)
-    wide = self_distillation(teacher.float(), student.float(), centre, teacher_temperature=0.04)
+        half = self_distillation(teacher, student, center, teacher_temperature=0.04)
+    wide = self_distillation(teacher.float(), student.float(), center, teacher_temperature=0.04)
     assert torch.equal(half, wide)
 
 

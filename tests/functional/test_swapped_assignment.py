@@ -53,8 +53,8 @@ def test_swapped_assignment_has_the_value_and_gradient_of_lightly(views: int, qu
     criterion = SwaVLoss(temperature=0.2, sinkhorn_epsilon=0.1)
     theirs = criterion(list(scores[:2]), list(scores[2:]), None if queue is None else list(queue))
     torch.testing.assert_close(ours[None], theirs)
-    own = torch.autograd.grad(ours, scores)
-    torch.testing.assert_close(own, torch.autograd.grad(theirs, scores))
+    local = torch.autograd.grad(ours, scores)
+    torch.testing.assert_close(local, torch.autograd.grad(theirs, scores))
 
 
 def test_swapped_assignment_of_sure_agreeing_views_in_equal_parts_is_nothing() -> None:
@@ -130,10 +130,10 @@ def part(scores: Tensor, queue: Tensor, weights: Tensor, cuts: list[int]) -> tup
     """Loss and gradient of this process's images, as DDP would average them."""
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
-    own = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
-    mine = scores[:, own].clone().requires_grad_()
+    local = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
+    mine = scores[:, local].clone().requires_grad_()
     per_sample = swapped_assignment(mine, temperature=0.1, queue=queue, gather=gather)
-    loss = weighted_mean(per_sample, weights[own])
+    loss = weighted_mean(per_sample, weights[local])
     (gradient,) = torch.autograd.grad(loss, mine)
     return loss.detach(), gradient / dist.get_world_size()
 

@@ -19,8 +19,8 @@ def test_it_is_the_mean_squared_distance_over_all_pairs():
 
 def test_it_does_not_flatter_small_classes():
     generator = torch.Generator().manual_seed(1)
-    centre = normalize(torch.randn(8, generator=generator), dim=0)
-    z = centre + 0.3 * torch.randn(20_000, 8, generator=generator)
+    center = normalize(torch.randn(8, generator=generator), dim=0)
+    z = center + 0.3 * torch.randn(20_000, 8, generator=generator)
     fives = class_tightness(z, torch.arange(20_000) // 5, 4000).mean()
     whole = class_tightness(z, torch.zeros(20_000, dtype=torch.int64), 1)[0]
     assert fives.item() == pytest.approx(whole.item(), rel=0.02)

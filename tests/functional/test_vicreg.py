@@ -50,10 +50,10 @@ def test_vicreg_equals_the_equations_of_the_paper(n: int, d: int) -> None:
 def test_vicreg_has_the_value_and_gradient_of_lightly(weights) -> None:
     z1, z2 = draw(32, 16).requires_grad_(), draw(32, 16, seed=1).requires_grad_()
     ours = vicreg(z1, z2, weights=weights)
-    own = torch.autograd.grad(ours, (z1, z2))
+    local = torch.autograd.grad(ours, (z1, z2))
     theirs = VICRegLoss()(z1, z2)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(own, torch.autograd.grad(theirs, (z1, z2)))
+    torch.testing.assert_close(local, torch.autograd.grad(theirs, (z1, z2)))
 
 
 def test_vicreg_weights_count_like_repeated_samples() -> None:
@@ -61,8 +61,8 @@ def test_vicreg_weights_count_like_repeated_samples() -> None:
     weighted = vicreg(z1, z2, weights=WEIGHTS)
     repeated = vicreg(z1[REPEATED], z2[REPEATED])
     torch.testing.assert_close(weighted, repeated, rtol=1e-12, atol=0)
-    own = torch.autograd.grad(weighted, (z1, z2))
-    torch.testing.assert_close(own, torch.autograd.grad(repeated, (z1, z2)))
+    local = torch.autograd.grad(weighted, (z1, z2))
+    torch.testing.assert_close(local, torch.autograd.grad(repeated, (z1, z2)))
 
 
 def test_vicreg_of_one_point_is_the_whole_hinge() -> None:
@@ -129,9 +129,9 @@ def part(z1: Tensor, z2: Tensor, weights: Tensor, cuts: list[int]) -> tuple[Tens
     """Loss and gradient of this process's rows, as DDP would average them."""
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
-    own = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
-    a, b = z1[own].clone().requires_grad_(), z2[own].clone().requires_grad_()
-    loss = vicreg(a, b, weights=weights[own], gather=gather)
+    local = slice(cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
+    a, b = z1[local].clone().requires_grad_(), z2[local].clone().requires_grad_()
+    loss = vicreg(a, b, weights=weights[local], gather=gather)
     gradients = torch.autograd.grad(loss, (a, b))
     return loss.detach(), *(gradient / dist.get_world_size() for gradient in gradients)
 

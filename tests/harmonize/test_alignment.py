@@ -10,11 +10,11 @@ from sslgh.harmonize.alignment import align_vertices, match_groups
 
 
 def simplex(count: int, dim: int, seed: int = 0) -> torch.Tensor:
-    """``count`` unit vectors of equal angles: a centred identity, turned at random."""
-    centred = np.eye(count) - 1 / count
-    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    """``count`` unit vectors of equal angles: a centered identity, turned at random."""
+    centered = np.eye(count) - 1 / count
+    centered /= np.linalg.norm(centered, axis=1, keepdims=True)
     padded = np.zeros((count, max(count, dim)))
-    padded[:, :count] = centred
+    padded[:, :count] = centered
     return torch.from_numpy(padded @ ortho_group.rvs(max(count, dim), random_state=seed))
 
 
@@ -25,7 +25,7 @@ def means(count: int, dim: int, seed: int) -> torch.Tensor:
 
 
 def score(vertices: torch.Tensor, group_means: torch.Tensor) -> float:
-    """Sum of matched cosines of the centred means."""
+    """Sum of matched cosines of the centered means."""
     targets = F.normalize(group_means - group_means.mean(0), dim=1)
     matched = match_groups(targets, vertices)
     return float((targets * vertices[matched]).sum())

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslgh.data import BatchOrder
+from sslgh.data import ResumableBatchSampler
 from sslgh.functional import harmonization_loss, nt_xent, simplex_etf, vertex_scores
 from sslgh.harmonize import GeometricHarmonizer
 from sslgh.recipe import RecipeError
@@ -131,12 +131,12 @@ def test_without_alignment_the_vertices_stay() -> None:
     assert torch.equal(harmonizer.vertices, before)
 
 
-def test_weights_have_mean_one_favour_rare_labels_and_start_as_ones() -> None:
+def test_weights_have_mean_one_favor_rare_labels_and_start_as_ones() -> None:
     harmonizer, (z, labels) = make(weight_power=0.5), population()
-    everyone = torch.arange(len(z))
-    assert torch.equal(harmonizer.weights(everyone), torch.ones(len(z)))
+    gathered = torch.arange(len(z))
+    assert torch.equal(harmonizer.weights(gathered), torch.ones(len(z)))
     fed(harmonizer, z).begin_epoch(2)
-    weights = harmonizer.weights(everyone)
+    weights = harmonizer.weights(gathered)
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
     means = [float(weights[labels == y].mean()) for y in range(3)]
     expected = torch.tensor(SIZES).float().rsqrt()
@@ -230,7 +230,7 @@ def test_observing_keeps_no_graph() -> None:
     assert not harmonizer.population.memory.rows.requires_grad
 
 
-def test_nothing_is_read_from_uninitialised_memory() -> None:
+def test_nothing_is_read_from_uninitialized_memory() -> None:
     first, second = make(population="prototypes"), make(population="prototypes")
     for name, buffer in first.state_dict().items():
         assert torch.equal(buffer, second.state_dict()[name])
@@ -241,19 +241,19 @@ def test_gradient_descent_on_the_term_spreads_rare_classes_that_had_collapsed() 
     generator = torch.Generator().manual_seed(0)
     labels = torch.repeat_interleave(torch.arange(5), torch.tensor([300, 100, 30, 15, 15]))
     # 4 dimensions are the span of 5 vertices: GH does not see what lies outside it.
-    centres = torch.randn(5, 4, generator=generator)
-    centres[3:] = centres[2] + 0.6 * torch.randn(2, 4, generator=generator)
-    z = F.normalize(centres)[labels] + 0.03 * torch.randn(len(labels), 4, generator=generator)
+    centers = torch.randn(5, 4, generator=generator)
+    centers[3:] = centers[2] + 0.6 * torch.randn(2, 4, generator=generator)
+    z = F.normalize(centers)[labels] + 0.03 * torch.randn(len(labels), 4, generator=generator)
     harmonizer = GeometricHarmonizer(len(z), 4, num_vertices=5, ramp_epochs=1)
     harmonizer.observe(z, torch.arange(len(z)))
     free = z.clone().requires_grad_()
-    optimiser = torch.optim.SGD([free], lr=100.0)
+    optimizer = torch.optim.SGD([free], lr=100.0)
     for epoch in range(1, 60):
         harmonizer.begin_epoch(epoch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         noise = 0.03 * torch.randn(2, *z.shape, generator=generator)
         harmonizer(free + noise[0], free + noise[1]).backward()
-        optimiser.step()
+        optimizer.step()
         harmonizer.observe(free, torch.arange(len(z)))
     assert class_cosines(z, labels).max() > 0.6
     assert class_cosines(free.detach(), labels).max() < 0.25
@@ -270,19 +270,19 @@ def distance_from_equal_angles(seed: int, *, gh: bool) -> float:
     """Train a small network with NT-Xent on a long tail of five classes, with or without GH."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(5), torch.tensor([200, 40, 10, 10, 10]))
-    centres = F.normalize(torch.randn(5, 8, generator=generator))
-    x = centres[labels] + 0.05 * torch.randn(len(labels), 8, generator=generator)
+    centers = F.normalize(torch.randn(5, 8, generator=generator))
+    x = centers[labels] + 0.05 * torch.randn(len(labels), 8, generator=generator)
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
-    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     harmonizer = GeometricHarmonizer(len(x), 8, num_vertices=5, warmup_epochs=20)
     for epoch in range(150):
         harmonizer.begin_epoch(epoch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         z1, z2 = (net(x + 0.1 * torch.randn(x.shape, generator=generator)) for _ in range(2))
         loss = nt_xent(z1, z2, temperature=0.5).mean()
         (loss + harmonizer(z1, z2) if gh else loss).backward()
-        optimiser.step()
+        optimizer.step()
         harmonizer.observe(z1, torch.arange(len(x)))
     return float((class_cosines(net(x).detach(), labels) + 1 / 4).abs().mean())
 
@@ -302,13 +302,15 @@ def resampling(**settings) -> GeometricHarmonizer:
 
 def test_a_resampled_run_shows_what_a_plain_one_shows_until_the_first_refresh() -> None:
     harmonizer = resampling()
-    plain = BatchOrder(560, 56, seed=5, epochs=3)
-    stream = iter(BatchOrder(560, 56, seed=5, epochs=4, sequence=harmonizer.sequence))
+    plain = ResumableBatchSampler(560, 56, seed=5, epochs=3)
+    rng_for = iter(
+        ResumableBatchSampler(560, 56, seed=5, epochs=4, epoch_indices=harmonizer.epoch_indices)
+    )
     z, _ = population()
     for epoch in range(3):  # the refresh of epoch 2 comes too late for epoch 2
         harmonizer.begin_epoch(epoch)
         expected = list(plain)[10 * epoch : 10 * epoch + 10]
-        assert [next(stream) for _ in range(10)] == expected
+        assert [next(rng_for) for _ in range(10)] == expected
         fed(harmonizer, z)
     assert harmonizer.last_refresh.epoch == 2
 
@@ -316,7 +318,7 @@ def test_a_resampled_run_shows_what_a_plain_one_shows_until_the_first_refresh() 
 def test_the_epoch_after_a_refresh_shows_the_tail_more_often_and_weighs_nothing() -> None:
     harmonizer, (z, labels) = resampling(), population()
     fed(harmonizer, z).begin_epoch(2)
-    shown = harmonizer.sequence(3)
+    shown = harmonizer.epoch_indices(3)
     assert shown.shape == (560,)
     counts = torch.bincount(labels[shown])
     # By hierarchical k-means in (28, 5) clusters with places for ten times an image.
@@ -325,13 +327,13 @@ def test_the_epoch_after_a_refresh_shows_the_tail_more_often_and_weighs_nothing(
     assert torch.bincount(torch.from_numpy(shown)).max() <= 10
     assert torch.equal(harmonizer.weights(torch.arange(560)), torch.ones(560))
     harmonizer.begin_epoch(3)
-    assert sorted(harmonizer.sequence(4)) != sorted(shown)  # drawn anew from the same clusters
+    assert sorted(harmonizer.epoch_indices(4)) != sorted(shown)  # drawn anew from the same clusters
 
 
 def test_max_weight_is_how_often_an_epoch_may_show_an_image() -> None:
     harmonizer = fed(resampling(max_weight=3.9), population()[0])
     harmonizer.begin_epoch(2)
-    assert torch.bincount(torch.from_numpy(harmonizer.sequence(3))).max() == 3
+    assert torch.bincount(torch.from_numpy(harmonizer.epoch_indices(3))).max() == 3
 
 
 def test_images_never_seen_are_shown_once() -> None:
@@ -339,7 +341,7 @@ def test_images_never_seen_are_shown_once() -> None:
     known = torch.arange(30, 560)
     harmonizer.observe(z[known], known)
     harmonizer.begin_epoch(2)
-    times = torch.bincount(torch.from_numpy(harmonizer.sequence(3)), minlength=560)
+    times = torch.bincount(torch.from_numpy(harmonizer.epoch_indices(3)), minlength=560)
     assert (times[:30] == 1).all()
     assert times[30:].max() > 3
 
@@ -349,7 +351,7 @@ def test_the_term_expects_the_shares_that_the_epoch_shows() -> None:
     fed(harmonizer, z).begin_epoch(1)
     for epoch, moved in ((2, False), (3, True), (4, True)):
         harmonizer.begin_epoch(epoch)
-        shown = harmonizer.labels[harmonizer.sequence(epoch)]
+        shown = harmonizer.labels[harmonizer.epoch_indices(epoch)]
         shares = torch.bincount(shown, minlength=8) / 560
         assert (float((shares - harmonizer.prior).abs().max()) > 0.1) == moved
         z1, z2 = z[:50], z[50:100]
@@ -360,16 +362,16 @@ def test_the_term_expects_the_shares_that_the_epoch_shows() -> None:
 
 def test_sequences_are_known_one_epoch_ahead_and_no_further() -> None:
     harmonizer = resampling()
-    assert harmonizer.sequence(0).shape == (560,)
+    assert harmonizer.epoch_indices(0).shape == (560,)
     harmonizer.begin_epoch(0)
-    harmonizer.sequence(1)
+    harmonizer.epoch_indices(1)
     with pytest.raises(ValueError, match=r"epoch 2 while only epochs up to 1 .* data\.workers"):
-        harmonizer.sequence(2)
+        harmonizer.epoch_indices(2)
     harmonizer.begin_epoch(1)
     with pytest.raises(ValueError, match="epoch 0"):
-        harmonizer.sequence(0)
+        harmonizer.epoch_indices(0)
     with pytest.raises(RuntimeError, match="without resample"):
-        make().sequence(0)
+        make().epoch_indices(0)
 
 
 def test_what_was_drawn_is_what_is_shown() -> None:
@@ -377,13 +379,13 @@ def test_what_was_drawn_is_what_is_shown() -> None:
     harmonizer, (z, _) = resampling(refresh_every=1), population()
     fed(harmonizer, z)
     for epoch in range(6):
-        before = harmonizer.sequence(epoch)
+        before = harmonizer.epoch_indices(epoch)
         harmonizer.begin_epoch(epoch)  # from epoch 2 on with a refresh
-        assert (harmonizer.sequence(epoch) == before).all()
-        ahead = harmonizer.sequence(epoch + 1)
+        assert (harmonizer.epoch_indices(epoch) == before).all()
+        ahead = harmonizer.epoch_indices(epoch + 1)
         fed(harmonizer, z.roll(epoch, dims=1))
         harmonizer.begin_epoch(epoch)
-        assert (harmonizer.sequence(epoch + 1) == ahead).all()
+        assert (harmonizer.epoch_indices(epoch + 1) == ahead).all()
 
 
 @pytest.mark.parametrize("at", [(1, 4), (2, 4), (3, 0), (3, 4), (4, 4), (5, 0)])
@@ -393,10 +395,10 @@ def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
     epochs, steps = 6, 10
 
     def run(harmonizer: GeometricHarmonizer, start: tuple[int, int], end: tuple[int, int]) -> list:
-        order = BatchOrder(
-            560, 56, seed=5, epochs=epochs, start=start, sequence=harmonizer.sequence
+        order = ResumableBatchSampler(
+            560, 56, seed=5, epochs=epochs, start=start, epoch_indices=harmonizer.epoch_indices
         )
-        shown, stream = [], iter(order)
+        shown, rng_for = [], iter(order)
         for epoch in range(start[0], epochs):
             if (epoch, 0) == end:
                 return shown
@@ -404,7 +406,7 @@ def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
             for step in range(start[1] if epoch == start[0] else 0, steps):
                 if (epoch, step) == end:
                     return shown
-                batch = next(stream)
+                batch = next(rng_for)
                 index = torch.tensor([index for _, index in batch])
                 harmonizer.observe(z[index] * (1 + epoch + step), index)
                 shown.append((batch, harmonizer.expected.tolist()))
@@ -426,13 +428,13 @@ def sequences_of_a_part(z: Tensor) -> tuple[list[list[int]], list[list[int]]]:
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
     harmonizer = resampling(refresh_every=1)
-    shown = [harmonizer.sequence(0).tolist()]
+    shown = [harmonizer.epoch_indices(0).tolist()]
     for epoch in range(5):
         harmonizer.begin_epoch(epoch)
-        shown.append(harmonizer.sequence(epoch + 1).tolist())
+        shown.append(harmonizer.epoch_indices(epoch + 1).tolist())
         for index in torch.arange(560).split(56):
-            own = index.tensor_split([20])[dist.get_rank()] if dist.is_initialized() else index
-            harmonizer.observe(z[own], own)
+            local = index.tensor_split([20])[dist.get_rank()] if dist.is_initialized() else index
+            harmonizer.observe(z[local], local)
     return shown, harmonizer.clusters.tolist()
 
 
@@ -506,12 +508,12 @@ def part_of_a_step(z: Tensor, population_kind: str) -> tuple[Tensor, Tensor, dic
     rank, size = dist.get_rank(), dist.get_world_size()
     harmonizer = make(population=population_kind)
     for index in torch.arange(len(z)).split(56):
-        own = index.tensor_split([20])[rank]  # uneven on purpose
-        harmonizer.observe(z[own], own)
+        local = index.tensor_split([20])[rank]  # uneven on purpose
+        harmonizer.observe(z[local], local)
     harmonizer.begin_epoch(2)
     harmonizer.begin_epoch(4)
-    own = torch.arange(0, 30) if rank == 0 else torch.arange(30, 100)
-    a, b = z[own].clone().requires_grad_(), z[own + 100].clone().requires_grad_()
+    local = torch.arange(0, 30) if rank == 0 else torch.arange(30, 100)
+    a, b = z[local].clone().requires_grad_(), z[local + 100].clone().requires_grad_()
     loss = harmonizer(a, b)
     loss.backward()
     assert a.grad is not None

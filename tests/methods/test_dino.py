@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sslgh.methods import DINO
-from sslgh.models import build_backbone, globalise
+from sslgh.models import build_backbone, use_global_batch_norm
 
 
 def build(**settings: float) -> DINO:
@@ -27,14 +27,14 @@ def crops(local: int = 0, n: int = 6, seed: int = 1) -> list[Tensor]:
 
 
 def moved(method: DINO) -> DINO:
-    """The student a step away from its teacher, and a centre away from 0."""
+    """The student a step away from its teacher, and a center away from 0."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in method.parameters():
             if parameter.requires_grad:
                 shape = parameter.shape
                 parameter.add_(0.05 * torch.randn(shape, dtype=torch.float64, generator=generator))
-        method.centre.copy_(torch.linspace(-0.1, 0.1, len(method.centre)))
+        method.center.copy_(torch.linspace(-0.1, 0.1, len(method.center)))
     return method
 
 
@@ -52,18 +52,18 @@ def by_hand(method: DINO, views: list[Tensor]) -> tuple[list[Tensor], list[Tenso
 
 
 @pytest.mark.parametrize("local", [0, 3])
-def test_dino_has_the_loss_the_gradient_and_the_next_centre_of_lightly(local) -> None:
+def test_dino_has_the_loss_the_gradient_and_the_next_center_of_lightly(local) -> None:
     method, again, views = moved(build()), moved(build()), crops(local)
     method.begin_epoch(40, 100)
     criterion = DINOLoss(10, teacher_temp=0.07, student_temp=0.1, center_momentum=0.9).double()
-    criterion.center = again.centre[None, None].clone()
+    criterion.center = again.center[None, None].clone()
     ours = method(views).loss
     method.after_step(1.0)  # at the end of a run the teacher stays
     teacher, student = by_hand(again, views)
     theirs = criterion([logits.detach() for logits in teacher], student)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(method.centre, criterion.center[0, 0])
-    assert not torch.equal(method.centre, again.centre)
+    torch.testing.assert_close(method.center, criterion.center[0, 0])
+    assert not torch.equal(method.center, again.center)
     own = torch.autograd.grad(ours, (method.prototypes.weight, method.backbone.conv1.weight))
     expected = torch.autograd.grad(theirs, (again.prototypes.weight, again.backbone.conv1.weight))
     torch.testing.assert_close(own, expected)
@@ -81,7 +81,7 @@ def test_dino_prototypes_are_those_of_the_papers_weight_norm() -> None:
     output = method(crops())
     student = layer(F.normalize(torch.cat(output.embeddings).detach())).chunk(2)
     criterion = DINOLoss(10).double()
-    criterion.center = moved(build()).centre[None, None]
+    criterion.center = moved(build()).center[None, None]
     temperature = 0.04 + 0.03 / 29
     theirs = criterion([logits.detach() for logits in teacher], list(student), temperature)
     torch.testing.assert_close(output.loss, theirs)
@@ -100,7 +100,7 @@ def test_dino_projector_has_the_layers_and_the_first_weights_of_lightlys() -> No
         assert not layer.bias.any()
 
 
-def test_dino_embeddings_are_the_bottleneck_before_its_normalisation() -> None:
+def test_dino_embeddings_are_the_bottleneck_before_its_normalization() -> None:
     again, views = build(), crops(local=2)
     expected = again.projector(again.backbone(torch.cat(views[:2])))
     torch.testing.assert_close(torch.cat(build()(views).embeddings), expected)
@@ -117,7 +117,7 @@ def test_dino_teachers_temperature_rises_in_a_line_to_that_of_a_warm_one(
     method.begin_epoch(epoch, 600)
     teacher, student = by_hand(again, crops())
     criterion = DINOLoss(10).double()
-    criterion.center = again.centre[None, None]
+    criterion.center = again.center[None, None]
     expected = criterion(teacher, student, teacher_temp=temperature)
     torch.testing.assert_close(method(crops()).loss, expected)
 
@@ -159,14 +159,14 @@ def test_dino_prototypes_have_a_gradient_of_zero_while_frozen_and_one_after() ->
         assert (method.projector.layers[0].weight.grad != 0).any()
 
 
-def test_dino_weights_count_like_repeated_samples_and_eval_moves_no_centre() -> None:
+def test_dino_weights_count_like_repeated_samples_and_eval_moves_no_center() -> None:
     """A sum over independent samples once batch statistics are out of the way."""
     views, method = crops(local=2, n=4), moved(build()).eval()
-    centre = method.centre.clone()
+    center = method.center.clone()
     repeated = torch.tensor([0, 0, 1, 2, 2, 2, 3])
     weighted = method(views, torch.tensor([2.0, 1, 3, 1])).loss
     torch.testing.assert_close(weighted, method([view[repeated] for view in views]).loss)
-    assert torch.equal(method.centre, centre)
+    assert torch.equal(method.center, center)
 
 
 def test_dino_under_autocast_takes_logits_and_loss_in_float32() -> None:
@@ -174,10 +174,10 @@ def test_dino_under_autocast_takes_logits_and_loss_in_float32() -> None:
     views = [view.float() for view in crops(local=2)]
     with torch.autocast("cpu", torch.bfloat16):
         output = method(views)
-    assert output.per_sample.dtype == method.centre.dtype == torch.float32
+    assert output.per_sample.dtype == method.center.dtype == torch.float32
     assert output.loss.isfinite()
     method.after_step(1.0)
-    mean = (method.centre - 0.9 * torch.linspace(-0.1, 0.1, 10)) * 10
+    mean = (method.center - 0.9 * torch.linspace(-0.1, 0.1, 10)) * 10
     assert (mean - mean.bfloat16().float()).abs().max() > 1e-5
 
 
@@ -192,7 +192,7 @@ def test_dino_refuses_what_collapses_it_and_names_the_way_out() -> None:
         build(prototypes=1)
 
 
-def test_dino_moves_its_centre_once_a_step_by_all_parts_of_the_batch() -> None:
+def test_dino_moves_its_center_once_a_step_by_all_parts_of_the_batch() -> None:
     whole, parted, views = moved(build()), moved(build()), crops(0)
     for method in (whole, parted):
         method.eval().training = True  # statistics of the batch norms would tell the parts apart
@@ -201,7 +201,7 @@ def test_dino_moves_its_centre_once_a_step_by_all_parts_of_the_batch() -> None:
         parted(list(half))
     for method in (whole, parted):
         method.after_step(1.0)
-    torch.testing.assert_close(parted.centre, whole.centre)
+    torch.testing.assert_close(parted.center, whole.center)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,9 @@ def part(cuts: list[int]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     rank = dist.get_rank() if distributed else 0
     own = slice(cuts[rank], cuts[rank + 1])
     method = moved(build(momentum=0.9, freeze_prototypes_epochs=0))
-    model: nn.Module = DistributedDataParallel(globalise(method)) if distributed else method
+    model: nn.Module = (
+        DistributedDataParallel(use_global_batch_norm(method)) if distributed else method
+    )
     weights = torch.linspace(0.5, 2, 12, dtype=torch.float64)[own]
     for number in range(3):
         views = [view[own] for view in crops(local=2, n=12, seed=number)]

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sslgh.functional import negative_cosine, nt_xent
 from sslgh.harmonize import GeometricHarmonizer
 from sslgh.methods import METHODS, Method
-from sslgh.models import build_backbone, globalise, save_backbone
+from sslgh.models import build_backbone, save_backbone, use_global_batch_norm
 
 SETTINGS = {
     "barlow-twins": {"hidden": 32, "out": 16},
@@ -139,7 +139,9 @@ def trained(
     import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
 
     distributed = dist.is_initialized()
-    model: nn.Module = DistributedDataParallel(globalise(method)) if distributed else method
+    model: nn.Module = (
+        DistributedDataParallel(use_global_batch_norm(method)) if distributed else method
+    )
     harmonizer = GeometricHarmonizer(12, method.embedding_dim, num_vertices=5, ramp_epochs=1)
     harmonizer.double().begin_epoch(1)
     method.begin_epoch(0, 2)

@@ -28,8 +28,8 @@ def pseudocode(method: NNCLR, x1: Tensor, x2: Tensor) -> Tensor:
     z = method.projector(method.backbone(torch.cat([x1, x2])))
     (z1, z2), (p1, p2) = z.chunk(2), method.predictor(z).chunk(2)
 
-    def loss(neighbours: Tensor, p: Tensor) -> Tensor:
-        logits = F.normalize(neighbours) @ F.normalize(p).T / 0.1
+    def loss(neighbors: Tensor, p: Tensor) -> Tensor:
+        logits = F.normalize(neighbors) @ F.normalize(p).T / 0.1
         return F.cross_entropy(logits, torch.arange(len(p)))
 
     return loss(bank(z1.detach()), p2) / 2 + loss(bank(z2.detach()), p1) / 2

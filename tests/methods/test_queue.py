@@ -59,7 +59,7 @@ def test_the_nearest_row_is_lightlys() -> None:
     assert torch.equal(queue.nearest(z), bank(z))
 
 
-def test_neighbours_are_not_sought_in_half_precision() -> None:
+def test_neighbors_are_not_sought_in_half_precision() -> None:
     """Rows that bfloat16 cannot tell apart."""
     queue = Queue(2, 2)
     queue.rows.copy_(F.normalize(torch.tensor([[1.0, 0.0], [1.0, 1e-3]])))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslgh.functional import nt_xent
 from sslgh.methods import SDCLR
-from sslgh.models import build_backbone, globalise
+from sslgh.models import build_backbone, use_global_batch_norm
 
 
 def build(**settings) -> SDCLR:
@@ -209,7 +209,7 @@ def test_a_copy_is_independent() -> None:
 
 def test_global_norms_change_nothing_on_one_process() -> None:
     plain, method = build(), build()
-    globalise(method)
+    use_global_batch_norm(method)
     for each in (plain, method):
         move(each)
         each.begin_epoch(0, 1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sslgh.methods import SwAV
-from sslgh.models import build_backbone, globalise
+from sslgh.models import build_backbone, use_global_batch_norm
 
 
 def build(**settings: float) -> SwAV:
@@ -145,7 +145,9 @@ def part(cuts: list[int]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     rank = dist.get_rank() if distributed else 0
     own = slice(cuts[rank], cuts[rank + 1])
     method = build(queue=20, queue_start=0, freeze_prototypes_epochs=0)
-    model: nn.Module = DistributedDataParallel(globalise(method)) if distributed else method
+    model: nn.Module = (
+        DistributedDataParallel(use_global_batch_norm(method)) if distributed else method
+    )
     weights = torch.linspace(0.5, 2, 12, dtype=torch.float64)[own]
     for number in range(3):
         views = [view[own] for view in crops(local=2, n=12, seed=number)]

@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sslgh.models import GlobalBatchNorm, globalise
+from sslgh.models import GlobalBatchNorm, use_global_batch_norm
 
 SHAPES = [(12, 3), (12, 3, 4, 4)]
 
@@ -70,13 +70,13 @@ def test_a_large_mean_does_not_cancel_the_variance(two_processes) -> None:
         torch.testing.assert_close(found.std(), torch.tensor(1.0), rtol=1e-2, atol=0)
 
 
-def test_globalise_replaces_every_norm_and_keeps_names_and_values() -> None:
+def test_globalize_replaces_every_norm_and_keeps_names_and_values() -> None:
     model = nn.Sequential(
         nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3, affine=False))
     )
     model[1].running_mean.fill_(7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    globalise(model.eval())
+    use_global_batch_norm(model.eval())
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 2
     assert all(isinstance(norm, GlobalBatchNorm) and not norm.training for norm in norms)
@@ -85,10 +85,10 @@ def test_globalise_replaces_every_norm_and_keeps_names_and_values() -> None:
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "resnet10t"])
-def test_globalise_leaves_the_function_of_timm_models_with_activations_in_their_norms(name) -> None:
+def test_globalize_leaves_the_function_of_timm_models_with_activations_in_their_norms(name) -> None:
     model, x = timm.create_model(name, num_classes=0).eval(), torch.randn(2, 3, 64, 64)
     expected = model(x)
-    torch.testing.assert_close(globalise(model)(x), expected)
+    torch.testing.assert_close(use_global_batch_norm(model)(x), expected)
 
 
 def test_a_norm_that_does_something_else_is_refused() -> None:
@@ -96,4 +96,4 @@ def test_a_norm_that_does_something_else_is_refused() -> None:
         pass
 
     with pytest.raises(ValueError, match="Odd has no global form here"):
-        globalise(nn.Sequential(Odd(3)))
+        use_global_batch_norm(nn.Sequential(Odd(3)))

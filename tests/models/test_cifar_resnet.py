@@ -7,9 +7,9 @@ from sslgh.models import (
     CifarResNet,
     GlobalBatchNorm,
     build_backbone,
-    globalise,
     load_backbone,
     save_backbone,
+    use_global_batch_norm,
 )
 
 
@@ -111,10 +111,10 @@ def test_a_cifar_resnet_comes_back_from_its_files(tmp_path) -> None:
     assert found == card
 
 
-def test_globalise_replaces_its_norms_and_keeps_its_function() -> None:
+def test_globalize_replaces_its_norms_and_keeps_its_function() -> None:
     backbone = build_backbone("resnet20", width=0.5).eval()
     expected = backbone(images())
-    globalise(backbone)
+    use_global_batch_norm(backbone)
     assert sum(isinstance(m, GlobalBatchNorm) for m in backbone.modules()) == 19
     torch.testing.assert_close(backbone(images()), expected)
 

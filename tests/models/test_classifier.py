@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslgh.distributed import world
+from sslgh.distributed import dist_info
 from sslgh.models import (
     CosineClassifier,
     GlobalBatchNorm,
     contrast_head,
-    globalise,
     linear_classifier,
+    use_global_batch_norm,
 )
 
 
@@ -96,10 +96,12 @@ def test_a_contrast_head_is_linear_norm_relu_linear() -> None:
 def prototypes(rows: int, cotangents: tuple[int, ...]) -> tuple[Tensor, ...]:
     """A head on the rows that all processes have, under this process's own part of the loss."""
     torch.manual_seed(3)
-    head = globalise(contrast_head(4, hidden=6, out=3).double())
+    head = use_global_batch_norm(contrast_head(4, hidden=6, out=3).double())
     weight = draw(rows, 4).requires_grad_()
     y = head(weight)
-    own = cotangents if world().size == 1 else cotangents[world().rank : world().rank + 1]
+    own = (
+        cotangents if dist_info().size == 1 else cotangents[dist_info().rank : dist_info().rank + 1]
+    )
     (y * sum(draw(rows, 3, seed=seed) for seed in own) / len(own)).sum().backward()
     norm = head.layers[1]
     assert isinstance(norm, GlobalBatchNorm)

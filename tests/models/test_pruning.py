@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sslgh.models import PrunedBranch, build_backbone, checkpoint_activations, globalise
+from sslgh.models import PrunedBranch, build_backbone, checkpoint_activations, use_global_batch_norm
 from sslgh.models.pruning import magnitude_masks
 
 SHAPES = [(8, 3, 3, 3), (16, 8, 1, 1), (16, 8, 3, 3)]
@@ -151,7 +151,7 @@ def test_norms_that_were_replaced_later_are_still_the_branchs_own(name) -> None:
     branch = PrunedBranch(dense)
     branch.redraw(dense, share=0.5)
     copies = copy.deepcopy((dense, branch))
-    globalise(dense)
+    use_global_batch_norm(dense)
     torch.testing.assert_close(branch(dense, images(16)), copies[1](copies[0], images(16)))
     for key, value in branch.state_dict().items():
         torch.testing.assert_close(value, copies[1].state_dict()[key])

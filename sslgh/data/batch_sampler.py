@@ -1,0 +1,185 @@
+"""The order in which a run sees its images."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from sslgh.data.rng import ORDER, rng_for
+
+# Added to the epoch of a key for every time that the same epoch has shown the image before.
+REPEAT = 2**32
+
+
+class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(epoch, index)`` for one process, over the whole rest of a run.
+
+    The order of an epoch is a function of seed and epoch. A global batch is cut into ``accumulation``
+    parts and each part into contiguous runs for the processes, so that parts gathered in process order
+    are the batch that one process would see. One stream crosses the borders of epochs: workers are
+    never started again. No image is repeated to fill a batch; a last batch with fewer than
+    max(2, smallest_part * world * accumulation) images is left out.
+
+    A ``epoch_indices`` may show an image several times in an epoch. A view is a function of its key, so the
+    k-th repetition carries the epoch ``epoch + k * REPEAT``: it gets a view of its own.
+
+    Args:
+        num_samples: Images of the training set.
+        batch_size: Images of one optimizer step, over all processes and parts.
+        seed: Of the run.
+        epochs: Passes over the training set.
+        start: Epoch and optimizer step within it at which the stream begins (a resumed run).
+        drop_last: Leave out a last batch that is not full.
+        rank: This process.
+        world_size: Number of processes.
+        accumulation: Parts of the batch of one step.
+        epoch_indices: The ``num_samples`` positions that an epoch shows, in order, as ``class_sampling``
+            gives them; None: a permutation of all images.
+        smallest_part: Images that a process's part of a batch must hold: 2 where an image has one view,
+            since batch statistics need two.
+
+    Attributes:
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Raises:
+        ValueError: If a step would hold too few images, or the start lies outside the run; while
+            iterating, if the sequence gives an epoch of another length.
+
+    Examples:
+        >>> order = ResumableBatchSampler(5, 2, seed=0, epochs=1)
+        >>> order.steps_per_epoch, [len(batch) for batch in order]
+        (2, [2, 2])
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int,
+        start: tuple[int, int] = (0, 0),
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        epoch_indices: Callable[[int], NDArray[np.int64]] | None = None,
+        smallest_part: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
+        smallest = 2 * world_size * accumulation
+        if batch_size < smallest:
+            raise ValueError(
+                f"train.batch_size {batch_size} gives {world_size} processes x {accumulation} parts fewer "
+                f"than 2 images each; set it to at least {smallest}"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epochs = epochs
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulation = accumulation
+        self.epoch_indices = epoch_indices
+        full, rest = divmod(num_samples, batch_size)
+        counts = not drop_last and rest >= max(2, smallest_part * world_size * accumulation)
+        self.steps_per_epoch = full + counts
+        self._check_length()
+
+    def starting(self, epoch: int, step: int) -> Self:
+        """The same order from an epoch and a step within it on.
+
+        Raises:
+            ValueError: If that lies outside the run.
+        """
+        order = copy.copy(self)
+        order.start = (epoch, step)
+        order._check_length()
+        return order
+
+    def _check_length(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"{self.num_samples} images do not fill one batch of train.batch_size {self.batch_size} "
+                f"on {self.world_size} processes; lower train.batch_size or add images"
+            )
+        epoch, step = self.start
+        inside = 0 <= epoch < self.epochs and 0 <= step <= self.steps_per_epoch
+        if not inside and self.start != (self.epochs, 0):
+            raise ValueError(
+                f"start (epoch, step) must lie in {self.epochs} epochs of {self.steps_per_epoch} steps, "
+                f"got {self.start}"
+            )
+
+    def __len__(self) -> int:
+        epoch, step = self.start
+        return ((self.epochs - epoch) * self.steps_per_epoch - step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first_epoch, first_step = self.start
+        for epoch in range(first_epoch, self.epochs):
+            steps = range(first_step if epoch == first_epoch else 0, self.steps_per_epoch)
+            if not steps:  # stopped after its last one: a sequence that is drawn no longer knows it
+                continue
+            keys = self._keys(epoch)
+            for step in steps:
+                batch = keys[step * self.batch_size : (step + 1) * self.batch_size]
+                for own in self._own_parts(batch):
+                    yield [(draw, index) for draw, index in own.tolist()]
+
+    def _keys(self, epoch: int) -> NDArray[np.int64]:
+        """What the epoch shows in order, shape (``num_samples``, 2): epoch and index."""
+        if self.epoch_indices is None:
+            positions = rng_for(self.seed, ORDER, epoch).permutation(self.num_samples)
+            return np.stack([np.full_like(positions, epoch), positions], axis=1)
+        positions = self.epoch_indices(epoch)
+        if positions.shape != (self.num_samples,):
+            raise ValueError(
+                f"the sequence of an epoch must have the shape ({self.num_samples},), got "
+                f"{positions.shape}"
+            )
+        return np.stack([epoch + REPEAT * _repetitions(positions), positions], axis=1)
+
+    def _own_parts(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        for part in np.array_split(batch, self.accumulation):
+            yield np.array_split(part, self.world_size)[self.rank]
+
+
+def micro_batch_weights(
+    num_samples: int, batch_size: int, *, accumulation: int, step: int
+) -> tuple[float, ...]:
+    """The share of a step's images that each of its parts holds, on all processes together.
+
+    Args:
+        num_samples: Images of the training set.
+        batch_size: Images of a full step.
+        accumulation: Parts of a step.
+        step: Within its epoch, from 0.
+
+    Returns:
+        As many shares as parts; they sum to 1.
+
+    Examples:
+        >>> micro_batch_weights(10, 8, accumulation=4, step=0)
+        (0.25, 0.25, 0.25, 0.25)
+        >>> micro_batch_weights(13, 8, accumulation=4, step=1)
+        (0.4, 0.2, 0.2, 0.2)
+    """
+    images = min(batch_size, num_samples - step * batch_size)
+    each, rest = divmod(images, accumulation)
+    return tuple((each + (part < rest)) / images for part in range(accumulation))
+
+
+def _repetitions(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry stood in the array before, shape (N,)."""
+    order = np.argsort(positions, kind="stable")
+    ordered = positions[order]
+    starts = np.searchsorted(ordered, ordered)
+    before = np.empty_like(order)
+    before[order] = np.arange(len(order)) - starts
+    return before

@@ -1,0 +1,152 @@
+"""Datasets over a set of images: two random views and local crops, the plain image, one weak view."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sslgh.data.augment import FIRST_DRAWS, NUM_DRAWS
+from sslgh.data.broken_images import load_or_replace
+from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.image_set import ImageSet
+from sslgh.data.rng import LOCAL, VIEWS, WEAK, rng_for
+from sslgh.recipe.data import Augment
+
+
+def local_side(augment: Augment, size: int) -> int:
+    """Side s of a local crop (pixels) beside full views of ``size``.
+
+    Without a ``local_size`` the 96 of 224 pixels of SwAV and DINO, as a multiple of 4 for the patches
+    of a ViT.
+
+    Examples:
+        >>> [local_side(Augment(), size) for size in (224, 32, 8)]
+        [96, 12, 4]
+    """
+    return augment.local_size or max(4, 4 * round(size * 3 / 28))
+
+
+class PretrainDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int, int]]):
+    """Two random resized crops of an image, L small ones, and the draws for their colors.
+
+    Item ``(epoch, index)`` is uint8 (2, 3, S, S), float32 (2, ``NUM_DRAWS``), uint8 (L, 3, s, s), float32
+    (L, ``NUM_DRAWS``), the index and -1; it depends on the seed, the epoch and the index alone, and the
+    full crops not on L. ``augment_views`` and ``augment_local_views`` make the views of a batch of items.
+
+    An image that cannot be read is replaced as ``load_or_replace`` says: the item then holds the index of
+    the substitute, and in the last place the index that was asked for.
+
+    Args:
+        images: The training set.
+        augment: Number L, area, aspect and interpolation of the crops.
+        size: S (pixels).
+        seed: Of the run.
+    """
+
+    def __init__(self, images: ImageSet, augment: Augment, *, size: int, seed: int) -> None:
+        self.images = images
+        self.augment = augment
+        self.size = size
+        self.seed = seed
+        self.local_size = local_side(augment, size)
+        self._no_crops = (
+            torch.empty(0, 3, self.local_size, self.local_size, dtype=torch.uint8),
+            torch.empty(0, NUM_DRAWS),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+        image, key, broken = load_or_replace(self.images, key, seed=self.seed)
+        return *self.crops(image, key), *self._local_crops(image, key), key[1], broken
+
+    def crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Full crops and draws of an image that is read already."""
+        uniform = rng_for(self.seed, VIEWS, *key).random(
+            2 * (CROP_DRAWS + NUM_DRAWS), dtype=np.float32
+        )
+        end = 2 * (CROP_DRAWS + FIRST_DRAWS)
+        first, later = uniform[:end].reshape(2, -1), uniform[end:].reshape(2, -1)
+        crops = self._cut(image, first, self.augment.crop_scale, self.size)
+        return crops, torch.from_numpy(np.concatenate((first[:, CROP_DRAWS:], later), axis=1))
+
+    def _local_crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        count = self.augment.local_crops
+        if not count:
+            return self._no_crops
+        # A stream of their own: they need not move aside for what the full views may draw some day.
+        uniform = rng_for(self.seed, LOCAL, *key).random(
+            (count, CROP_DRAWS + NUM_DRAWS), dtype=np.float32
+        )
+        crops = self._cut(image, uniform, self.augment.local_scale, self.local_size)
+        return crops, torch.from_numpy(uniform[:, CROP_DRAWS:].copy())
+
+    def _cut(
+        self,
+        image: Image.Image,
+        uniform: NDArray[np.float32],
+        scale: tuple[float, float],
+        size: int,
+    ) -> Tensor:
+        """A random resized crop for each row of ``uniform``, of its first ``CROP_DRAWS`` numbers."""
+        crops = np.empty((len(uniform), 3, size, size), dtype=np.uint8)
+        for view, random_params in enumerate(uniform[:, :CROP_DRAWS].tolist()):
+            box = random_box(*image.size, random_params, scale=scale, ratio=self.augment.crop_ratio)
+            crops[view] = resized_crop(image, box, size, self.augment.interpolation)
+        return torch.from_numpy(crops)
+
+
+class EvalDataset(Dataset[tuple[Tensor, int]]):
+    """The image as evaluation sees it: uint8 (3, S, S) and its index.
+
+    Images of S x S pixels are left alone; others get a short side of S * 256 / 224 and are cut to the
+    central square.
+    """
+
+    def __init__(self, images: ImageSet, *, size: int) -> None:
+        self.images = images
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(pixels(plain_crop(self.images.image(index), self.size))), index
+
+
+class Weak(Dataset[tuple[Tensor, int]]):
+    """One weakly augmented view, uint8 (3, S, S), drawn once for a seed and an index.
+
+    Up to 64 pixels: zero padding of 4, a random crop and a flip, as on CIFAR. Above: torchvision's
+    random resized crop with its own defaults (area 0.08 to 1) and a flip.
+    """
+
+    def __init__(self, images: ImageSet, *, size: int, seed: int) -> None:
+        self.images = images
+        self.size = size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        flip, *random_params = rng_for(self.seed, WEAK, 0, index).random(1 + CROP_DRAWS).tolist()
+        image = self.images.image(index)
+        view = (
+            self._shifted(image, random_params)
+            if self.size <= 64
+            else self._resized(image, random_params)
+        )
+        return torch.from_numpy(view[..., ::-1].copy() if flip < 0.5 else view), index
+
+    def _shifted(self, image: Image.Image, random_params: list[float]) -> NDArray[np.uint8]:
+        padded = np.pad(pixels(plain_crop(image, self.size)), ((0, 0), (4, 4), (4, 4)))
+        top, left = int(random_params[0] * 9), int(random_params[1] * 9)
+        return padded[:, top : top + self.size, left : left + self.size].copy()
+
+    def _resized(self, image: Image.Image, random_params: list[float]) -> NDArray[np.uint8]:
+        box = random_box(*image.size, random_params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
+        return resized_crop(image, box, self.size, "bilinear")

@@ -1,0 +1,207 @@
+"""A set of images, in memory or in files, with optional labels."""
+
+import hashlib
+import re
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from sslgh.data.decoding import BROKEN, opened_image, reason, upright_rgb
+from sslgh.distributed import dist_info
+from sslgh.recipe.printable import printable
+
+# More than any published data set has; a number of another meaning (a date, an identity) among the labels
+# would otherwise become as many classes, and take the memory for them.
+MAX_CLASSES = 1_000_000
+# Threads that hash files (hashing leaves Python's lock, and a disk answers several at once), files that one
+# is given at a time, and files from which on a bar shows how far they are.
+_THREADS, _CHUNK, _LONG = 8, 64, 500
+_GONE = bytes(16)
+
+
+class DataError(ValueError):
+    """The user's data cannot be used: one sentence that says where, what, and the way out."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error again with its whole traceback as the message; the
+        # sentence that was meant for the user stands behind the last line that begins with the name
+        # of this class. A file may be called "DataError: .jpg", but names cannot begin a line.
+        if message.startswith("Caught DataError in "):
+            message = re.split(r"^(?:[\w.]+\.)?DataError: ", message, flags=re.MULTILINE)[-1]
+        super().__init__(message.strip())
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with optional labels; the images stay in files or are held as one array.
+
+    Attributes:
+        images: uint8 (N, H, W, 3) RGB, or N paths.
+        labels: int64 (N,), or None.
+        class_names: C names; empty without labels.
+        names: N names for reports: file names relative to the root, or positions in the source.
+
+    Examples:
+        >>> pixels = np.zeros((3, 2, 2, 3), dtype=np.uint8)
+        >>> pets = ImageSet(pixels, np.array([1, 0, 1]), ("cat", "dog"), ("0", "1", "2"))
+        >>> pets.class_counts
+        array([1, 2])
+        >>> pets.subset([2, 0]).names
+        ('2', '0')
+    """
+
+    images: NDArray[np.uint8] | tuple[Path, ...]
+    labels: NDArray[np.int64] | None
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.images):
+            raise ValueError(f"{len(self.images)} images need as many names, got {len(self.names)}")
+        if (self.labels is None) != (not self.class_names):
+            raise ValueError("labels and class_names go together: give both or neither")
+        if self.labels is not None:
+            self._check_labels(self.labels)
+
+    def _check_labels(self, labels: NDArray[np.int64]) -> None:
+        if labels.shape != (len(self),):
+            raise ValueError(f"labels must have the shape ({len(self)},), got {labels.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"labels must lie in 0..{len(self.class_names) - 1}, got {labels.min()}..{labels.max()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pixels are held as one array."""
+        return isinstance(self.images, np.ndarray)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Images of each class, shape (C,).
+
+        Raises:
+            ValueError: If the set has no labels.
+        """
+        if self.labels is None:
+            raise ValueError("class counts need labels, and this set of images has none")
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    def image(self, i: int) -> Image.Image:
+        """Image ``i``, upright and in RGB.
+
+        Raises:
+            DataError: If the file is missing or broken; it is named.
+        """
+        if isinstance(self.images, np.ndarray):
+            return Image.fromarray(self.images[i])
+        return read_image(self.images[i])
+
+    def subset(self, positions: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
+        """The images at ``positions``, in that order, with the same classes."""
+        order = np.asarray(positions, dtype=np.int64)
+        images = self.images
+        return ImageSet(
+            images[order] if isinstance(images, np.ndarray) else tuple(images[i] for i in order),
+            None if self.labels is None else self.labels[order],
+            self.class_names,
+            tuple(self.names[i] for i in order),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels, or of the names of files and all their bytes, and of the labels (32 hex digits).
+
+        Files are read whole: a file of the same size may hold other pixels. That costs one pass over the
+        disk, far less than decoding them and a network, and what is decoded next is in memory then. A file
+        that has gone counts as gone: it changes the fingerprint and is found when it is read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        if isinstance(self.images, np.ndarray):
+            digest.update(repr(self.images.shape).encode())
+            digest.update(np.ascontiguousarray(self.images).data)
+        else:
+            digest.update("\0".join([*self.names, ""]).encode("utf-8", "surrogateescape"))
+            digest.update(_hashes(self.images))
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def read_image(path: Path) -> Image.Image:
+    """One file as an upright RGB image: right, or refused.
+
+    The first frame counts; see `sslgh.data.decoding.upright_rgb` for depths, inks and transparency.
+    Memory stays below 24 bytes a pixel (8 to 12 for a photo) and pixels below
+    `sslgh.data.decoding.MAX_PIXELS`: 3 GiB at the very most. JPEG has no checksum: flipped bits in its
+    pixels may show as other colors and are not noticed.
+
+    Raises:
+        DataError: If the file is missing, not permitted, no regular file, broken or too large; it is
+            named.
+    """
+    try:
+        with opened_image(path) as image:
+            return upright_rgb(image)
+    except BROKEN as error:
+        raise DataError(
+            f"{printable(path)} cannot be read as an image ({reason(error)}); repair it or take it "
+            "out of the data"
+        ) from error
+
+
+def check_classes(holder: str, largest: int) -> None:
+    """Refuse labels that count something else than classes, before they are given memory.
+
+    Args:
+        holder: What holds the labels, the first words of the message.
+        largest: The largest label.
+
+    Raises:
+        DataError: If there are more than `MAX_CLASSES`.
+    """
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"{holder} holds label {largest}, but labels count classes from 0 and end below "
+            f"{MAX_CLASSES}; number the classes"
+        )
+
+
+def _hashes(paths: tuple[Path, ...]) -> bytes:
+    """Hashes of files, 16 bytes each, one behind the other."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    hidden = len(paths) < _LONG or dist_info().rank != 0
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(desc="hashing", total=len(paths), unit="file", disable=hidden, leave=False) as bar,
+    ):
+        found = []
+        for hashes in pool.map(_hashes_of_some, chunks):
+            bar.update(len(hashes) // len(_GONE))
+            found.append(hashes)
+    return b"".join(found)
+
+
+def _hashes_of_some(paths: tuple[Path, ...]) -> bytes:
+    return b"".join(map(_hash, paths))
+
+
+def _hash(path: Path) -> bytes:
+    """Hash of a file's bytes; a folder's list may hold what has gone or is no file (a pipe has no end)."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return _GONE
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+    except OSError:
+        return _GONE

@@ -1,0 +1,172 @@
+"""The loader that feeds a training run."""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from sslgh.data.batch_sampler import ResumableBatchSampler
+from sslgh.data.datasets import PretrainDataset
+from sslgh.data.image_set import ImageSet
+from sslgh.data.supervised_augment import Policy
+from sslgh.data.supervised_dataset import SupervisedDataset
+from sslgh.recipe.data import Data
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKERS = 8
+PREFETCH = 2
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def view_loader(
+    images: ImageSet, data: Data, *, size: int, seed: int, order: ResumableBatchSampler
+) -> DataLoader[Any]:
+    """Batches for ``augment_views`` and ``augment_local_views``, and the indices of their images.
+
+    A batch is crops (N, 2, 3, S, S) uint8, draws (N, 2, D), local crops (N, L, 3, s, s) uint8, local
+    draws (N, L, D), index (N,) and broken (N,), both int64; L is ``data.augment.local_crops``, 0 by
+    default. An image that cannot be read is replaced by another: broken is the index that was asked
+    for there, and -1 elsewhere.
+
+    One pass goes over the whole rest of the run, with the same workers throughout. What it gives
+    depends on the seed and the order, not on the number of workers. It is this process's share
+    already: do not let Accelerate prepare it.
+
+    Args:
+        images: The training set.
+        data: Augmentation and number of workers.
+        size: S (pixels).
+        seed: Of the run.
+        order: This process's batches.
+
+    Raises:
+        DataError: While iterating, if hardly any image can be read, from workers too.
+    """
+    dataset = PretrainDataset(images, data.augment, size=size, seed=seed)
+    pixels = 2 * size**2 + data.augment.local_crops * dataset.local_size**2
+    return _loader(dataset, data, order, pixels=pixels)
+
+
+def labeled_loader(
+    images: ImageSet,
+    data: Data,
+    *,
+    size: int,
+    seed: int,
+    order: ResumableBatchSampler,
+    policy: Policy = "crop-flip",
+    contrast: bool = False,
+) -> DataLoader[Any]:
+    """Batches for supervised training, of this process's share like those of ``view_loader``.
+
+    A batch is the view (N, 3, S, S) for ``normalize``, crops (N, V, 3, S, S) and draws (N, V, D) for
+    ``augment_views``, label (N,), index (N,) and broken (N,) as there, int64. V is 2, or 0 without
+    contrast.
+
+    Args:
+        images: The training set, with labels.
+        data: Augmentation of the crops and number of workers.
+        size: S (pixels).
+        seed: Of the run.
+        order: This process's batches.
+        policy: Of the view.
+        contrast: Whether the crops are wanted.
+
+    Raises:
+        ValueError: If the images have no labels.
+        DataError: While iterating, if hardly any image can be read, from workers too.
+    """
+    dataset = SupervisedDataset(
+        images, data.augment, size=size, seed=seed, policy=policy, contrast=contrast
+    )
+    return _loader(dataset, data, order, pixels=(3 if contrast else 1) * size**2)
+
+
+def _loader(
+    dataset: PretrainDataset | SupervisedDataset,
+    data: Data,
+    order: ResumableBatchSampler,
+    *,
+    pixels: int,
+) -> DataLoader[Any]:
+    """The loader of a dataset whose items hold so many pixels."""
+    workers = data.workers
+    if workers is None:
+        in_memory = dataset.images.in_memory
+        workers = 0 if in_memory else _default_workers(order, pixels)
+    if order.epoch_indices is not None:
+        # A sequence may be known for this epoch and the next only: fetch less than an epoch ahead.
+        workers = min(workers, order.steps_per_epoch * order.accumulation // PREFETCH)
+    if workers:
+        atexit.unregister(_end_workers_at_exit)
+        atexit.register(_end_workers_at_exit)
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # A generator of its own: the default one would be moved on, and a resumed run would differ.
+        generator=torch.Generator().manual_seed(dataset.seed),
+        worker_init_fn=_leave_signals_to_the_run,
+    )
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Ctrl-C and a batch system signal every process; a dead worker would cost the run its save."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers(batches: Iterator[Any]) -> None:
+    """End the workers of a loader's iterator now, where a loop is left before its end.
+
+    An error of a worker stands in a reference cycle with the iterator (torch raises it from a frame
+    that holds it). The garbage collector would close the workers' queues before the iterator could say
+    goodbye through them.
+    """
+    shutdown = getattr(batches, "_shutdown_workers", None)  # none without workers
+    if shutdown is not None:
+        shutdown()
+
+
+def _end_workers_at_exit() -> None:
+    """What multiprocessing does at exit, for workers that ignore its SIGTERM: it would wait for them.
+
+    Such are left when an iterator outlives its loop, in the traceback that a notebook keeps, say.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def _default_workers(order: ResumableBatchSampler, pixels: int) -> int:
+    """One a core of this process's share of the machine, as far as shared memory holds their batches."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    workers = min(MAX_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if not SHARED_MEMORY.is_dir():
+        return workers
+    batch = order.batch_size / order.world_size / order.accumulation * 3 * pixels
+    # Containers often get 64 MB; a worker that runs out of it dies with a bus error.
+    fitting = int(shutil.disk_usage(SHARED_MEMORY).free / 2 // (batch * PREFETCH))
+    if fitting < workers:
+        logger.warning(
+            "%s has room for the batches of %d loader workers instead of %d: enlarge it, or set "
+            "data.workers",
+            SHARED_MEMORY,
+            fitting,
+            workers,
+        )
+    return min(workers, fitting)

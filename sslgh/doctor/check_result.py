@@ -1,0 +1,32 @@
+"""What a check of the doctor says."""
+
+from typing import Literal, NamedTuple
+
+from sslgh.recipe.printable import printable
+
+
+class CheckResult(NamedTuple):
+    """One line of the doctor.
+
+    Attributes:
+        state: FAIL where a run would die or be wrong, warn where it would be slow or tight.
+        subject: What was looked at.
+        found: What there is.
+        remedy: What to do about it; empty where nothing is to be done.
+    """
+
+    state: Literal["ok", "warn", "FAIL"]
+    subject: str
+    found: str
+    remedy: str = ""
+
+
+def format_result(finding: CheckResult) -> str:
+    """The finding as a line.
+
+    Examples:
+        >>> format_result(CheckResult("warn", "disk", "1.0 GB free", "delete old runs"))
+        'warn  disk: 1.0 GB free; delete old runs'
+    """
+    text = f"{finding.state:<4}  {finding.subject}: {finding.found}"
+    return printable(f"{text}; {finding.remedy}" if finding.remedy else text)

@@ -1,0 +1,124 @@
+"""The checks of the doctor that need torch, in order."""
+
+import importlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from sslgh.data import DataError, ImageSet, input_size, local_side, training_set
+from sslgh.doctor.check_result import CheckResult
+from sslgh.doctor.machine import (
+    cpu_flags,
+    cpu_precision,
+    faiss_against_device,
+    gpu_precision,
+    torch_against_device,
+    world,
+)
+from sslgh.doctor.software import FAISS, installed
+from sslgh.doctor.storage import (
+    disk,
+    folder,
+    free_disk,
+    images_a_second,
+    kept_checkpoints,
+    loader_speed,
+    memory,
+    shared_memory,
+)
+from sslgh.engine.memory_estimate import free_memory, gigabytes, run_size
+from sslgh.recipe import Recipe, make_recipe
+
+SHARED_MEMORY = Path("/dev/shm")
+MAX_WORKERS, READY = 8, 2  # as the loader chooses them
+TRIAL = {"name": "trial", "data": {"source": "digits"}, "method": {"name": "simclr"}}
+
+
+def run_checks(recipe: Recipe | None = None, run_dir: Path | None = None) -> Iterator[CheckResult]:
+    """What is found on this machine, one check after the other.
+
+    Args:
+        recipe: The run that is meant; None: the machine alone.
+        run_dir: Where runs are written; None: the recipe's, or ``runs``.
+
+    Yields:
+        Findings, as they come.
+    """
+    yield world(os.environ, threads=torch.get_num_threads(), cores=_cores())
+    yield from _devices("fp32" if recipe is None else recipe.train.precision)
+    directory = run_dir or (Path("runs") if recipe is None else recipe.directory)
+    yield folder(directory)
+    yield from _data(recipe or make_recipe(TRIAL), directory, known=recipe is not None)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _devices(precision: str) -> Iterator[CheckResult]:
+    capability = None
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        yield gpu_precision(torch.cuda.get_device_name(), capability, precision)
+        yield torch_against_device(torch.cuda.get_arch_list(), capability)
+    else:
+        yield cpu_precision(cpu_flags(), precision)
+    try:
+        faiss = importlib.import_module("faiss")
+    except (ImportError, RuntimeError):  # said among the packages
+        return
+    package = next(iter(installed(FAISS)), "FAISS from elsewhere")
+    options = faiss.get_compile_options()
+    yield faiss_against_device(options, capability, package, faiss.get_num_gpus())
+
+
+def _data(recipe: Recipe, directory: Path, *, known: bool) -> Iterator[CheckResult]:
+    """What depends on the recipe's images; without a recipe the digits of scikit-learn stand in."""
+    try:
+        images = training_set(recipe.data)
+        size = input_size(recipe.data, images)
+        rate = images_a_second(images, recipe, size=size)
+    except DataError as error:
+        yield CheckResult("FAIL", "images", str(error), "sslgh scan FOLDER lists what is broken")
+        return
+    workers = _workers(recipe, images, known=known)
+    yield loader_speed(rate, workers=workers, cores=_cores())
+    yield from _shared(recipe, size, workers)
+    if known:
+        yield from _room(recipe, images, size, directory)
+    else:
+        yield CheckResult(
+            "ok", "disk", f"{gigabytes(free_disk(directory))} free; give a recipe for more"
+        )
+
+
+def _workers(recipe: Recipe, images: ImageSet, *, known: bool) -> int:
+    if recipe.data.workers is not None:
+        return recipe.data.workers
+    return 0 if known and images.in_memory else min(MAX_WORKERS, _cores())
+
+
+def _shared(recipe: Recipe, size: int, workers: int) -> Iterator[CheckResult]:
+    if not SHARED_MEMORY.is_dir():
+        return
+    augment = recipe.data.augment
+    pixels = 2 * size**2 + augment.local_crops * local_side(augment, size) ** 2
+    batch = READY * recipe.train.batch_size * 3 * pixels
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    yield shared_memory(free, workers=workers, batch_bytes=batch)
+
+
+def _room(recipe: Recipe, images: ImageSet, size: int, directory: Path) -> Iterator[CheckResult]:
+    classes = max(len(images.class_names or ()), 2)
+    need = run_size(recipe, image_size=size, num_images=len(images), num_classes=classes)
+    if need is None:
+        found = f"the size of {recipe.model.backbone} is known only once it is built"
+        yield CheckResult("ok", "memory", found)
+        return
+    yield memory(need, free_memory(), on_device=torch.cuda.is_available())
+    yield disk(free_disk(directory), checkpoint=need.checkpoint, kept=kept_checkpoints(recipe))

@@ -1,0 +1,1 @@
+"""Health of a run: statistics, alarms, probes on the side."""

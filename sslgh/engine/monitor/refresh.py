@@ -1,0 +1,114 @@
+"""A refresh of the population in numbers, against the truth where labels are known."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslgh.data import ImageSet
+from sslgh.functional import entropy, gini, normalized_mutual_information, purity
+from sslgh.harmonize import GeometricHarmonizer
+
+
+def describe_refresh(
+    harmonizer: GeometricHarmonizer, images: ImageSet, before: Tensor | None = None
+) -> tuple[dict[str, Any], str]:
+    """Numbers of the last refresh for the log, and a line for the terminal.
+
+    With labels (never used in training): the total variation between the sorted shares of the
+    surrogate classes and of the true ones, their normalized mutual information, and the purity of the
+    surrogate classes.
+
+    Args:
+        harmonizer: Just refreshed.
+        images: The training set.
+        before: Surrogate labels before the refresh, shape (N,); None: not compared.
+
+    Raises:
+        RuntimeError: If nothing was refreshed yet.
+    """
+    refresh = harmonizer.last_refresh
+    if refresh is None:
+        raise RuntimeError("nothing was refreshed yet; call begin_epoch first")
+    values: dict[str, Any] = dict(refresh._asdict())
+    values |= surrogate_health(
+        harmonizer.labels,
+        harmonizer.instance_weight,
+        num_vertices=len(harmonizer.prior),
+        before=before,
+    )
+    values["prior"] = [round(share, 5) for share in harmonizer.prior.tolist()]
+    if refresh.classes == 1:
+        text = f"epoch {refresh.epoch}: no groups in the embeddings yet, the prior stays uniform"
+    else:
+        text = (
+            f"epoch {refresh.epoch}: {refresh.classes} surrogate classes, shares "
+            f"{refresh.smallest:.2%} to {refresh.largest:.2%}, churn {refresh.churn:.1%}"
+        )
+    if images.labels is not None:
+        prior = harmonizer.prior.cpu().numpy()
+        values["prior_error"] = sorted_total_variation(prior, np.bincount(images.labels))
+        # Samples without a surrogate label are a class of their own.
+        surrogate, truth = harmonizer.labels.cpu() + 1, torch.from_numpy(images.labels)
+        values["nmi"] = float(normalized_mutual_information(surrogate, truth))
+        values["purity"] = float(purity(surrogate, truth))
+        text += f"; against the labels: prior error {values['prior_error']:.3f}, NMI {values['nmi']:.3f}"
+    return values, text
+
+
+def surrogate_health(
+    labels: Tensor, weight: Tensor, *, num_vertices: int, before: Tensor | None = None
+) -> dict[str, float]:
+    """How uneven the surrogate classes and the weights are, and whether the classes stay what they are.
+
+    Args:
+        labels: Surrogate labels, shape (N,); -1 for a sample without.
+        weight: Instance weights, shape (N,), mean 1.
+        num_vertices: K.
+        before: Surrogate labels before the refresh, shape (N,); None: not compared.
+
+    Returns:
+        ``weight_std``, and ``effective_samples``: the share (sum w)^2 / (N sum w^2) that the weights leave
+        of the samples (Kish). ``entropy`` (nats) and ``gini`` of the surrogate classes in use, and how many
+        vertices are ``empty``; where the embeddings show no classes yet, all are one. With ``before``
+        also ``refresh_nmi`` of the two labelings, which unlike churn does not mind other names; samples
+        without a label are a class of their own.
+
+    Examples:
+        Two surrogate classes of 3 and 1 of four vertices, and one weight of 4 among zeros, all that
+        counts for a quarter of the samples:
+
+        >>> labels, weight = torch.tensor([0, 0, 0, 2]), torch.tensor([0.0, 0.0, 0.0, 4.0])
+        >>> health = surrogate_health(labels, weight, num_vertices=4, before=labels)
+        >>> [health[name] for name in ("effective_samples", "gini", "empty", "refresh_nmi")]
+        [0.25, 0.25, 2, 1.0]
+    """
+    counts = torch.bincount(labels[labels >= 0], minlength=num_vertices)
+    used = counts[counts > 0] if counts.any() else counts.new_ones(1)
+    values = {
+        "entropy": float(entropy(used)),
+        "gini": float(gini(used)),
+        "empty": num_vertices - len(used),
+        "weight_std": float(weight.std(correction=0)),
+        "effective_samples": float(weight.sum().square() / (len(weight) * weight.square().sum())),
+    }
+    if before is not None:
+        values["refresh_nmi"] = float(normalized_mutual_information(before + 1, labels + 1))
+    return values
+
+
+def sorted_total_variation(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+    """Half the L1 distance between two sets of shares, each sorted and normalized.
+
+    Args:
+        first: Shares or counts, of any number of classes.
+        second: Likewise; the shorter is filled with zeros.
+
+    Examples:
+        >>> sorted_total_variation(np.array([1, 3]), np.array([0.75, 0.25, 0.0]))
+        0.0
+    """
+    length = max(len(first), len(second))
+    shares = [np.sort(np.pad(s / s.sum(), (0, length - len(s)))) for s in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)

@@ -1,0 +1,202 @@
+"""A network on disk: ``backbone.safetensors`` beside ``backbone.json``, and its classifier."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sslgh.models.backbones import TIMM, TORCHVISION, build_backbone, resize_backbone
+from sslgh.models.classifier import CosineClassifier
+
+WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
+CLASSIFIER = "classifier.safetensors"
+# Far beyond any backbone, and small enough that its shapes can be computed.
+MOST_WIDTH, MOST_SIDE = 1000, 2**14
+
+
+def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) -> None:
+    """Write the weights under torchvision's or timm's own names, and what rebuilds the module.
+
+    Args:
+        backbone: The module.
+        directory: The run directory.
+        card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and whatever else a reader of
+            the file should know (mean, std, versions).
+    """
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()
+    }
+    _replace(directory / WEIGHTS, lambda file: save_file(weights, file))
+    text = json.dumps(card, indent=2) + "\n"
+    _replace(directory / CARD, lambda file: file.write_text(text))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, flush it, rename it: a reader never sees a part.
+
+    Raises:
+        OSError: If that fails; what was there stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]})") from None
+    temporary.replace(path)
+
+
+def load_backbone(
+    directory: Path, *, image_size: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The backbone of a run, ready to give features, and its card.
+
+    It is in eval mode: in training mode the features of an image would depend on its batch. It wants images
+    normalized by the card's ``mean`` and ``std``; `sslgh.data.normalize` does that.
+
+    Args:
+        directory: Of the run.
+        image_size: Side (pixels) that a transformer is to be made for; None: that of its training.
+
+    Raises:
+        ValueError: If the directory holds no backbone, or one that does not fit its card.
+    """
+    card = read_card(directory)
+    name, size = card["backbone"], card["image_size"]
+    patch = card.get("patch")  # cards of runs before there was one have none
+    build = partial(
+        build_backbone, name, stem=card["stem"], width=card["width"], patch=patch, image_size=size
+    )
+    # A library's own models are as large as their name says, and not all build without memory.
+    if not name.startswith((TIMM, TORCHVISION)):
+        _check_shapes(directory / WEIGHTS, name, build)
+    backbone = build()
+    try:
+        backbone.load_state_dict(_tensors(directory / WEIGHTS))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{directory / WEIGHTS} is not a {name}: {reason}") from None
+    if image_size not in (None, size):
+        resize_backbone(backbone, name, patch=patch, image_size=image_size)
+    return backbone.eval(), card
+
+
+def _check_shapes(path: Path, name: str, build: Callable[[], nn.Module]) -> None:
+    """Refuse weights that do not fit their card before it is built: a few bytes can ask for petabytes."""
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in build().state_dict().items()}
+    with _readable(path), safe_open(path, framework="pt") as file:
+        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    for key in [*expected, *found]:
+        if expected.get(key) != found.get(key):
+            raise ValueError(
+                f"{path} is not a {name} as {CARD} describes it: {key} is {found.get(key, 'missing')}, "
+                f"expected {expected.get(key, 'nothing')}; take both files from one run"
+            )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with _readable(path):
+        return load_file(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}); copy it from its run again, or train again"
+        ) from None
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """The card of a run's backbone.
+
+    Raises:
+        ValueError: If the directory holds none, or one that describes no backbone.
+    """
+    path = directory / CARD
+    if not path.is_file():
+        raise ValueError(f"{directory} holds no {CARD}; a run writes it when training is done")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        _check_card(card)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} describes no backbone ({error}); copy it from its run again, or train again"
+        ) from None
+    return dict(card)
+
+
+def _check_card(card: Any) -> None:
+    """Refuse what no backbone can be built from.
+
+    Raises:
+        ValueError: With what is wrong, in a few words.
+    """
+    if not isinstance(card, dict):
+        raise ValueError("it is no mapping")
+    fields: dict[str, Callable[[Any], bool]] = {
+        "backbone": lambda value: isinstance(value, str),
+        "stem": lambda value: value in ("cifar", "imagenet"),
+        "width": lambda value: type(value) in (int, float) and 0 < value <= MOST_WIDTH,
+        "image_size": lambda value: value is None or _is_side(value),
+        "patch": lambda value: value is None or _is_side(value),
+    }
+    for key, fits in fields.items():
+        if key not in card and key != "patch":
+            raise ValueError(f"{key} is missing")
+        if not fits(card.get(key)):
+            raise ValueError(f"{key} is {str(card[key])[:40]!r}")
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MOST_SIDE
+
+
+def save_classifier(classifier: nn.Linear | CosineClassifier, directory: Path) -> None:
+    """Write ``classifier.safetensors``: ``weight`` (C, F), and ``bias`` (C,) or the ``scale`` of cosines."""
+    tensors = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
+    if isinstance(classifier, CosineClassifier):
+        tensors["scale"] = Tensor([classifier.scale])
+    _replace(directory / CLASSIFIER, lambda file: save_file(tensors, file))
+
+
+def load_classifier(directory: Path) -> nn.Linear | CosineClassifier:
+    """The classifier of a finetuned run: (N, F) to (N, C).
+
+    Raises:
+        ValueError: If the directory holds none, or what is no classifier.
+    """
+    path = directory / CLASSIFIER
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} holds no {CLASSIFIER}; sslgh finetune writes it when it is done"
+        )
+    tensors = _tensors(path)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    classes, features = (*shapes.get("weight", ()), 0, 0)[:2]
+    beside = {"scale": (1,)} if "scale" in shapes else {"bias": (classes,)}
+    if shapes != {"weight": (classes, features)} | beside or not classes * features:
+        raise ValueError(
+            f"{path} is no classifier, but holds {str(shapes)[:200]}; copy it from its run again, or "
+            "finetune again"
+        )
+    classifier: nn.Linear | CosineClassifier = nn.Linear(features, classes)
+    if "scale" in tensors:
+        scale = tensors.pop("scale").item()
+        classifier = CosineClassifier(features, classes, scale=scale)
+    classifier.load_state_dict(tensors)
+    return classifier

@@ -1,0 +1,59 @@
+"""The recipe's supervised training."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sslgh.recipe.base import ConfigModel, Positive
+from sslgh.recipe.objectives import READERS, Trainable
+
+
+class Finetune(ConfigModel):
+    """Supervised training on the long-tailed labels, from scratch or from `model.init`."""
+
+    objective: Trainable = Field("la", description="see sslgh.classify.OBJECTIVES")
+    tau: Annotated[float, Field(ge=0)] = Field(1.0, description="strength of the adjustment")
+    logit_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="factor of the classifier's loss (BCL on CIFAR: 2)"
+    )
+    embedding_weight: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="factor of the embedding term (BCL on CIFAR: 0.6); null: the objective's"
+    )
+    temperature: Positive = Field(0.1, description="of the embedding term (BCL on ImageNet: 0.07)")
+    gamma: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="rcl: power of the class counts in the denominator; 0: bcl"
+    )
+    scale: Positive = Field(
+        1.0, description="rcl: factor of the unit features; s is a temperature of T / s^2"
+    )
+    classifier: Literal["linear", "cosine"] = Field("linear", description="last layer")
+    cosine_scale: Positive = Field(30.0, description="cosine: factor of the cosines")
+    freeze: bool = Field(
+        False, description="leave the backbone as it is (classifier re-training, cRT)"
+    )
+    sampling: Literal["instance", "class-balanced", "square-root", "progressive"] = Field(
+        "instance", description="how often a class is drawn (arXiv:1910.09217)"
+    )
+    policy: Literal["crop-flip", "autoaugment", "randaugment", "none"] = Field(
+        "crop-flip",
+        description="view of the classifier: crop-flip (LA); autoaugment: with Cutout (BCL on CIFAR); "
+        "randaugment (BCL on ImageNet)",
+    )
+    deferred_epoch: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="ldam-drw: first epoch of the reweighting; null: at 80 % of the run"
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay of a moving average of the weights, from the first step's on, which is then "
+        "judged; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> Self:
+        for name, readers in READERS.items():
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default and self.objective not in readers:
+                raise ValueError(f"{name} is not read by objective {self.objective}; leave it out")
+        if self.classifier != "cosine" and self.cosine_scale != 30:
+            raise ValueError("cosine_scale is read by classifier: cosine only")
+        return self

@@ -1,0 +1,176 @@
+"""What a folder of images holds and what is wrong with it, found by decoding every file."""
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, upright_rgb
+from sslgh.data.image_set import DataError
+from sslgh.data.walking import Tree, tree
+from sslgh.recipe.printable import printable
+from sslgh.scan.processes import answers
+
+Answer = TypeVar("Answer")
+
+
+class CheckResult(NamedTuple):
+    """One file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+        format: Pillow's name of the format; empty if broken.
+        width: Pixels as stored, before EXIF turns them.
+        height: The same.
+        notes: Out of "CMYK", "16 bit", "several frames", "EXIF-rotated".
+        fault: Why it cannot be read; None if it can.
+    """
+
+    path: Path
+    bytes: int
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    notes: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+class Scan(NamedTuple):
+    """A folder: what was found by name, what each image file holds, and groups of equal files."""
+
+    folder: Path
+    tree: Tree
+    files: list[CheckResult]
+    duplicates: list[list[Path]]
+
+    @property
+    def broken(self) -> list[CheckResult]:
+        """The files that cannot be read."""
+        return [file for file in self.files if file.fault is not None]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every image can be read and every folder be listed."""
+        return not self.broken and not self.tree.unreadable
+
+
+def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
+    """Decode every image under a folder; a bar on stderr shows how far it is.
+
+    Args:
+        folder: Any tree of images.
+        workers: Processes that decode; as many as there are cores by default.
+
+    Raises:
+        DataError: If ``folder`` is no folder or cannot be listed.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it must not look
+        raise DataError(
+            f"{printable(folder)} is not a folder; give the folder that holds the images"
+        )
+    workers = workers or len(os.sched_getaffinity(0))
+    found = tree(folder)
+    if found.unreadable and found.unreadable[0][0] == folder:
+        raise DataError(
+            f"{printable(folder)} cannot be listed ({found.unreadable[0][1]}); allow reading it"
+        )
+    paths = sorted(found.images, key=lambda path: path.relative_to(folder).parts)
+    files = _all(examine, paths, lost=_crashed, workers=workers, doing="decoding")
+    return Scan(folder, found, files, _duplicates(files, workers))
+
+
+def examine(path: Path) -> CheckResult:
+    """Read one file to the end."""
+    size = _bytes(path)
+    try:
+        with opened_image(path) as image:
+            width, height = image.size
+            notes = _notes(image)
+            upright_rgb(image)
+            if orientation(image) != 1:
+                notes.append("EXIF-rotated")
+            if _has_second_frame(image):
+                notes.append("several frames")
+            return CheckResult(path, size, image.format or "", width, height, tuple(notes))
+    except BROKEN as error:
+        return CheckResult(path, size, fault=reason(error))
+
+
+def _crashed(path: Path) -> CheckResult:
+    return CheckResult(
+        path, _bytes(path), fault="decoding it ends the process, or takes all memory"
+    )
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _notes(image: Image.Image) -> list[str]:
+    """What only the header says: decoding turns TIFF upright and drops half of 16 bits."""
+    notes = []
+    if image.mode == "CMYK":
+        notes.append("CMYK")
+    # PNG and TIFF name 16 bits in what the decoder is to unpack, such as "RGB;16B".
+    if image.mode.startswith("I") or re.search(r";16", str(getattr(image, "tile", ""))):
+        notes.append("16 bit")
+    # Of other formats after decoding: PNG decodes to find its EXIF data, and a failure would be lost.
+    if image.format == "TIFF" and orientation(image) != 1:
+        notes.append("EXIF-rotated")
+    return notes
+
+
+def _has_second_frame(image: Image.Image) -> bool:
+    if image.format == "MPO":  # a telephone's JPEG with a preview or a map of depth behind it
+        return False
+    try:
+        image.seek(1)
+    except BROKEN:  # EOFError where there is none; the first frame is what is read
+        return False
+    return True
+
+
+def _duplicates(files: Iterable[CheckResult], workers: int) -> list[list[Path]]:
+    """Groups of files with the same bytes; only files of equal size are read again."""
+    by_size = defaultdict(list)
+    for file in files:
+        if file.fault is None:
+            by_size[file.bytes].append(file.path)
+    paths = [path for group in by_size.values() if len(group) > 1 for path in group]
+    digests = _all(_digest, paths, lost=str, workers=workers, doing="comparing")
+    groups = defaultdict(list)
+    for path, digest in zip(paths, digests, strict=True):
+        groups[digest].append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(path: Path) -> str:
+    """Hash of a file's bytes; of its own name if it has gone, so that it equals no other."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError:
+        return str(path)
+
+
+def _all(
+    function: Callable[[Path], Answer],
+    paths: list[Path],
+    *,
+    lost: Callable[[Path], Answer],
+    workers: int,
+    doing: str,
+) -> list[Answer]:
+    found = answers(function, paths, lost=lost, workers=workers)
+    # Without a terminal there is no bar.
+    return list(tqdm(found, doing, len(paths), unit="file", disable=None, leave=False))

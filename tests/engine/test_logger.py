@@ -1,0 +1,116 @@
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sslgh.engine.jsonl_writer import JsonlWriter
+from sslgh.engine.logger import MetricLogger
+from sslgh.engine.tensorboard_writer import TensorBoardWriter
+
+
+def test_lines_that_find_no_room_are_kept_and_written_later(tmp_path) -> None:
+    path = tmp_path / "lines"
+    path.symlink_to("/dev/full")
+    with JsonlWriter(path) as file:
+        assert file.write("first").errno == errno.ENOSPC
+        path.unlink()
+        assert file.write("second") is None
+    assert path.read_text() == "first\nsecond\n"
+
+
+def test_a_line_that_a_full_disk_has_cut_is_finished_when_there_is_room(tmp_path) -> None:
+    class Narrow:
+        """Takes four bytes, then nothing, then all."""
+
+        def __init__(self, file) -> None:
+            self.file, self.answers = file, iter([4, None])
+
+        def write(self, data: bytes) -> int:
+            count = next(self.answers, len(data))
+            if count is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data[:count])
+
+        def close(self) -> None:
+            self.file.close()
+
+    with JsonlWriter(tmp_path / "lines") as file:
+        file._file = Narrow((tmp_path / "lines").open("ab", buffering=0))
+        assert file.write("a long line") is not None
+        assert file.write("another") is None
+    assert (tmp_path / "lines").read_text() == "a long line\nanother\n"
+
+
+def test_lines_that_wait_at_the_end_are_tried_once_more(tmp_path) -> None:
+    path = tmp_path / "lines"
+    path.symlink_to("/dev/full")
+    with JsonlWriter(path) as file:
+        assert file.write("the last") is not None
+        path.unlink()
+    assert path.read_text() == "the last\n"
+
+
+def journal(directory: Path) -> MetricLogger:
+    return MetricLogger(directory, active=True, steps=9, start=0, images_per_step=1)
+
+
+def test_a_run_is_not_ended_by_a_log_that_cannot_be_written(tmp_path, capsys) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "tensorboard").write_text("a file where a folder should be")
+    with journal(tmp_path) as told:
+        for step in range(1, 4):
+            told.metrics(step, 0, {"loss": 1.0})
+        told.log_event("refresh", 3, 0, {"groups": 2})
+    said = capsys.readouterr().err
+    assert said.count("metrics.jsonl cannot be written (No space left on device)") == 1
+    assert said.count("tensorboard cannot be written") == 1
+
+
+def test_a_thread_of_tensorboard_that_fails_prints_no_traceback(tmp_path, capsys) -> None:
+    with TensorBoardWriter(tmp_path / "board", 0) as board:
+        board._writer.flush()
+        worker = board._writer.file_writer.event_writer._async_writer
+
+        def full(data) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        worker._writer.write = full
+        board.scalar("loss", 1.0, 1)
+        worker._worker.join(10)
+        board.scalar("loss", 1.0, 2)
+        assert board.fault.errno == errno.ENOSPC
+    assert "Traceback" not in capsys.readouterr().err
+    assert threading.excepthook != board._leave_out
+
+
+@pytest.mark.parametrize("torn", [b'{"kind": "train", "st', b"\xff\xfe\n", b"[1]\n"])
+def test_a_torn_last_line_is_left_out_when_a_run_goes_on(tmp_path, torn) -> None:
+    whole = json.dumps({"kind": "train", "step": 1, "epoch": 0})
+    (tmp_path / "metrics.jsonl").write_bytes(whole.encode() + b"\n" + torn)
+    with MetricLogger(tmp_path, active=True, steps=9, start=1, images_per_step=1) as told:
+        told.log_event("health", 2, 0, {})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def scalars(directory: Path) -> dict[str, list[int]]:
+    board = EventAccumulator(str(directory / "tensorboard"))
+    board.Reload()
+    return {tag: [one.step for one in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_every_step_once_also_those_around_a_stop(tmp_path) -> None:
+    with journal(tmp_path) as told:
+        for step in (2, 4, 6):
+            told.metrics(step, 0, {"loss": 1.0})
+            told.log_event("refresh", step, 0, {"groups": 2})
+    with MetricLogger(tmp_path, active=True, steps=9, start=4, images_per_step=1) as told:
+        told.log_event("refresh", 4, 0, {"groups": 2})
+        told.metrics(6, 0, {"loss": 1.0})
+    shown = scalars(tmp_path)
+    assert shown["train/loss"] == [2, 4, 6]
+    assert shown["refresh/groups"] == [2, 4]

@@ -1,0 +1,82 @@
+"""The size of a run is what the run then has."""
+
+import pytest
+import torch
+
+from sslgh.data import input_size, training_set
+from sslgh.engine.build import build_method
+from sslgh.engine.memory_estimate import RunSize, check_memory, check_size, free_memory, run_size
+from sslgh.engine.monitor.aux_state import build_auxiliary
+from sslgh.engine.optim import build_optimizer
+from sslgh.recipe import RecipeError
+
+WORDS = ["optim.name=sgd", "optim.name=adamw"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("gh", [False, True])
+def test_a_checkpoint_is_as_large_as_was_said(tiny, word, gh) -> None:
+    recipe = tiny(word, gh=gh)
+    images = training_set(recipe.data)
+    size = input_size(recipe.data, images)
+    said = run_size(recipe, image_size=size, num_images=len(images), num_classes=10)
+
+    method = build_method(recipe, size)
+    beside = build_auxiliary(recipe, images, method)
+    optimizer = build_optimizer(method, recipe.optim)
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [*method.state_dict().values(), *beside.state_dict().values()]
+    state += [one for kept in optimizer.state.values() for one in kept.values()]
+    written = sum(one.numel() * one.element_size() for one in state)
+
+    held = sum(parameter.numel() for parameter in method.parameters()) * 4
+    assert said.trained == held
+    assert said.optimizer == held * (2 if "adamw" in word else 1)
+    assert 0.8 * written < said.checkpoint < 1.05 * written
+
+
+def test_sizing_allocates_nothing_and_leaves_the_random_state(tiny) -> None:
+    before = torch.random.get_rng_state()
+    size = run_size(
+        tiny("model.backbone=vit_large", "model.width=1", "data.size=32"),
+        image_size=32,
+        num_images=10,
+        num_classes=2,
+    )
+    assert size.weights > 1.2e9
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "word", ["model.projector.hidden=2000000000", "model.width=1e5", "model.width=1e300"]
+)
+def test_a_network_beyond_memory_is_refused_before_it_is_built(tiny, word) -> None:
+    recipe = tiny(word)
+    with pytest.raises(RecipeError, match=r"^model: the network .* lower model\.width"):
+        check_size(recipe, training_set(recipe.data), 8)
+
+
+def test_both_figures_are_in_the_sentence() -> None:
+    size = RunSize(weights=4 * 10**9, trained=4 * 10**9, optimizer=8 * 10**9, memory=0)
+    with pytest.raises(RecipeError, match=r"needs 16\.0 GB, but 10\.0 GB of memory are free"):
+        check_memory(size, 10**10, on_device=False)
+    check_memory(size, 10**10, on_device=True)
+    check_memory(size, 16 * 10**9, on_device=False)
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch) -> None:
+    alone = free_memory()
+    assert 10**8 < alone < 10**15
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory() == pytest.approx(alone / 4, rel=0.2)
+
+
+def test_a_moving_average_of_the_weights_is_part_of_a_checkpoint(tiny) -> None:
+    words = ("method=null", "finetune.objective=ce")
+    plain, averaged = (
+        run_size(tiny(*words, *more), image_size=8, num_images=118, num_classes=10)
+        for more in ((), ("finetune.ema=0.9",))
+    )
+    assert averaged.checkpoint == plain.checkpoint + plain.weights

@@ -1,0 +1,191 @@
+import io
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslgh.cli import main
+from sslgh.data import DataError
+from sslgh.scan.processes import answers
+from sslgh.scan.report import class_counts, scan_record, scan_text
+from sslgh.scan.scan import scan_folder
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+def draw(path, value=0, size=(6, 4), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def messy(tmp_path):
+    """A folder with one of everything."""
+    root = tmp_path / "photos"
+    draw(root / "cat" / "1.png", 1)
+    draw(root / "cat" / "2.jpg", 2, size=(30, 20))
+    draw(root / "dog" / "3.png", 3)
+    (root / "dog" / "copy.png").write_bytes((root / "cat" / "1.png").read_bytes())
+    (root / "dog" / "empty.png").write_bytes(b"")
+    (root / "dog" / "half.jpg").write_bytes((root / "cat" / "2.jpg").read_bytes()[:300])
+    (root / "dog" / "half.png").write_bytes(
+        draw(root / "large.png", 4, (64, 64)).read_bytes()[:5000]
+    )
+    (root / "large.png").unlink()
+    (root / "dog" / "gone.png").symlink_to("nowhere")
+    (root / "lost").symlink_to("nowhere")
+    (root / "notes.TXT").write_text("x")
+    (root / "Makefile").write_text("x")
+    return root
+
+
+def test_a_scan_finds_everything_that_is_wrong(messy):
+    record = scan_record(scan_folder(messy, workers=2))
+    sizes = sum(path.stat().st_size for path in messy.glob("*/*.*g") if path.exists())
+    assert record == {
+        "folder": str(messy),
+        "images": 8,
+        "bytes": sizes,
+        "formats": {"PNG": 3, "JPEG": 1},
+        "sides": {"smallest": 4, "median": 6, "largest": 30},
+        "notes": {},
+        "classes": {"": {"dog": 6, "cat": 2}},
+        "broken": {
+            "dog/empty.png": "the file is empty",
+            "dog/gone.png": "No such file or directory",
+            "dog/half.jpg": record["broken"]["dog/half.jpg"],
+            "dog/half.png": record["broken"]["dog/half.png"],
+        },
+        "duplicates": [["cat/1.png", "dog/copy.png"]],
+        "skipped": {"": 1, ".txt": 1},
+        "dangling": ["lost"],
+        "unreadable": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "note"),
+    [
+        ("1.jpg", {"mode": "CMYK"}, "CMYK"),
+        ("1.png", {"mode": "I;16"}, "16 bit"),
+        ("1.tif", {"mode": "I;16"}, "16 bit"),
+        ("1.gif", {"frames": 3}, "several frames"),
+        ("1.webp", {"frames": 3}, "several frames"),
+        ("1.tif", {"turn": 6}, "EXIF-rotated"),
+        ("1.jpg", {"turn": 3}, "EXIF-rotated"),
+        ("1.png", {"turn": 1}, None),
+    ],
+)
+def test_modes_worth_knowing_are_counted(tmp_path, name, options, note):
+    image = Image.new(options.get("mode", "RGB"), (8, 6))
+    exif = Image.Exif()
+    exif[0x0112] = options.get("turn", 1)
+    more = [Image.new("RGB", (8, 6), (i, i, 99)) for i in range(1, options.get("frames", 1))]
+    several = {"save_all": True, "append_images": more} if more else {}
+    image.save(tmp_path / name, **several, **({"exif": exif} if "turn" in options else {}))
+    record = scan_record(scan_folder(tmp_path))
+    assert record["notes"] == ({} if note is None else {note: 1})
+    assert record["broken"] == {}
+
+
+def test_the_exit_code_says_whether_all_can_be_read(messy, tmp_path, capsys):
+    assert call("scan", messy) == 1
+    out = capsys.readouterr().out
+    for line in (
+        "8 images",
+        "formats: 3 PNG, 1 JPEG",
+        "2 classes (0 many, 0 medium, 2 few)",
+        "broken: 4 of 8 images\n",
+        "  dog/empty.png: the file is empty\n",
+        "links that lead nowhere: 1\n  lost\n",
+        "exact duplicates: 1 files",
+        "  cat/1.png = dog/copy.png\n",
+        "skipped by extension: 1 without, 1 .txt",
+    ):
+        assert line in out
+    assert call("scan", "--json", messy) == 1
+    assert json.loads(capsys.readouterr().out)["duplicates"] == [["cat/1.png", "dog/copy.png"]]
+    for name in ("empty.png", "half.jpg", "half.png", "gone.png"):
+        (messy / "dog" / name).unlink()
+    assert call("scan", messy) == 0
+    assert call("scan", tmp_path / "gone") == 2
+    assert "gone is not a folder; give" in capsys.readouterr().err
+    assert call("scan", messy / "Makefile") == 2
+
+
+def test_an_empty_folder_is_scanned_too(tmp_path, capsys):
+    assert call("scan", tmp_path) == 0
+    assert "0 images" in capsys.readouterr().out
+
+
+def test_names_cannot_forge_lines_nor_stop_the_printing(tmp_path, capsys, monkeypatch):
+    bad = ["broken: 0 of 0\n.png", "\x1b[2J.png", os.fsdecode(b"\xff.png"), "k\u00f6ter.png"]
+    for name in bad:
+        (tmp_path / name).write_bytes(b"x")
+    draw(tmp_path / "a.png")
+    (tmp_path / "x.\x1b[2J").write_text("x")
+    text = scan_text(scan_folder(tmp_path))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert len([line for line in text.split("\n") if line.startswith("broken")]) == 1
+    assert call("scan", "--json", tmp_path) == 1
+    assert set(json.loads(capsys.readouterr().out)["broken"]) == set(bad)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert call("scan", tmp_path) == 1
+    terminal.flush()
+    assert rb"k\xf6ter.png" in terminal.buffer.getvalue()
+
+
+def test_one_process_and_several_find_the_same(messy):
+    assert scan_folder(messy, workers=1) == scan_folder(messy, workers=3)
+
+
+def test_a_loop_of_links_ends_and_a_folder_counts_once(messy):
+    (messy / "cat" / "up").symlink_to(messy)
+    assert len(scan_folder(messy).files) == 8
+
+
+def test_a_file_is_no_folder(messy):
+    with pytest.raises(DataError, match="is not a folder"):
+        scan_folder(messy / "Makefile")
+
+
+def test_many_lines_are_cut_in_the_text_and_broken_files_never(tmp_path):
+    for i in range(50):
+        draw(tmp_path / f"{i:02}" / "1.png", i)
+        (tmp_path / f"{i:02}" / "2.png").write_bytes(b"")
+    text = scan_text(scan_folder(tmp_path))
+    assert text.count("the file is empty") == 50
+    assert "  ... 10 more (--json lists all)" in text
+
+
+def test_classes_that_only_the_test_folder_has_are_named(tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/c"):
+        draw(tmp_path / name / "1.png")
+    text = scan_text(scan_folder(tmp_path))
+    assert "test has 1 classes that train lacks, which is refused: c" in text
+
+
+def test_a_tree_with_loose_images_has_no_classes():
+    assert class_counts(["a/1.png", "b/1.png", "2.png"]) == {}
+    assert class_counts([]) == {}
+
+
+def ends_at_five(item: int) -> int:
+    if item == 5:
+        os._exit(9)
+    return item * 10
+
+
+def test_an_item_that_ends_its_process_is_named_and_the_others_are_answered():
+    found = answers(ends_at_five, range(40), lost=lambda item: -item, workers=2)
+    assert list(found) == [-5 if i == 5 else i * 10 for i in range(40)]

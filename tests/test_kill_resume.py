@@ -1,0 +1,29 @@
+"""A run that is killed five times ends with the bits of the unbroken one; fifty such: scripts/checks/kill_resume.py."""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import yaml
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "checks" / "kill_resume.py"
+
+
+def load_script():
+    specification = importlib.util.spec_from_file_location("kill_resume", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_a_run_killed_five_times_two_of_them_while_it_writes_ends_with_the_same_bits(
+    tmp_path,
+) -> None:
+    soak = load_script()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(soak.RECIPE))
+    whole = soak.unbroken(recipe, tmp_path, 1)
+    plan = ["start", "writing", "stop", "writing", "training"]
+    fate = soak.soak(recipe, tmp_path / "run", whole, 1, plan, random.Random(0))
+    assert fate.differing == []
+    assert fate.kills == 5
