@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from torch.distributed import DistError
 
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.print_stderr import print_stderr
+from sslgh.engine.logger import print_stderr
 from sslgh.engine.run_dir import State, check_directory, read_status, write_status
 from sslgh.engine.run_lock import BusyError
 from sslgh.engine.signals import Stopped

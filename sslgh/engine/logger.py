@@ -1,33 +1,39 @@
-"""What a run tells: ``metrics.jsonl``, TensorBoard, a progress bar."""
+"""Logs of a run: ``metrics.jsonl``, TensorBoard, a progress bar and lines on stderr."""
 
 import contextlib
 import json
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sslgh.engine.jsonl_writer import JsonlWriter
-from sslgh.engine.print_stderr import print_stderr
 from sslgh.engine.run_dir import write_status
-from sslgh.engine.tensorboard_writer import TensorBoardWriter
 
 METRICS = "metrics.jsonl"
+# Bytes kept in memory while the disk is full; the oldest lines are dropped first.
+MAX_PENDING = 8 * 2**20
+
+
+def print_stderr(text: str) -> None:
+    """Print to stderr without tearing a progress bar; ignore a closed pipe or a full disk."""
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class MetricLogger:
-    """Writes on process 0 and does nothing elsewhere.
+    """Logs on rank 0 and does nothing on the others.
 
-    A run does not end because it cannot be told: what cannot be written is said, once until it can be
-    again, and the lines are kept for when the disk has room.
+    A failed log write never stops training: it is reported once and retried.
 
     Args:
         directory: The run directory.
-        active: Whether this is process 0.
+        active: Whether this is rank 0.
         steps: Optimizer steps of the whole run.
         start: Steps already taken; later lines of an interrupted run are dropped.
         images_per_step: Global batch size, for the rate.
@@ -46,18 +52,18 @@ class MetricLogger:
     ) -> None:
         self.directory, self.active, self.images_per_step = directory, active, images_per_step
         self.clock, self.clock_step = time.perf_counter(), start
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._open = ExitStack()
         if not active:
             return
-        # A refresh is told before the step that follows it, the health before the end of an epoch is saved.
-        shown = _drop_after(
-            directory / METRICS, start, {"refresh", "health"} if within_epoch else {"refresh"}
-        )
-        self.file = self._open.enter_context(JsonlWriter(directory / METRICS))
-        self.board = self._open.enter_context(TensorBoardWriter(directory / "tensorboard", start))
-        for line in shown:
-            self._show(line)
+        # A refresh is logged before the step that follows it, the health before the end of an epoch is saved.
+        repeated = {"refresh", "health"} if within_epoch else {"refresh"}
+        kept = _drop_after(directory / METRICS, start, repeated)
+        self.file = self._open.enter_context(closing(JsonlWriter(directory / METRICS)))
+        board = TensorBoardWriter(directory / "tensorboard", start)
+        self.board = self._open.enter_context(closing(board))
+        for line in kept:
+            self._write_scalars(line)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=steps,
@@ -71,23 +77,23 @@ class MetricLogger:
         self._open.callback(self._close_bar)
 
     def advance(self) -> None:
-        """One optimizer step is done."""
+        """Move the bar by one optimizer step."""
         if self.active:
             with contextlib.suppress(OSError):
                 self.bar.update(1)
 
     def running(self, epoch: int, step: int) -> None:
-        """Write into ``status.json`` where the run stands."""
+        """Write the position of the run into ``status.json``."""
         if not self.active:
             return
         try:
             write_status(self.directory, "running", epoch=epoch, step=step)
-            self._clear_warning("status.json")
+            self._warned.discard("status.json")
         except OSError as error:
             self._warn_once("status.json", error)
 
     def metrics(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Log numbers of a step; adds images/s since the last call."""
+        """Log the numbers of a step; adds images/s since the last call."""
         if not self.active:
             return
         now = time.perf_counter()
@@ -95,91 +101,162 @@ class MetricLogger:
             rate = (step - self.clock_step) * self.images_per_step / (now - self.clock)
             values = values | {"images_per_second": rate}
         self.clock, self.clock_step = now, step
-        self._write({"kind": "train", "step": step, "epoch": epoch} | values)
-        shown = {"images_per_second": "img/s"}
-        parts = ("loss", "ssl", "gh", "images_per_second")
+        self.log_event("train", step, epoch, values)
+        labels = {"loss": "loss", "ssl": "ssl", "gh": "gh", "images_per_second": "img/s"}
         self.bar.set_postfix(
-            {shown.get(name, name): f"{values[name]:.4g}" for name in parts if name in values},
+            {label: f"{values[name]:.4g}" for name, label in labels.items() if name in values},
             refresh=False,
         )
 
     def log_event(self, kind: str, step: int, epoch: int, values: dict[str, Any]) -> None:
-        """Log something that happens now and then, such as a refresh of the population."""
-        if self.active:
-            self._write({"kind": kind, "step": step, "epoch": epoch} | values)
+        """Log a line of its own kind, such as a refresh of the population."""
+        if not self.active:
+            return
+        line = {"kind": kind, "step": step, "epoch": epoch} | values
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}
+        error = self.file.write(json.dumps(rounded))
+        if error is None:
+            self._warned.discard(METRICS)
+        else:
+            self._warn_once(METRICS, error)
+        self._write_scalars(line)
+        if self.board.error is not None:
+            self._warn_once("tensorboard", self.board.error)
 
     def info(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line to stderr."""
         if self.active:
             print_stderr(text)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}
-        fault = self.file.write(json.dumps(rounded))
-        if fault is None:
-            self._clear_warning(METRICS)
-        else:
-            self._warn_once(METRICS, fault)
-        self._show(line)
-        if self.board.fault is not None:
-            self._warn_once("tensorboard", self.board.fault)
-
-    def _show(self, line: dict[str, Any]) -> None:
+    def _write_scalars(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
             if isinstance(value, int | float) and name not in ("step", "epoch"):
                 self.board.scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def _warn_once(self, name: str, error: OSError) -> None:
-        if name not in self._said:
-            self._said.add(name)
+        if name not in self._warned:
+            self._warned.add(name)
             reason = error.strerror or str(error)
-            self.info(
-                f"{self.directory / name} cannot be written ({reason}); training goes on without"
-            )
+            self.info(f"{self.directory / name} cannot be written ({reason}); training continues")
 
     def _close_bar(self) -> None:
         with contextlib.suppress(OSError):
             self.bar.close()
 
-    def _clear_warning(self, name: str) -> None:
-        self._said.discard(name)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
 
-def _drop_after(path: Path, start: int, again: set[str]) -> list[dict[str, Any]]:
-    """Take out the lines of what will happen again, and a line cut off by a kill.
+def _drop_after(path: Path, start: int, repeated: set[str]) -> list[dict[str, Any]]:
+    """Drop the lines of later steps, which will be logged again, and a line that a kill cut off.
 
     Args:
-        path: Of the file.
+        path: ``metrics.jsonl``.
         start: Steps already taken.
-        again: Kinds of lines that a resumed run writes again at that step.
+        repeated: Kinds of lines that a resumed run logs again at step ``start``.
 
     Returns:
-        The lines of step ``start`` that stay: TensorBoard forgets that step whole.
+        The kept lines of step ``start``: TensorBoard purges that step as a whole.
     """
     if not path.is_file():
         return []
-    kept, shown = [], []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    kept, last = [], []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            content = json.loads(line)
-            last = start - 1 if content["kind"] in again else start
-            if content["step"] <= last:
-                kept.append(line + "\n")
-                shown += [content] if content["step"] == start else []
+            line = json.loads(text)
+            if line["step"] <= (start - 1 if line["kind"] in repeated else start):
+                kept.append(text + "\n")
+                last += [line] if line["step"] == start else []
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
-    return shown
+    return last
+
+
+class JsonlWriter:
+    """Appends whole lines; a line that cannot be written is written before the next one.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending = b""
+        self._file: FileIO | None = None
+
+    def write(self, line: str) -> OSError | None:
+        """Append a line.
+
+        Returns:
+            The error if the line has to wait, else None.
+        """
+        self._pending += line.encode() + b"\n"
+        if len(self._pending) > MAX_PENDING:
+            self._pending = self._pending[-MAX_PENDING:].partition(b"\n")[2]
+        return self._flush()
+
+    def _flush(self) -> OSError | None:
+        try:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            # A disk that fills up writes a part without an error.
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+        except OSError as error:
+            self._close()  # the descriptor may be stale: a lost mount comes back under a new one
+            return error
+        return None
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file = None
+
+    def close(self) -> None:
+        """Write what is pending once more, and close the file."""
+        self._flush()
+        self._close()
+
+
+class TensorBoardWriter:
+    """Scalars for TensorBoard; stops at the first write error.
+
+    TensorBoard writes in a thread of its own. On a full disk that thread prints its traceback and ends, the
+    next scalar gets its error, and training continues without TensorBoard.
+
+    Args:
+        directory: Folder of the event files.
+        start: Steps already taken; what was logged of later steps is purged.
+
+    Attributes:
+        error: The error that stopped it, or None.
+    """
+
+    def __init__(self, directory: Path, start: int) -> None:
+        self.error: OSError | None = None
+        self._writer: SummaryWriter | None = None
+        try:
+            self._writer = SummaryWriter(str(directory), purge_step=start)
+        except OSError as error:
+            self.error = error
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Log a number."""
+        try:
+            if self._writer is not None:
+                self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            self.error, self._writer = error, None
+
+    def close(self) -> None:
+        """Write what is pending, and close the files."""
+        with contextlib.suppress(OSError):
+            if self._writer is not None:
+                self._writer.close()
