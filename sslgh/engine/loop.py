@@ -16,8 +16,8 @@ from sslgh.engine.finite import MAX_SKIPPED, BufferSnapshot, NotFiniteError
 from sslgh.engine.fsdp import local_shard, unshard_
 from sslgh.engine.launch import run_on_main
 from sslgh.engine.logger import MetricLogger
+from sslgh.engine.optim import learning_rate
 from sslgh.engine.run import Run, releasing_lock, within
-from sslgh.engine.schedule import learning_rate
 from sslgh.engine.signals import Stopped, StopRequest
 from sslgh.engine.step import Moment, Task, Values, take_step
 from sslgh.recipe import Recipe

@@ -1,44 +1,52 @@
-"""Optimizers by name, with the parameters that a paper leaves out of weight decay or slows down."""
+"""Optimizers over groups of parameters, and the learning rate as a pure function of the step."""
 
+import math
+import re
+from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightly.utils.lars import LARS
 from torch import nn
 
-from sslgh.models.depth import layer_of_parameters
 from sslgh.recipe import Optim
+
+# Stands for all parameters behind the backbone.
+HEADS = "the heads"
 
 
 def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """SGD, AdamW or LARS over groups of parameters: decayed or not, and with a rate of their own.
+    """SGD, AdamW or LARS over groups of parameters that share weight decay and learning-rate scale.
 
-    Biases and norm parameters (one axis), and what a transformer names beside them (class token,
-    positions), are decayed with SGD and AdamW where ``decay_all`` is set, as the GH code does. LARS
-    neither decays nor rescales them (SimCLR, BYOL).
+    Biases, norm parameters (one axis) and what the backbone lists as ``no_weight_decay`` (class token,
+    positions) are decayed only by SGD and AdamW with ``decay_all``, as in the GH code. LARS neither
+    decays nor rescales them (SimCLR, BYOL).
 
-    With ``layer_decay`` a layer of the backbone has the rate times ``layer_decay`` to the number of layers
-    up to the heads, which have the whole (BEiT, arXiv:2106.08254, for ViT; `layer_of_parameters`).
+    With ``layer_decay`` each layer of the backbone has the rate times ``layer_decay`` to the power of its
+    distance from the heads, which have the full rate (BEiT, arXiv:2106.08254).
 
     Args:
-        model: With a ``backbone``, where there is a ``layer_decay``; frozen parameters stay out.
-        optim: The settings.
+        model: Module with a ``backbone``, where there is a ``layer_decay``; frozen parameters stay out.
+        optim: The recipe's settings.
 
     Raises:
-        ValueError: If the layers of the backbone are not known.
+        ValueError: If the order of the backbone's layers is not known.
     """
     exempt = optim.name == "lars" or not optim.decay_all
-    spared, scales = _spared(model), _scales(model, optim.layer_decay)
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    for name, parameter in named:
-        free = exempt and (parameter.ndim <= 1 or name in spared)
-        key = (scales.get(name, 1.0), free)
-        groups.setdefault(key, {"params": []})["params"].append(parameter)
-    ordered = [groups[key] | _group_settings(optim, *key) for key in sorted(groups)]
+    scales, no_decay = _lr_scales(model, optim.layer_decay), set()
+    backbone: Any = getattr(model, "backbone", None)
+    if hasattr(backbone, "no_weight_decay"):
+        no_decay = {f"backbone.{name}" for name in backbone.no_weight_decay()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = exempt and (parameter.ndim <= 1 or name in no_decay)
+            groups[scales.get(name, 1.0), free].append(parameter)
+    ordered = [{"params": groups[key], **_group_settings(optim, *key)} for key in sorted(groups)]
     if optim.name == "adamw":
         return torch.optim.AdamW(ordered, lr=optim.lr)
-    kind = LARS if optim.name == "lars" else torch.optim.SGD
+    kind: Any = LARS if optim.name == "lars" else torch.optim.SGD
     options = {"nesterov": True} if optim.nesterov and optim.name == "sgd" else {}
     optimizer: torch.optim.Optimizer = kind(
         ordered, lr=optim.lr, momentum=optim.momentum, **options
@@ -55,23 +63,86 @@ def _group_settings(optim: Optim, scale: float, free: bool) -> dict[str, float]:
     return {"weight_decay": decay} | scaled
 
 
-def _spared(model: nn.Module) -> set[str]:
-    """Parameters of several axes that the backbone wants to keep from weight decay, by their whole names."""
-    backbone = getattr(model, "backbone", None)
-    named = getattr(backbone, "no_weight_decay", None)
-    return set() if named is None else {f"backbone.{name}" for name in named()}
-
-
-def _scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
-    """Factors of the rate by whole names; what is not there has the whole rate."""
+def _lr_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    """Factors of the learning rate by parameter name; parameters not listed have the full rate."""
     if layer_decay is None:
         return {}
-    backbone = model.get_submodule("backbone")
-    layers, heads = layer_of_parameters(backbone)
+    layers = layers_by_name(model.get_submodule("backbone"))
+    heads = layers.pop(HEADS)
     return {f"backbone.{name}": layer_decay ** (heads - layer) for name, layer in layers.items()}
 
 
+def layers_by_name(backbone: nn.Module) -> dict[str, int]:
+    """Layer of each parameter of a backbone, from 0 for the stem, and of ``HEADS`` behind it.
+
+    A layer is timm's: the stem, and each block; in our ResNets and torchvision's a stage. The last norm
+    belongs to the last block or, where timm has it so (ConvNeXt), to the heads. timm's
+    `param_groups_layer_decay` itself does not fit: it sees no heads outside of the backbone and keeps
+    a group per layer where the scales are equal.
+
+    Raises:
+        ValueError: If the order of its layers is not known.
+    """
+    names = [name for name, _ in backbone.named_parameters()] + [HEADS]
+    if hasattr(backbone, "group_matcher"):
+        from timm.models import group_parameters  # noqa: PLC0415 - importing all of timm takes a second
+
+        # timm puts names that no pattern matches, a classifier's, behind the last block.
+        named: Any = SimpleNamespace(named_parameters=lambda: [(name, None) for name in names])
+        matcher: Any = backbone.group_matcher
+        layers: dict[str, int] = group_parameters(named, matcher(coarse=False), reverse=True)
+        return layers
+    stages = {n: int(stage[1]) for n in names if (stage := re.match(r"layer(\d)\.", n))}
+    if not stages:
+        raise ValueError(
+            f"optim.layer_decay: the order of the layers of {type(backbone).__name__} is not known; leave it "
+            f"out, or use a ResNet, or a backbone of timm"
+        )
+    return dict.fromkeys(names, 0) | stages | {HEADS: max(stages.values()) + 1}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group, times its own factor where it has one."""
+    """Set the rate of every group, times its ``lr_scale`` where it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def learning_rate(
+    step: int, optim: Optim, *, steps_per_epoch: int, epochs: int, gh_start: int | None
+) -> float:
+    """Learning rate of an optimizer step.
+
+    Linear warm-up from 0, then a cosine to ``lr_end``; or, for ``gh-two-stage`` (the GH code),
+    a cosine to ``lr_mid`` at the step where GH begins and a second one from there to ``lr_end``;
+    or, for ``step``, the peak times ``decay`` at each milestone.
+
+    Args:
+        step: Optimizer step, from 0.
+        optim: The recipe's settings.
+        steps_per_epoch: Optimizer steps per epoch.
+        epochs: Epochs of the whole run.
+        gh_start: Epoch in which GH begins; for ``gh-two-stage``.
+
+    Examples:
+        >>> optim = Optim(lr=1.0, warmup_epochs=1, lr_end=0.0)
+        >>> at = lambda step: learning_rate(step, optim, steps_per_epoch=2, epochs=3, gh_start=None)
+        >>> [round(at(step), 3) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+    warmup, total = optim.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    if optim.schedule == "step":
+        passed = sum(step >= epoch * steps_per_epoch for epoch in optim.milestones)
+        return optim.lr * float(optim.decay**passed)
+    if optim.schedule == "cosine" or gh_start is None:
+        return _cosine(step, warmup, total, optim.lr, optim.lr_end)
+    middle = gh_start * steps_per_epoch
+    if step < middle:
+        return _cosine(step, warmup, middle, optim.lr, optim.lr_mid)
+    return _cosine(step, middle, total, optim.lr_mid, optim.lr_end)
+
+
+def _cosine(step: int, start: int, stop: int, high: float, low: float) -> float:
+    progress = (step - start) / max(stop - start, 1)
+    return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2

@@ -38,7 +38,7 @@ def build_backbone(
         A module with attribute ``num_features`` (F).
 
     Raises:
-        ValueError: If the name is unknown, timm is missing, or an option does not apply.
+        ValueError: If the name is unknown or an option does not apply.
     """
     _check_options(name, stem, width, patch, pretrained)
     if name in LAYERS:
@@ -112,10 +112,8 @@ def _set_input_size(model: nn.Module, image_size: int) -> None:
 
 
 def _timm(name: str, image_size: int | None, pretrained: bool) -> nn.Module:
-    try:
-        import timm  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        raise ValueError("timm: backbones need timm; run pip install 'sslgh[timm]'") from None
+    import timm  # noqa: PLC0415 - takes a second
+
     if not timm.is_model(name):
         near = timm.list_models(f"*{name[:6]}*")[:3]
         raise ValueError(

@@ -106,7 +106,7 @@ def use_global_batch_norm(module: nn.Module) -> nn.Module:
         if all(type(norm) in PLAIN for norm in norms):
             synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
             return synced
-        layers: Any = importlib.import_module("timm.layers")  # an optional extra
+        layers: Any = importlib.import_module("timm.layers")
         with_activations: nn.Module = layers.convert_sync_batchnorm(module)
         return with_activations
     for name, child in list(module.named_children()):

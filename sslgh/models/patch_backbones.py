@@ -75,12 +75,10 @@ def build_patched(name: str, *, patch: int | None, image_size: int | None) -> nn
         A module with attribute ``num_features`` (F).
 
     Raises:
-        ValueError: If timm is missing, or patches do not fill the image.
+        ValueError: If patches do not fill the image.
     """
-    try:
-        import timm  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        raise ValueError(f"{name} needs timm; run pip install 'sslgh[timm]'") from None
+    import timm  # noqa: PLC0415 - takes a second
+
     image_size = image_size or USUAL_SIZE
     patch = patch or patch_for(name, image_size)
     check_patch(name, patch, image_size)

@@ -1,8 +1,14 @@
+import hashlib
+import itertools
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from sslgh.engine.optim import build_optimizer, set_learning_rate
+from sslgh.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from sslgh.models import build_backbone
 from sslgh.recipe import Optim
 
@@ -138,6 +144,36 @@ def test_no_layer_decay_leaves_two_groups_in_the_order_of_older_checkpoints() ->
     assert all("lr_scale" not in group for group in groups)
 
 
+GROUPS = json.loads((Path(__file__).parent / "parameter_groups.json").read_text())
+OPTIMS = {
+    "sgd": Optim(weight_decay=0.1, nesterov=True),
+    "adamw": Optim(name="adamw", decay_all=False, weight_decay=0.1),
+    "adamw by layer": Optim(name="adamw", decay_all=False, weight_decay=0.1, layer_decay=0.65),
+    "lars": Optim(name="lars", weight_decay=0.0),
+    "lars by layer": Optim(name="lars", weight_decay=1e-6, layer_decay=0.75),
+}
+BACKBONES = (
+    "resnet18", "resnet20", "torchvision:resnet18", "timm:resnet10t", "vit_tiny", "swin_tiny", "convnext_tiny"
+)  # fmt: skip
+
+
+def digest(net: nn.Module, optim: Optim) -> str:
+    """SHA-256 of all groups: learning-rate scale, weight decay and names, in order."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    groups = [
+        [group.get("lr_scale"), group["weight_decay"], [names[id(p)] for p in group["params"]]]
+        for group in build_optimizer(net, optim).param_groups
+    ]
+    return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_groups_are_those_of_older_checkpoints_in_their_order(backbone) -> None:
+    net = Headed(build_backbone(backbone, image_size=16))
+    assert {name: digest(net, optim) for name, optim in OPTIMS.items()} == GROUPS[backbone]
+    assert len(set(GROUPS[backbone].values())) == len(OPTIMS)
+
+
 def test_a_backbone_whose_layers_have_no_known_order_is_refused() -> None:
     net = Headed(build_backbone("torchvision:squeezenet1_1"))
     with pytest.raises(
@@ -164,3 +200,39 @@ def test_lars_rescales_weights_and_not_biases_whatever_the_decay(weight_decay) -
             trust = 0.001 * w.norm() / (g.norm() + weight_decay * w.norm() + 1e-8)
             step = trust * (g + weight_decay * w)
         torch.testing.assert_close(parameter.detach(), w - step)
+
+
+def rates(
+    optim: Optim, *, steps: int = 4, epochs: int = 10, gh_start: int | None = None
+) -> list[float]:
+    return [
+        learning_rate(s, optim, steps_per_epoch=steps, epochs=epochs, gh_start=gh_start)
+        for s in range(steps * epochs)
+    ]
+
+
+def test_warmup_is_linear_from_zero_and_ends_at_the_peak() -> None:
+    found = rates(Optim(lr=0.8, warmup_epochs=2))
+    assert found[:8] == pytest.approx([0.8 * (s + 1) / 8 for s in range(8)])
+    assert found[8] == pytest.approx(0.8)
+    assert max(found) == pytest.approx(0.8)
+
+
+def test_cosine_goes_half_way_in_the_middle_and_ends_near_the_end_rate() -> None:
+    found = rates(Optim(lr=1.0, warmup_epochs=0, lr_end=0.2))
+    assert found[20] == pytest.approx(0.6)
+    assert found[-1] == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi * 39 / 40)))
+
+
+def test_two_stages_meet_at_the_middle_rate_when_gh_begins() -> None:
+    optim = Optim(lr=0.5, warmup_epochs=1, lr_mid=0.3, lr_end=1e-6, schedule="gh-two-stage")
+    found = rates(optim, gh_start=5)
+    assert found[4] == pytest.approx(0.5)
+    assert found[20] == pytest.approx(0.3)
+    assert found[19] == pytest.approx(0.3, abs=0.002)
+    assert found[12] == pytest.approx(0.4)
+    assert all(a >= b for a, b in itertools.pairwise(found[4:]))
+
+
+def test_a_run_that_is_all_warmup_stays_finite() -> None:
+    assert rates(Optim(lr=1.0, warmup_epochs=10))[-1] == pytest.approx(1.0)
