@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from sslgh.classify import Head, HeadTraining, train_heads
-from sslgh.classify.headwise_adam import HeadwiseAdam
+from sslgh.classify.heads import HeadwiseAdam
 from sslgh.functional.groups import class_accuracy
 from sslgh.functional.margin_rules import plain_margins
 

@@ -3,10 +3,9 @@
 from sslgh.classify.embedding_terms import EmbeddingTerm, TermSettings
 from sslgh.classify.ensemble import Head, HeadEnsemble
 from sslgh.classify.estimator import LongTailProbe
-from sslgh.classify.fitting import HeadTraining
 from sslgh.classify.objectives import OBJECTIVES, Objective
 from sslgh.classify.selection import select_heads
-from sslgh.classify.train_heads import train_heads
+from sslgh.classify.train_heads import HeadTraining, train_heads
 
 __all__ = [
     "OBJECTIVES",

@@ -60,13 +60,13 @@ class HeadEnsemble:
         *,
         prior: Tensor,
         num_samples: int,
-        standard: FeatureScaler,
+        scaler: FeatureScaler,
     ) -> None:
         self.heads = tuple(heads)
         self.prior = prior
         self.num_samples = num_samples
         self._classifiers = dict(classifiers)
-        self._standard = standard
+        self._scaler = scaler
 
     def classifier(self, head: Head) -> Classifier:
         """The trained parameters of a head, before its decision, for standardized features."""
@@ -135,7 +135,7 @@ class HeadEnsemble:
         return length
 
     def _ready(self, features: Tensor) -> Tensor:
-        mean, scale = self._standard
+        mean, scale = self._scaler
         if features.ndim != 2 or features.shape[1] != len(mean):
             raise ValueError(
                 f"these heads were trained on features (N, {len(mean)}), got {tuple(features.shape)}"

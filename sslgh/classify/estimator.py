@@ -16,10 +16,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from sslgh.classify.ensemble import Classifier, FeatureScaler, Head, HeadEnsemble
-from sslgh.classify.fitting import HeadTraining
 from sslgh.classify.objectives import OBJECTIVES, Objective
 from sslgh.classify.solver import solve_heads
-from sslgh.classify.train_heads import train_heads
+from sslgh.classify.train_heads import HeadTraining, train_heads
 
 Floats = NDArray[np.float64]
 
@@ -113,8 +112,8 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         prior = counts.double() / len(targets)
         self.prior_ = prior.numpy()
         self.solver_ = _chosen_solver(self.solver, self.objective)
-        standard = _standard(rows, standardize=self.standardize)
-        features = (torch.from_numpy(rows) - standard.mean) / standard.scale
+        scaler = _feature_scaler(rows, standardize=self.standardize)
+        features = (torch.from_numpy(rows) - scaler.mean) / scaler.scale
         train = self._solve if self.solver_ == "lbfgs" else self._descend
         self._head = Head(self.objective, tau=self.tau)
         self._trained = HeadEnsemble(
@@ -122,7 +121,7 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
             {self._head: train(features, torch.from_numpy(targets), prior)},
             prior=prior,
             num_samples=len(targets),
-            standard=standard,
+            scaler=scaler,
         )
         # A test prior that cannot be is better refused before hours of predictions.
         objective.adjustment(
@@ -285,7 +284,7 @@ def _chosen_solver(solver: str, objective: str) -> str:
     return solver
 
 
-def _standard(rows: Floats, *, standardize: bool) -> FeatureScaler:
+def _feature_scaler(rows: Floats, *, standardize: bool) -> FeatureScaler:
     if not standardize:
         zeros = torch.zeros(rows.shape[1], dtype=torch.float64)
         return FeatureScaler(zeros, zeros + 1)
@@ -294,5 +293,5 @@ def _standard(rows: Floats, *, standardize: bool) -> FeatureScaler:
 
 
 def _binary(scores: Floats) -> Floats:
-    """Scores of two classes as those of the second over the first; others as they are."""
+    """For two classes the score of the second minus that of the first; otherwise unchanged."""
     return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores

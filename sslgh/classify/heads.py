@@ -1,19 +1,25 @@
-"""Many heads on the same features as one tensor.
+"""Many heads on the same features as one tensor, and the optimizer that trains them.
 
 Shapes: S seeds, H heads, N samples, F features, D embedding width, C classes.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sslgh.classify.ensemble import Classifier
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of the paper, and of torch.optim.Adam
 
 
 class Heads(nn.Module):
     """S x H linear classifiers, each on the features or on an embedding layer of its own.
 
-    All heads of one seed start from the same weights, drawn as `torch.nn.Linear` draws them,
-    and seed s starts the same whatever trains beside it.
+    All heads of one seed start from the same weights, drawn as `torch.nn.Linear` draws them;
+    the start of a seed does not depend on the other heads and seeds.
 
     Args:
         seeds: S; seed s draws from a generator seeded with s.
@@ -33,39 +39,76 @@ class Heads(nn.Module):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        inputs = num_features if width is None else width
-        starts = [_start(seed, num_features, num_classes, width) for seed in range(seeds)]
-        weight, bias, embedding = (torch.stack(parts) for parts in zip(*starts, strict=True))
-        self.weight = nn.Parameter(_repeat(weight, heads))  # (S, H, C, F or D)
-        self.bias = nn.Parameter(_repeat(bias, heads))  # (S, H, C)
-        self.embedding = None if width is None else nn.Parameter(_repeat(embedding, heads))
-        assert self.weight.shape == (seeds, heads, num_classes, inputs)
+        starts = [_initial_head(seed, num_features, num_classes, width) for seed in range(seeds)]
+        weight, bias, embedding = (
+            torch.stack(parts)[:, None].repeat(1, heads, *(1 for _ in parts[0].shape))
+            for parts in zip(*starts, strict=True)
+        )
+        self.weight = nn.Parameter(weight)  # (S, H, C, F or D)
+        self.bias = nn.Parameter(bias)  # (S, H, C)
+        self.embedding = None if width is None else nn.Parameter(embedding)  # (S, H, D, F)
 
     def embed(self, features: Tensor) -> Tensor | None:
-        """Embeddings (S, H, D, N); None where there is no embedding layer.
-
-        Args:
-            features: Shape (S, N, F), a batch of its own for each seed.
-        """
+        """Embeddings (S, H, D, N) of features (S, N, F), a batch per seed; None without an embedding layer."""
         return None if self.embedding is None else products(self.embedding, features)
 
     def classify(self, features: Tensor, embeddings: Tensor | None) -> Tensor:
-        """Logits (S, H, C, N) of features (S, N, F) and what `embed` made of them."""
+        """Logits (S, H, C, N) of features (S, N, F) and the output of `embed`."""
         if embeddings is None:
             return products(self.weight, features) + self.bias[..., None]
         return self.weight @ embeddings + self.bias[..., None]
 
 
+class Scales(nn.Module):
+    """Learnable weight scaling (Kang et al., sec. 4.2, arXiv:1910.09217): one factor per class on trained heads.
+
+    The bias is scaled with the weights, and the factors are not decayed: a decay would pull the
+    trained head to zero instead of back to itself.
+
+    Args:
+        weight: Class weights, shape (S, H, C, F); not trained.
+        bias: Shape (S, H, C); not trained.
+    """
+
+    embedding = None
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones_like(bias))
+        self._weight, self._bias = weight, bias
+
+    @property
+    def weight(self) -> Tensor:
+        """Scaled class weights (S, H, C, F)."""
+        return self.scale[..., None] * self._weight
+
+    @property
+    def bias(self) -> Tensor:
+        """Scaled biases (S, H, C)."""
+        return self.scale * self._bias
+
+    def embed(self, features: Tensor) -> None:
+        """None: there is no embedding layer."""
+
+    def classify(self, features: Tensor, embeddings: Tensor | None) -> Tensor:
+        """Logits (S, H, C, N) of features (S, N, F)."""
+        logits = products(self._weight, features) + self._bias[..., None]
+        return self.scale[..., None] * logits
+
+
 def products(weight: Tensor, features: Tensor) -> Tensor:
     """Every head's matrix of a seed in one product: (S, H, C, F) and (S, N, F) to (S, H, C, N).
 
-    Samples come last: the gradient of the weights then lies in memory as they do, and the softmax
-    over a few classes runs over the samples side by side.
+    Samples come last: the gradient then has the memory layout of the weights, and the softmax
+    over a few classes is vectorized over the samples.
     """
     return (weight.flatten(1, 2) @ features.mT).view(*weight.shape[:3], -1)
 
 
-def _start(seed: int, num_features: int, num_classes: int, width: int | None) -> tuple[Tensor, ...]:
+def _initial_head(
+    seed: int, num_features: int, num_classes: int, width: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight (C, F or D), bias (C,) and embedding (D, F), empty without an embedding layer."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int, inputs: int) -> Tensor:
@@ -77,5 +120,64 @@ def _start(seed: int, num_features: int, num_classes: int, width: int | None) ->
     return weight, bias, uniform(width or 0, num_features, inputs=num_features)
 
 
-def _repeat(start: Tensor, heads: int) -> Tensor:
-    return start[:, None].repeat(1, heads, *(1 for _ in start.shape[1:]))
+def class_means(features: Tensor, labels: Tensor, num_classes: int, seeds: int) -> Classifier:
+    """Nearest class mean by cosine (Kang et al., sec. 4.1): not trained, the same for all seeds.
+
+    Args:
+        features: Shape (N, F).
+        labels: Shape (N,).
+        num_classes: C.
+        seeds: S.
+    """
+    members = F.one_hot(labels, num_classes).to(features)
+    means = F.normalize(members.T @ features)  # the sum has the direction of the mean
+    return Classifier(means.expand(seeds, -1, -1), features.new_zeros(seeds, num_classes))
+
+
+class HeadwiseAdam:
+    """Adam (arXiv:1412.6980) with L2 in the gradient, as `torch.optim.Adam` has it, for stacked heads.
+
+    `torch.optim.Adam` takes one learning rate and decay per parameter group, so that 48 heads would
+    be 48 groups: a step of 10 classes and 128 features then takes 15 times as long, as long as
+    all else in the training (`scripts/bench/heads.py`).
+
+    Args:
+        parameters: Tensors (S, H, ...).
+        lr: Learning rate per head, shape (H,).
+        weight_decay: Weight decay per head, shape (H,), for each parameter.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], *, lr: Tensor, weight_decay: Sequence[Tensor]
+    ) -> None:
+        self.parameters = list(parameters)
+        self.lr = [_broadcastable(lr, p) for p in self.parameters]
+        self.weight_decay = [
+            _broadcastable(decay, p) if decay.any() else None
+            for decay, p in zip(weight_decay, self.parameters, strict=True)
+        ]
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], *, factor: float = 1.0) -> None:
+        """One step with the learning rates times ``factor``; overwrites the gradients."""
+        self.steps += 1
+        root = math.sqrt(1 - BETA2**self.steps)
+        size = factor * root / (1 - BETA1**self.steps)
+        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            decay = self.weight_decay[i]
+            if decay is not None:
+                gradient.addcmul_(parameter, decay)
+            self.first[i].lerp_(gradient, 1 - BETA1)
+            self.second[i].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            # In the memory of the gradient: allocating megabytes costs more than the arithmetic.
+            update = torch.sqrt(self.second[i], out=gradient).add_(EPSILON * root)
+            torch.div(self.first[i], update, out=update)
+            parameter.addcmul_(update, self.lr[i], value=-size)
+
+
+def _broadcastable(values: Tensor, parameter: Tensor) -> Tensor:
+    """Values (H,) as a factor of a parameter (S, H, ...)."""
+    return values.view(-1, *(1 for _ in parameter.shape[2:])).to(parameter)

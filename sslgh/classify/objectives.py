@@ -20,7 +20,6 @@ from sslgh.classify.embedding_terms import (
     rebalanced_term,
     supervised_term,
 )
-from sslgh.classify.priors import check_shares
 from sslgh.functional.focal import focal_cross_entropy
 from sslgh.functional.margin_rules import (
     Margins,
@@ -41,6 +40,8 @@ DEFERRED_FROM = 0.8
 # Strength of the embedding term: BCL's ImageNet code has 0.35, the nearest public value (facts 1.7).
 EMBEDDING_WEIGHT = 0.35
 
+# Shares that were rounded to three digits still pass.
+SUM_TOLERANCE = 1e-3
 # Rules whose optimum is the posterior, shifted by what is known: row = -column (LA, Theorem 1).
 SHIFTABLE: frozenset[Rule] = frozenset(
     {
@@ -202,6 +203,24 @@ class Objective:
         margins = self.margins_of(prior, tau=tau, num_samples=num_samples)
         posterior = margins.column - margins.weight.log()
         return (posterior - given + wanted).where(present, -torch.inf)
+
+
+def check_shares(prior: Tensor) -> None:
+    """Raise ``ValueError`` unless ``prior`` is (C,), not negative, and sums to 1; synchronizes with the device.
+
+    Examples:
+        >>> check_shares(torch.tensor([2.0, 1.0]))
+        Traceback (most recent call last):
+        ValueError: class shares must not be negative and sum to 1, got a sum of 3 and a smallest of 1
+    """
+    if prior.ndim != 1 or len(prior) == 0:
+        raise ValueError(f"class shares must have shape (C,), got {tuple(prior.shape)}")
+    total, smallest = prior.double().sum().item(), prior.min().item()
+    if not (abs(total - 1) < SUM_TOLERANCE and smallest >= 0):
+        raise ValueError(
+            "class shares must not be negative and sum to 1, "
+            f"got a sum of {total:.4g} and a smallest of {smallest:.4g}"
+        )
 
 
 def _check_targets(target: Tensor, prior: Tensor) -> None:

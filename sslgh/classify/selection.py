@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sslgh.classify.ensemble import Head
-from sslgh.classify.fitting import HeadTraining
-from sslgh.classify.train_heads import check_problem, fit_heads
+from sslgh.classify.train_heads import HeadTraining, check_problem, train_checked
 from sslgh.functional.groups import class_accuracy
 
 NEVER = -1
@@ -63,7 +62,7 @@ def select_heads(
     for fold in sorted(set(part[part != NEVER].tolist())):
         out = part == fold
         counts = torch.bincount(labels[~out], minlength=num_classes)
-        trained = fit_heads(
+        trained = train_checked(
             features[~out],
             labels[~out],
             counts,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslgh.classify import OBJECTIVES
-from sslgh.classify.priors import check_shares
+from sslgh.classify.objectives import check_shares
 from sslgh.data import DataError
 from sslgh.evaluation.protocols import PROTOCOLS, Protocol, objectives
 from sslgh.recipe import RecipeError

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
 from sslgh.classify import OBJECTIVES, Head, HeadTraining, train_heads
-from sslgh.classify.sampling import orders
+from sslgh.classify.train_heads import sample_orders
 
 SHORT = HeadTraining(epochs=4, batch_size=32, lr=3e-2, lr_end=1e-2, weight_decay=1e-3)
 RAW = HeadTraining(4, 32, 3e-2, 1e-2, 1e-3, standardize=False)
@@ -72,7 +72,7 @@ def test_learned_scales_multiply_the_finished_head_and_are_trained_on_balanced_c
     scale = torch.ones(3, requires_grad=True)
     adam = torch.optim.Adam([scale], lr=3e-2)  # not decayed
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, (1 / 3) ** 0.25)
-    for rows in orders(labels, "class-balanced", seeds=2, epochs=4):
+    for rows in sample_orders(labels, "class-balanced", seeds=2, epochs=4):
         for part in rows[seed].split(32):
             adam.zero_grad()
             torch.nn.functional.cross_entropy(scale * logits[part], labels[part]).backward()

@@ -9,9 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.ensemble import Head
-from sslgh.classify.fitting import HeadTraining
 from sslgh.classify.solver import solve_heads
-from sslgh.classify.train_heads import train_heads
+from sslgh.classify.train_heads import HeadTraining, train_heads
 from sslgh.functional.margin_rules import (
     adaptive_margins,
     adjusted_margins,

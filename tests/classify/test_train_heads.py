@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sslgh.classify import OBJECTIVES, Head, HeadTraining, train_heads
 from sslgh.classify.embedding_terms import TermSettings
-from sslgh.classify.sampling import orders
+from sslgh.classify.train_heads import sample_orders
 from sslgh.evaluation.protocols import GH_HEADS
 from sslgh.functional import embedding_margin
 from sslgh.functional.groups import class_accuracy
@@ -317,7 +317,7 @@ def loop(features, labels, head, training, start, seed):
     optimizer = torch.optim.Adam([*groups, {"params": [layers[0].bias]}], lr=head.lr)
     gamma = (training.lr_end / training.lr) ** (1 / training.epochs)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
-    rows_of = orders(labels, objective.sampling, seeds=seed + 1, epochs=training.epochs)
+    rows_of = sample_orders(labels, objective.sampling, seeds=seed + 1, epochs=training.epochs)
     for epoch, rows in enumerate(rows_of):
         for part in rows[seed].split(training.batch_size):
             x, y = features[part], labels[part]
@@ -383,3 +383,25 @@ def test_integers_and_floats_of_any_width_are_accepted():
         for x, y in ((features, labels), (features.double(), labels.int()))
     ]
     assert torch.equal(*scores)
+
+
+ORDERED = torch.tensor([0] * 12 + [1] * 5 + [2])
+
+
+def test_instances_come_once_per_epoch_in_the_order_of_their_seed():
+    found = list(sample_orders(ORDERED, "instance", seeds=3, epochs=2))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for rows in found:
+            assert torch.equal(rows[seed], torch.randperm(18, generator=generator))
+
+
+def test_classes_come_equally_often_and_a_seed_does_not_depend_on_the_others():
+    few = list(sample_orders(ORDERED, "class-balanced", seeds=1, epochs=3))
+    many = list(sample_orders(ORDERED, "class-balanced", seeds=2, epochs=3))
+    assert len(few) == 3
+    for alone, together in zip(few, many, strict=True):
+        assert torch.equal(alone[0], together[0])
+        assert not torch.equal(together[0], together[1])
+        for rows in together:
+            assert torch.bincount(ORDERED[rows]).tolist() == [6, 6, 6]

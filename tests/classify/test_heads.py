@@ -1,6 +1,6 @@
 import torch
 
-from sslgh.classify.headwise_adam import HeadwiseAdam
+from sslgh.classify.heads import HeadwiseAdam
 
 
 def test_every_head_takes_the_steps_of_torch_s_adam_with_its_own_rate_and_decay():
