@@ -1,4 +1,4 @@
-"""Processes: gather with gradient, and means whose gradient DDP's average leaves right.
+"""Collectives: gather with gradient, and means whose gradient stays right under DDP's averaging.
 
 Everything works unchanged on one process without torch.distributed being initialized.
 """
@@ -12,30 +12,30 @@ from torch import Tensor
 
 
 class DistInfo(NamedTuple):
-    """This process among all that train together."""
+    """Rank of this process and number of processes (world size)."""
 
     rank: int
     size: int
 
 
 def dist_info() -> DistInfo:
-    """Rank of this process and number of processes."""
+    """Rank and world size; (0, 1) without torch.distributed."""
     if not (dist.is_available() and dist.is_initialized()):
         return DistInfo(0, 1)
     return DistInfo(dist.get_rank(), dist.get_world_size())
 
 
 def gather(tensor: Tensor) -> tuple[Tensor, int]:
-    """Stack the rows of all processes, with gradient.
+    """Stack the rows of all ranks, with gradient. Collective: call it on every rank.
 
-    The number of rows may differ between processes. The backward sums the gradients of all
-    processes, as the same row enters the loss of each.
+    The number of rows may differ between ranks. The backward sums the gradients of all ranks,
+    as the same row enters the loss of each.
 
     Args:
-        tensor: Shape (N, ...); everything but N alike on all processes.
+        tensor: Shape (N, ...); all dimensions but N are equal on all ranks.
 
     Returns:
-        The stack (M, ...) in process order, and the position of this process's first row.
+        The stack (M, ...) in rank order, and the position of this rank's first row.
     """
     if dist_info().size == 1:
         return tensor, 0
@@ -65,17 +65,18 @@ class _Gather(torch.autograd.Function):
 
 
 def weighted_mean(per_sample: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean over the samples of all processes, once DDP has averaged the gradients.
+    """Weighted mean over the samples of all ranks, once DDP has averaged the gradients.
 
-    The own sum is divided by the mean over processes of the summed weights: DDP divides by the
-    number of processes, so dividing by the global sum would leave 1/P of the gradient.
+    The local sum is divided by the mean over ranks of the summed weights: DDP divides by the
+    number of ranks P, so dividing by the global sum would leave 1/P of the gradient. Collective:
+    call it on every rank.
 
     Args:
-        per_sample: Losses of the own samples, shape (N,).
+        per_sample: Losses of the local samples, shape (N,).
         weights: Instance weights, shape (N,); None: all ones.
 
     Returns:
-        Shape (): this process's part. Its mean over processes is the global weighted mean.
+        Shape (): this rank's share. Its mean over ranks is the global weighted mean.
 
     Examples:
         >>> weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.0]))
@@ -92,20 +93,20 @@ def weighted_mean(per_sample: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def broadcast(tensor: Tensor) -> None:
-    """Overwrite ``tensor`` on every process with that of process 0."""
+    """Overwrite ``tensor`` on every rank with that of rank 0. Collective: call it on every rank."""
     if dist_info().size > 1:
         dist.broadcast(tensor, 0)
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is raised on at least one process. Collective: call it on every rank, the same answer everywhere."""
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true on at least one rank. Collective: call it on every rank."""
     return any_of([flag], device)[0]
 
 
 def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """`any_process` of several flags, in one collective."""
+    """`any_rank` of several flags, in one collective."""
     if dist_info().size == 1:
         return list(flags)
-    raised = torch.tensor([float(flag) for flag in flags], device=device)
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in raised.tolist()]
+    found = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]

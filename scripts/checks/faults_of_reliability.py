@@ -69,7 +69,7 @@ FAULTS = [
     Fault("second value of a key taken", "recipe/yaml_io.py", "if key in found:", "if False:", "recipe/test_yaml_io.py"),
     Fault("more kept, fewer stay", FOLDER, "max(len(others) - (keep_last - 1), 0)", "len(others) - (keep_last - 1)", "engine/test_checkpoint_manager.py"),
     Fault("finished epoch asked for again", "data/batch_sampler.py", "            if not steps:", "            if False:", "data/test_batch_sampler.py"),
-    Fault("late signal swallowed", LOOP, "if any_process(stop.asked, run.accelerator.device):", "if False:", "engine/test_stopping.py"),
+    Fault("late signal swallowed", LOOP, "if any_rank(stop.asked, run.accelerator.device):", "if False:", "engine/test_stopping.py"),
     Fault("skips forgotten by a stop", LOOP, "progress._replace(skipped_in_a_row=self.skipped)", "progress", "engine/test_stopping.py"),
     Fault("milestone between checkpoints unwritten", LOOP, "ended == settings.epochs or kept", "ended == settings.epochs", "engine/test_stopping.py"),
     Fault("parts weigh alike", STEP, 'share * values["loss"]', 'values["loss"] / run.recipe.train.accumulation', "engine/test_pretraining.py -k accumulated"),

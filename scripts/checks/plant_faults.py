@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 NT_XENT, COSINE = "functional/nt_xent.py", "functional/negative_cosine.py"
 SINKHORN, GH = "functional/sinkhorn.py", "functional/harmonization.py"
-MARGINS, ELM = "functional/margins.py", "functional/embedding_margin.py"
+MARGINS, ELM = "functional/margins.py", "functional/embedding_terms.py"
 FRAMES, HARMONIZER = "functional/frames.py", "harmonize/harmonizer.py"
 MEMORY, POPULATION = "harmonize/ema_bank.py", "harmonize/population.py"
 WORLD, NORM = "distributed.py", "models/batch_norm.py"
@@ -88,9 +88,9 @@ FAULTS = [
     Fault("floor forgotten", POPULATION, "counts += self.prior_floor", "pass", "harmonize/test_harmonizer.py"),
     Fault("vertices turned at every refresh", POPULATION, "self.aligned.fill_(True)", "pass", "harmonize/test_harmonizer.py"),
     Fault("anchor is its own mate", CONTRAST_SET, "same.scatter(1, itself[:, None], False)", "same", "functional/test_contrast_set.py"),
-    Fault("rivals summed, not averaged", ELM, "(shift - gathered.class_sizes(len(prior)).log())[gathered.labels]", "shift[gathered.labels]", "functional/test_embedding_margin.py"),
-    Fault("margin of the anchor forgotten", ELM, "similarity + share - shift[target, None]", "similarity + share", "functional/test_embedding_margin.py"),
-    Fault("own class among the rivals", ELM, "aside = gathered.same | ", "aside = ", "functional/test_embedding_margin.py"),
+    Fault("rivals summed, not averaged", ELM, "(shift - gathered.class_sizes(len(prior)).log())[gathered.labels]", "shift[gathered.labels]", "functional/test_embedding_terms.py"),
+    Fault("margin of the anchor forgotten", ELM, "similarity + share - shift[target, None]", "similarity + share", "functional/test_embedding_terms.py"),
+    Fault("own class among the rivals", ELM, "aside = gathered.same | (share", "aside = (share", "functional/test_embedding_terms.py"),
     Fault("rival without share has a gradient", ELM, "gathered.same | (share == -torch.inf)", "gathered.same", "functional/test_contrast_set.py"),
     Fault("labels stay at home", CONTRAST_SET, "labels = gather(target)[0] if gather else target", "labels = target", "functional/test_contrast_set.py"),
     Fault("rank offset forgotten in the set", CONTRAST_SET, "torch.arange(first, first + len(target)", "torch.arange(0, len(target)", "functional/test_contrast_set.py"),
@@ -103,8 +103,8 @@ FAULTS = [
     Fault("effective number without expm1", RULES, "-torch.expm1(prior * num_samples * math.log(BETA))", "(1 - BETA ** (prior * num_samples))", "functional/test_margin_rules.py"),
     Fault("equalized keeps the own margin", RULES, "._replace(row=torch.zeros_like(prior))", "", "functional/test_margin_rules.py"),
     Fault("focus where p rounds to one", FOCAL, "-torch.exp(gamma * F.logsigmoid(lead))", "-((1 - torch.sigmoid(-lead)) ** gamma)", "functional/test_focal.py"),
-    Fault("hinge on the farthest rival", "functional/embedding_hinge.py", "aside, -torch.inf).amax(", "aside, torch.inf).amin(", "functional/test_embedding_hinge.py"),
-    Fault("pull of the common classes", "functional/embedding_pull.py", "prior ** (-tau / 4)", "prior ** (tau / 4)", "functional/test_embedding_pull.py"),
+    Fault("hinge on the farthest rival", "functional/embedding_terms.py", "aside, -torch.inf).amax(", "aside, torch.inf).amin(", "functional/test_embedding_terms.py"),
+    Fault("pull of the common classes", "functional/embedding_terms.py", "prior ** (-tau / 4)", "prior ** (tau / 4)", "functional/test_embedding_terms.py"),
     Fault("own margin not taken off", "classify/stacked_loss.py", "-own[:, :, None]", "0 * own[:, :, None]", "classify/test_stacked_loss.py"),
     Fault("one rate for all heads", "classify/heads.py", "addcmul_(update, self.lr[i], value=-size)", "addcmul_(update, self.lr[i].max(), value=-size)", "classify/test_heads.py"),
     Fault("never deferred", "classify/train_heads.py", "math.ceil(DEFERRED_FROM * training.epochs)", "training.epochs", "classify/test_train_heads.py"),

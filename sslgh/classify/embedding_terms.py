@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sslgh.functional.embedding_hinge import embedding_hinge
-from sslgh.functional.embedding_margin import embedding_margin, has_mate
-from sslgh.functional.embedding_pull import embedding_pull
+from sslgh.functional.embedding_terms import (
+    embedding_hinge,
+    embedding_margin,
+    embedding_pull,
+    has_mate,
+)
 from sslgh.functional.nt_xent import Gather
 from sslgh.functional.supervised_contrastive import (
     balanced_contrastive,

@@ -20,6 +20,7 @@ from sslgh.classify.embedding_terms import (
     rebalanced_term,
     supervised_term,
 )
+from sslgh.functional.checks import check_prior
 from sslgh.functional.focal import focal_cross_entropy
 from sslgh.functional.margin_rules import (
     Margins,
@@ -33,7 +34,6 @@ from sslgh.functional.margin_rules import (
     weighted_adjusted_margins,
 )
 from sslgh.functional.margins import log_prior, margin_cross_entropy
-from sslgh.functional.shapes import check_prior
 
 # LDAM-DRW reweights from epoch 160 of 200 on (arXiv:1906.07413).
 DEFERRED_FROM = 0.8

@@ -18,7 +18,7 @@ from sslgh.data.quarantined import (
     reason,
     unreadable,
 )
-from sslgh.distributed import any_process, dist_info
+from sslgh.distributed import any_rank, dist_info
 from sslgh.engine.launch import run_on_main
 from sslgh.engine.run_dir import write_text
 from sslgh.recipe.printable import printable
@@ -80,7 +80,7 @@ class BrokenImages(Iterator[Batch]):
             self._last = tuple(batch)
             self._new.update(set(broken[broken >= 0].tolist()) - self._known)
         # Every process asks for its first batch: without one there is nothing to give again.
-        if first and any_process(self._failure is not None, self.device):
+        if first and any_rank(self._failure is not None, self.device):
             raise DataError(next(why for why in gather_object([self._failure]) if why is not None))
         assert self._last is not None
         return self._last
@@ -111,7 +111,7 @@ class BrokenImages(Iterator[Batch]):
             DataError: On every process, if more than ``share`` of the images are broken, or hardly any
                 can be read.
         """
-        if not any_process(self.news, self.device):
+        if not any_rank(self.news, self.device):
             return None
         found = gather_object([(sorted(self._new), self._failure)])
         new = sorted({position for positions, _ in found for position in positions})

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from sslgh.data import micro_batch_weights
-from sslgh.distributed import any_process
+from sslgh.distributed import any_rank
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_writer import CheckpointWriter
@@ -67,7 +67,7 @@ def train(
             progress = Progress(epoch + 1, 0, progress.global_step)
         loop.finish_writing()
         # What comes after, a probe or another recipe, must not begin in a job that is to end.
-        if any_process(stop.asked, run.accelerator.device):
+        if any_rank(stop.asked, run.accelerator.device):
             raise Stopped("stopped after the last step; run the same command to finish")
     unshard_(run.module)
 
@@ -184,7 +184,7 @@ class _Loop:
         tensors = [*run.module.state_dict().values()]
         tensors += [] if run.aux_state is None else [*run.aux_state.state_dict().values()]
         broken = any(not bool(local_shard(tensor).isfinite().all()) for tensor in tensors)
-        if any_process(broken, run.accelerator.device):
+        if any_rank(broken, run.accelerator.device):
             raise NotFiniteError(
                 f"a weight is not finite after step {progress.global_step}; lower optim.lr or set optim.clip"
             )

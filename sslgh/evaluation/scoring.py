@@ -13,8 +13,13 @@ from torch import Tensor
 from sslgh.evaluation.results import CONVENTIONS, METRICS, Metrics, Scores, Spread
 from sslgh.functional.calibration import calibration_error
 from sslgh.functional.confusion import class_f1, confused_share
-from sslgh.functional.groups import class_accuracy, group_means, group_metrics, shot_groups
-from sslgh.functional.tightness import class_tightness
+from sslgh.functional.groups import (
+    class_accuracy,
+    class_tightness,
+    group_means,
+    group_metrics,
+    shot_groups,
+)
 
 # Scores looked at at once: 128 MiB of float64.
 CHUNK = 2**24

@@ -1,19 +1,19 @@
 """Pure tensor mathematics: losses, transport, frames and metrics without state or files."""
 
-from sslgh.functional.alignment_uniformity import alignment, uniformity
 from sslgh.functional.barlow_twins import barlow_twins
-from sslgh.functional.class_uniformity import inter_class_uniformity, neighborhood_uniformity
-from sslgh.functional.clustering import normalized_mutual_information, purity
+from sslgh.functional.clustering import entropy, gini, purity
 from sslgh.functional.decoupled_nt_xent import decoupled_nt_xent
 from sslgh.functional.effective_rank import effective_rank
-from sslgh.functional.embedding_hinge import embedding_hinge
-from sslgh.functional.embedding_margin import embedding_margin, has_mate
-from sslgh.functional.embedding_pull import embedding_pull
+from sslgh.functional.embedding_terms import (
+    embedding_hinge,
+    embedding_margin,
+    embedding_pull,
+    has_mate,
+)
 from sslgh.functional.focal import focal_cross_entropy
 from sslgh.functional.focal_nt_xent import focal_nt_xent
 from sslgh.functional.frames import simplex_etf, uniform_frame
 from sslgh.functional.harmonization import harmonization_loss
-from sslgh.functional.histogram import entropy, gini
 from sslgh.functional.info_nce import info_nce, queued_info_nce
 from sslgh.functional.margin_rules import (
     Margins,
@@ -41,6 +41,12 @@ from sslgh.functional.supervised_contrastive import (
     supervised_contrastive,
 )
 from sslgh.functional.swapped_assignment import swapped_assignment
+from sslgh.functional.uniformity import (
+    alignment,
+    inter_class_uniformity,
+    neighborhood_uniformity,
+    uniformity,
+)
 from sslgh.functional.vertices import vertex_scores
 from sslgh.functional.vicreg import vicreg
 
@@ -74,7 +80,6 @@ __all__ = [
     "margin_cross_entropy",
     "negative_cosine",
     "neighborhood_uniformity",
-    "normalized_mutual_information",
     "nt_xent",
     "plain_margins",
     "purity",

@@ -6,9 +6,8 @@ Shapes: N images here, M over all processes, D embedding width.
 import torch
 from torch import Tensor
 
+from sslgh.functional.checks import check_positive, check_views, in_float32
 from sslgh.functional.nt_xent import Gather
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive, check_views
 
 # Of the batch norm without scale and shift in the paper's code, inside the root.
 EPSILON = 1e-5

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslgh.functional.checks import check_labels
 from sslgh.functional.nt_xent import Gather
-from sslgh.functional.shapes import check_labels
 
 
 class ContrastSet(NamedTuple):

@@ -5,10 +5,9 @@ Shapes: N images here, M over all processes, D embedding width.
 
 from torch import Tensor
 
+from sslgh.functional.checks import check_positive, in_float32
 from sslgh.functional.nt_xent import Gather
 from sslgh.functional.nt_xent_parts import contrast_pairs
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive
 
 
 @in_float32

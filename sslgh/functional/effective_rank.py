@@ -6,7 +6,7 @@ Shapes: N samples, D embedding width.
 import torch
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
+from sslgh.functional.checks import in_float32
 
 
 @torch.no_grad()

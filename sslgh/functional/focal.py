@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_labels, check_prior
+from sslgh.functional.checks import check_labels, check_prior, in_float32
 
 
 @in_float32

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslgh.functional.checks import in_float32
 from sslgh.functional.nt_xent import Gather
 from sslgh.functional.nt_xent_parts import contrast_pairs
-from sslgh.functional.precision import in_float32
 
 
 @in_float32

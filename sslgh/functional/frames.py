@@ -6,7 +6,7 @@ Shapes: K vertices in D dimensions.
 import torch
 from torch import Generator, Tensor
 
-from sslgh.functional.shapes import check_positive
+from sslgh.functional.checks import check_positive
 
 # Annealed from loose to tight: the soft maximum over pairs approaches the largest cosine.
 SHARPNESS = tuple(2.0**power for power in range(2, 12))

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive, check_views
+from sslgh.functional.checks import check_positive, check_views, in_float32
 from sslgh.functional.sinkhorn import sinkhorn
 from sslgh.functional.vertices import vertex_scores
 

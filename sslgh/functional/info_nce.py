@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslgh.functional.checks import check_positive, check_views, in_float32
 from sslgh.functional.nt_xent import Gather
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive, check_views
 
 
 @in_float32

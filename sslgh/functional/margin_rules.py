@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sslgh.functional.checks import in_float32
 from sslgh.functional.margins import log_prior
-from sslgh.functional.precision import in_float32
 
 # The larger end of the grid of Cui et al. 2019, and the value LDAM's deferred weights take.
 BETA = 0.9999

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_labels, check_positive
+from sslgh.functional.checks import check_labels, check_positive, in_float32
 
 # Similarities held at once: 64 MiB of float32, whatever the size of the bank.
 CHUNK = 2**24

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive, check_views
+from sslgh.functional.checks import check_positive, check_views, in_float32
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 """Stacks (N, ...) over all processes to (M, ...) with gradient; tells the first own row."""

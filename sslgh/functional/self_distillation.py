@@ -5,8 +5,7 @@ Shapes: N images, V views of which 2 are full, K prototypes.
 
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive
+from sslgh.functional.checks import check_positive, in_float32
 from sslgh.functional.swapped_assignment import other_views_cross_entropy
 
 

@@ -6,8 +6,7 @@ Shapes: N samples, K surrogate classes.
 import torch
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive, check_prior
+from sslgh.functional.checks import check_positive, check_prior, in_float32
 
 # Iterations between two absorptions of the scalings into the kernel, and between two looks
 # at the tolerance.

@@ -6,10 +6,9 @@ Shapes: N images here in V views, D embedding width, C classes.
 import torch
 from torch import Tensor
 
+from sslgh.functional.checks import check_positive, check_prior, in_float32
 from sslgh.functional.contrast_set import ContrastSet, contrast_set
 from sslgh.functional.nt_xent import Gather
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive, check_prior
 
 
 @in_float32

@@ -6,9 +6,8 @@ Shapes: N images here, M over all processes, V views of which 2 are full, K prot
 import torch
 from torch import Tensor
 
+from sslgh.functional.checks import check_positive, in_float32
 from sslgh.functional.nt_xent import Gather
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive
 from sslgh.functional.sinkhorn import sinkhorn
 
 

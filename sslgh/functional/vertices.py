@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslgh.functional.precision import in_float32
+from sslgh.functional.checks import in_float32
 
 
 @in_float32

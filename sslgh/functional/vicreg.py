@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslgh.functional.barlow_twins import global_views, off_diagonal
+from sslgh.functional.checks import check_positive, in_float32
 from sslgh.functional.nt_xent import Gather
-from sslgh.functional.precision import in_float32
-from sslgh.functional.shapes import check_positive
 
 
 @in_float32

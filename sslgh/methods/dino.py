@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import self_distillation
-from sslgh.functional.precision import in_float32
+from sslgh.functional.checks import in_float32
 from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import dino_projector
 

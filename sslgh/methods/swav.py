@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import swapped_assignment
-from sslgh.functional.precision import in_float32
+from sslgh.functional.checks import in_float32
 from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
 from sslgh.models import mlp_projector

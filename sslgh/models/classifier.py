@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslgh.functional.precision import in_float32
+from sslgh.functional.checks import in_float32
 
 
 class CosineClassifier(nn.Module):

@@ -23,7 +23,7 @@ from sslgh.evaluation import (
 from sslgh.evaluation.protocols import labeled_images, training_images
 from sslgh.evaluation.results import METRICS, write_results
 from sslgh.functional.calibration import calibration_error
-from sslgh.functional.tightness import class_tightness
+from sslgh.functional.groups import class_tightness
 from sslgh.recipe.schema import Probe, Recipe
 
 DIGITS = {"source": "digits", "long_tail": {"imbalance": 20, "max_per_class": 100}}

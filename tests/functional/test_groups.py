@@ -1,3 +1,4 @@
+import itertools
 import math
 from statistics import harmonic_mean
 
@@ -5,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
+from torch.nn.functional import normalize
 
-from sslgh.functional.groups import class_accuracy, group_metrics, shot_groups
+from sslgh.functional.groups import class_accuracy, class_tightness, group_metrics, shot_groups
 
 CIFAR100_LT = torch.tensor([int(500 * 0.01 ** (c / 99)) for c in range(100)])
 CIFAR10_LT = torch.tensor([int(5000 * 0.01 ** (c / 9)) for c in range(10)])
@@ -159,3 +161,49 @@ def test_impossible_arguments_are_named():
         shot_groups(torch.ones(3), test_counts=torch.ones(2))
     with pytest.raises(ValueError, match=r"got \(3,\) and \(2,\)"):
         group_metrics(torch.ones(3), {}, test_counts=torch.ones(2))
+
+
+def test_tightness_is_the_mean_squared_distance_over_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    z = 3 * torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (40,), generator=generator)
+    for label, got in enumerate(class_tightness(z, labels, 4)):
+        rows = normalize(z[labels == label])
+        pairs = [(a - b).square().sum().item() for a, b in itertools.combinations(rows, 2)]
+        assert got.item() == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_tightness_does_not_flatter_small_classes():
+    generator = torch.Generator().manual_seed(1)
+    center = normalize(torch.randn(8, generator=generator), dim=0)
+    z = center + 0.3 * torch.randn(20_000, 8, generator=generator)
+    fives = class_tightness(z, torch.arange(20_000) // 5, 4000).mean()
+    whole = class_tightness(z, torch.zeros(20_000, dtype=torch.int64), 1)[0]
+    assert fives.item() == pytest.approx(whole.item(), rel=0.02)
+
+
+def test_tightness_ignores_the_length_of_the_embeddings():
+    z, labels = torch.randn(12, 4), torch.arange(12) % 3
+    scale = torch.rand(12, 1) + 0.1
+    torch.testing.assert_close(class_tightness(z, labels, 3), class_tightness(scale * z, labels, 3))
+
+
+def test_tight_classes_keep_their_digits():
+    z = torch.tensor([[1.0, 1e-4], [1.0, -1e-4]])
+    assert class_tightness(z, torch.tensor([0, 0]), 1).item() == pytest.approx(4e-8, rel=1e-3)
+
+
+def test_classes_of_one_image_have_no_tightness():
+    assert class_tightness(torch.randn(1, 3), torch.tensor([1]), 3).isnan().all()
+
+
+def test_half_precision_loses_nothing():
+    z, labels = torch.randn(30, 6).bfloat16(), torch.arange(30) % 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = class_tightness(z, labels, 2)
+    assert torch.equal(inside, class_tightness(z.float(), labels, 2))
+
+
+def test_labels_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(4,\)"):
+        class_tightness(torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64), 2)

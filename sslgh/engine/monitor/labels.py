@@ -4,17 +4,18 @@ Nothing of it is seen by the training. Shapes: M tracked samples, n of a batch, 
 """
 
 import math
+import warnings
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sslgh.functional import (
     inter_class_uniformity,
     neighborhood_uniformity,
-    normalized_mutual_information,
     purity,
 )
 from sslgh.functional.groups import class_accuracy, group_means
@@ -104,7 +105,7 @@ def labeled_health(
         values |= _neighbor_health(embeddings, labels, num_classes, groups)
         values |= _distance_health(embeddings, labels, num_classes, groups)
     if surrogate is not None and len(labels) > 0:
-        values["nmi"] = float(normalized_mutual_information(surrogate + 1, labels))
+        values["nmi"] = mutual_information(surrogate + 1, labels)
         values["purity"] = float(purity(surrogate + 1, labels))
     return values
 
@@ -156,3 +157,10 @@ def _by_group(
     masks |= {gathered: torch.ones_like(values, dtype=torch.bool)}
     means = group_means(values, masks)
     return {key: mean for key, mean in means.items() if mean is not None}
+
+
+def mutual_information(first: Tensor, second: Tensor) -> float:
+    """Normalized mutual information of two labelings (N,), without scikit-learn's advice on many classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return float(normalized_mutual_info_score(first.cpu().numpy(), second.cpu().numpy()))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslgh.distributed import gather
-from sslgh.functional.precision import in_float32
+from sslgh.functional.checks import in_float32
 
 # Adam with its usual averages. On the features of SimCLR on long-tailed digits, rates of 0.03 to 0.3 came
 # within a point or two of each other after 100 and after 400 steps, and 0.003 was far behind. Epsilon is not

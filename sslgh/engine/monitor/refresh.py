@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sslgh.data import ImageSet
-from sslgh.functional import entropy, gini, normalized_mutual_information, purity
+from sslgh.engine.monitor.labels import mutual_information
+from sslgh.functional import entropy, gini, purity
 from sslgh.harmonize import GeometricHarmonizer
 
 
@@ -51,7 +52,7 @@ def describe_refresh(
         values["prior_error"] = sorted_total_variation(prior, np.bincount(images.labels))
         # Samples without a surrogate label are a class of their own.
         surrogate, truth = harmonizer.labels.cpu() + 1, torch.from_numpy(images.labels)
-        values["nmi"] = float(normalized_mutual_information(surrogate, truth))
+        values["nmi"] = mutual_information(surrogate, truth)
         values["purity"] = float(purity(surrogate, truth))
         text += f"; against the labels: prior error {values['prior_error']:.3f}, NMI {values['nmi']:.3f}"
     return values, text
@@ -94,7 +95,7 @@ def surrogate_health(
         "effective_samples": float(weight.sum().square() / (len(weight) * weight.square().sum())),
     }
     if before is not None:
-        values["refresh_nmi"] = float(normalized_mutual_information(before + 1, labels + 1))
+        values["refresh_nmi"] = mutual_information(before + 1, labels + 1)
     return values
 
 
