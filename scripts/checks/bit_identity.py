@@ -15,6 +15,7 @@ exit code is 1 if anything does, or if fewer cases were compared than expected.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from identity_cases import CASES, COMMIT, NUM_CASES, PROBES, CheckError, Job, Pr
 from identity_comparison import compare_probes, compare_runs
 from identity_runs import REPOSITORY, check_reference, record, record_probe, run_probe, train
 
-MAX_REPORTED = 8
+MAX_PER_FILE = 3
 
 
 def main() -> int:
@@ -63,6 +64,7 @@ def _options() -> argparse.Namespace:
         metavar="DIR",
         help="tree to check instead of the one that holds this script",
     )
+    parser.add_argument("--all", action="store_true", help="print every difference")
     return parser.parse_args()
 
 
@@ -82,10 +84,8 @@ def _check(options: argparse.Namespace) -> int:
         compared += 1
         identical += not differences
         print(f"{case}: {'DIFFERS' if differences else 'identical'}", flush=True)
-        for line in differences[:MAX_REPORTED]:
+        for line in differences if options.all else shortened(differences):
             print(f"  {line}", flush=True)
-        if len(differences) > MAX_REPORTED:
-            print(f"  and {len(differences) - MAX_REPORTED} more differences", flush=True)
     passed = identical == compared == expected
     if passed:
         shutil.rmtree(folder)
@@ -109,6 +109,19 @@ def selected(names: Sequence[str] | None, processes: int | None) -> tuple[list[J
     ]
     probes = [probe for probe in PROBES if (1 in sizes if names is None else probe.name in names)]
     return jobs, probes
+
+
+def shortened(differences: Sequence[str]) -> list[str]:
+    """The first differences of each file, and how many more it has."""
+    files: dict[str, list[str]] = {}
+    for line in differences:
+        files.setdefault(re.split("[:,]| line", line)[0], []).append(line)
+    found = []
+    for file, lines in files.items():
+        found += lines[:MAX_PER_FILE]
+        if len(lines) > MAX_PER_FILE:
+            found.append(f"{file}: {len(lines) - MAX_PER_FILE} more differences")
+    return found
 
 
 def needed(jobs: Sequence[Job], probes: Sequence[Probe]) -> list[Job]:
