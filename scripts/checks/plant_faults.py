@@ -128,7 +128,7 @@ FAULTS = [
     Fault("rounds not continued", SAMPLING, "own, first, last, seed, label)", "own, 0, last - first, seed, label)", "data/test_class_sampling.py"),
     Fault("classes share their permutations", SAMPLING, "rng_for(seed, ROUND, r, label)", "rng_for(seed, ROUND, r, 0)", "data/test_class_sampling.py"),
     Fault("progressive the wrong way", SAMPLING, "(1 - share) * counts + share * equal", "share * counts + (1 - share) * equal", "data/test_class_sampling.py"),
-    Fault("repetitions alike", "data/batch_sampler.py", "epoch + REPEAT * _repetitions(positions)", "epoch + 0 * _repetitions(positions)", "data/test_class_sampling.py"),
+    Fault("repetitions alike", "data/batch_sampler.py", "np.full_like(positions, epoch), _repetitions(positions), positions", "np.full_like(positions, epoch), 0 * positions, positions", "data/test_class_sampling.py"),
     Fault("torchvision's scale for timm's", POLICIES, "num_magnitude_bins=11", "num_magnitude_bins=31", "data/test_supervised_augment.py"),
     Fault("hole kept inside", POLICIES, "y, x = generator.integers(side, size=2).tolist()", "y, x = generator.integers(half, side - half + 1, size=2).tolist()", "data/test_supervised_augment.py"),
     Fault("shortcut pooled", "models/cifar_resnet.py", "kept = x[:, :, :: self.stride, :: self.stride]", "kept = F.avg_pool2d(x, self.stride, ceil_mode=True)", "models/test_cifar_resnet.py"),

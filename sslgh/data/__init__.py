@@ -1,9 +1,16 @@
 """Images: where they come from, the long-tail cut, views and the order they are seen in."""
 
 from sslgh.data.augment import MEAN, STD, augment_local_views, augment_views, normalize
-from sslgh.data.batch_sampler import ResumableBatchSampler, micro_batch_weights
+from sslgh.data.batch_sampler import ResumableBatchSampler, SampleKey, micro_batch_weights
 from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
-from sslgh.data.datasets import EvalDataset, PretrainDataset, Weak, local_side
+from sslgh.data.datasets import (
+    EvalDataset,
+    PretrainBatch,
+    PretrainDataset,
+    SupervisedBatch,
+    Weak,
+    local_side,
+)
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.loader import end_workers, labeled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
@@ -18,9 +25,12 @@ __all__ = [
     "EvalDataset",
     "ImageSet",
     "Policy",
+    "PretrainBatch",
     "PretrainDataset",
     "ResumableBatchSampler",
+    "SampleKey",
     "Sampling",
+    "SupervisedBatch",
     "SupervisedDataset",
     "Weak",
     "augment_local_views",

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,23 @@ from torch.utils.data import Sampler
 
 from sslgh.data.rng import ORDER, rng_for
 
-# Added to the epoch of a key for every time that the same epoch has shown the image before.
-REPEAT = 2**32
+
+class SampleKey(NamedTuple):
+    """What the random numbers of a sample depend on, besides the seed.
+
+    Attributes:
+        epoch: Epoch, from 0.
+        repeat: How often the epoch has shown the image before.
+        index: Position of the image in the training set.
+    """
+
+    epoch: int
+    repeat: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
 
 
-class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(epoch, index)`` for one process, over the whole rest of a run.
+class ResumableBatchSampler(Sampler[list[SampleKey]]):
+    """Batches of ``SampleKey`` for one process, over the whole rest of a run.
 
     The order of an epoch is a function of seed and epoch. A global batch is cut into ``accumulation``
     parts and each part into contiguous runs for the processes, so that parts gathered in process order
@@ -23,8 +34,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     never started again. No image is repeated to fill a batch; a last batch with fewer than
     max(2, smallest_part * world * accumulation) images is left out.
 
-    A ``epoch_indices`` may show an image several times in an epoch. A view is a function of its key, so the
-    k-th repetition carries the epoch ``epoch + k * REPEAT``: it gets a view of its own.
+    ``epoch_indices`` may show an image several times in an epoch: ``repeat`` counts them, so that each
+    gets a view of its own.
 
     Args:
         num_samples: Images of the training set.
@@ -120,7 +131,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         epoch, step = self.start
         return ((self.epochs - epoch) * self.steps_per_epoch - step) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         first_epoch, first_step = self.start
         for epoch in range(first_epoch, self.epochs):
             steps = range(first_step if epoch == first_epoch else 0, self.steps_per_epoch)
@@ -130,20 +141,21 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             for step in steps:
                 batch = keys[step * self.batch_size : (step + 1) * self.batch_size]
                 for own in self._own_parts(batch):
-                    yield [(draw, index) for draw, index in own.tolist()]
+                    yield [SampleKey(*key) for key in own.tolist()]
 
     def _keys(self, epoch: int) -> NDArray[np.int64]:
-        """What the epoch shows in order, shape (``num_samples``, 2): epoch and index."""
+        """Fields of the epoch's keys in order, shape (``num_samples``, 3)."""
         if self.epoch_indices is None:
             positions = rng_for(self.seed, ORDER, epoch).permutation(self.num_samples)
-            return np.stack([np.full_like(positions, epoch), positions], axis=1)
-        positions = self.epoch_indices(epoch)
+        else:
+            positions = self.epoch_indices(epoch)
         if positions.shape != (self.num_samples,):
             raise ValueError(
                 f"the sequence of an epoch must have the shape ({self.num_samples},), got "
                 f"{positions.shape}"
             )
-        return np.stack([epoch + REPEAT * _repetitions(positions), positions], axis=1)
+        columns = np.full_like(positions, epoch), _repetitions(positions), positions
+        return np.stack(columns, axis=1)
 
     def _own_parts(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for part in np.array_split(batch, self.accumulation):

@@ -1,60 +1,59 @@
-"""What training shows in the place of an image that cannot be read."""
+"""What training shows instead of an image that cannot be read."""
 
 from typing import NamedTuple
 
 from PIL import Image
 
-from sslgh.data.batch_sampler import REPEAT
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.rng import SUBSTITUTE, rng_for
 
 TRIES = 100
-# What an item says where the image that was asked for is shown.
+# Value of ``broken`` for an image that can be read.
 NONE_BROKEN = -1
-# No epoch shows an image that often: the views of substitutes lie beyond all repetitions.
-FIRST_SUBSTITUTE = 2**30
+# No epoch shows an image that often: the views of replacements lie beyond all repeats.
+FIRST_REPLACEMENT = 2**30
 
 
-class Shown(NamedTuple):
-    """What an item is made from.
+class LoadedImage(NamedTuple):
+    """The image that a sample is made from.
 
     Attributes:
         image: Upright and in RGB.
-        key: Epoch and index of its views; the index is the image's own.
-        broken: The index that was asked for, where it cannot be read; else -1.
+        key: Key of its views; the index is the image's own.
+        broken: The index that was asked for, if it cannot be read; else -1.
     """
 
     image: Image.Image
-    key: tuple[int, int]
+    key: SampleKey
     broken: int
 
 
-def load_or_replace(images: ImageSet, key: tuple[int, int], *, seed: int) -> Shown:
-    """The image of a key, or another one where that cannot be read.
+def load_or_replace(images: ImageSet, key: SampleKey, *, seed: int) -> LoadedImage:
+    """The image of a key, or another one if it cannot be read.
 
     Which one depends on the seed, the key and the files that are broken, not on what was shown
     before. Its views are others than those it has in the same epoch anyway.
 
     Args:
         images: The training set.
-        key: Epoch and index, as `ResumableBatchSampler` gives them.
-        seed: Of the run.
+        key: Key of the sample, by `ResumableBatchSampler`.
+        seed: Random seed of the run.
 
     Raises:
         DataError: If none of the 100 images that were drawn can be read either.
     """
     try:
-        return Shown(images.image(key[1]), key, NONE_BROKEN)
+        return LoadedImage(images.image(key.index), key, NONE_BROKEN)
     except DataError:
-        return _substitute(images, key, seed)
+        return _replacement(images, key, seed)
 
 
-def _substitute(images: ImageSet, key: tuple[int, int], seed: int) -> Shown:
-    epoch, index = key
-    generator = rng_for(seed, SUBSTITUTE, epoch, index)
+def _replacement(images: ImageSet, key: SampleKey, seed: int) -> LoadedImage:
+    generator = rng_for(seed, SUBSTITUTE, key.epoch, key.index, key.repeat)
     drawn = generator.integers(len(images), size=TRIES).tolist()
-    # Two broken images may draw the same substitute: each shows a view of its own.
-    repetition = int(generator.integers(FIRST_SUBSTITUTE, 2 * FIRST_SUBSTITUTE))
+    # Two broken images may draw the same replacement: each shows a view of its own.
+    repeat = int(generator.integers(FIRST_REPLACEMENT, 2 * FIRST_REPLACEMENT))
     reason = ""
     for position in drawn:
         try:
@@ -62,7 +61,7 @@ def _substitute(images: ImageSet, key: tuple[int, int], seed: int) -> Shown:
         except DataError as error:
             reason = str(error)
         else:
-            return Shown(image, (epoch % REPEAT + REPEAT * repetition, position), index)
+            return LoadedImage(image, SampleKey(key.epoch, repeat, position), key.index)
     raise DataError(
         f"{TRIES} images drawn at random cannot be read, so the images under data.root are gone or "
         f"broken; bring them back (the last: {reason})"

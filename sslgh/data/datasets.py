@@ -1,5 +1,7 @@
 """Datasets over a set of images: two random views and local crops, the plain image, one weak view."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sslgh.data.augment import FIRST_DRAWS, NUM_DRAWS
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.broken_images import load_or_replace
 from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
 from sslgh.data.image_set import ImageSet
@@ -28,21 +31,62 @@ def local_side(augment: Augment, size: int) -> int:
     return augment.local_size or max(4, 4 * round(size * 3 / 28))
 
 
-class PretrainDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int, int]]):
-    """Two random resized crops of an image, L small ones, and the draws for their colors.
+class PretrainBatch(NamedTuple):
+    """Samples of pretraining, N in a batch; a single sample has the same fields without N.
 
-    Item ``(epoch, index)`` is uint8 (2, 3, S, S), float32 (2, ``NUM_DRAWS``), uint8 (L, 3, s, s), float32
-    (L, ``NUM_DRAWS``), the index and -1; it depends on the seed, the epoch and the index alone, and the
-    full crops not on L. ``augment_views`` and ``augment_local_views`` make the views of a batch of items.
+    ``augment_views`` and ``augment_local_views`` turn crops and their random numbers into views.
 
-    An image that cannot be read is replaced as ``load_or_replace`` says: the item then holds the index of
-    the substitute, and in the last place the index that was asked for.
+    Attributes:
+        crops: Full crops, uint8 (N, 2, 3, S, S).
+        params: Uniform random numbers of their augmentation, float32 (N, 2, ``NUM_DRAWS``).
+        local_crops: Local crops, uint8 (N, L, 3, s, s); L is 0 without multi-crop.
+        local_params: Uniform random numbers of theirs, float32 (N, L, ``NUM_DRAWS``).
+        index: Positions of the images in the training set, int64 (N,).
+        broken: Position that was asked for where that image cannot be read and another one is shown;
+            else -1, int64 (N,).
+    """
+
+    crops: Tensor
+    params: Tensor
+    local_crops: Tensor
+    local_params: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    broken: Tensor
+
+
+class SupervisedBatch(NamedTuple):
+    """Samples of supervised training, N in a batch; a single sample has the same fields without N.
+
+    ``normalize`` readies the view for the network, ``augment_views`` the crops.
+
+    Attributes:
+        view: View by the policy, uint8 (N, 3, S, S).
+        crops: Crops of `PretrainBatch`, uint8 (N, V, 3, S, S); V is 2, or 0 without contrast.
+        params: Uniform random numbers of their augmentation, float32 (N, V, ``NUM_DRAWS``).
+        target: Labels, int64 (N,).
+        index: Positions of the images in the training set, int64 (N,).
+        broken: As in `PretrainBatch`.
+    """
+
+    view: Tensor
+    crops: Tensor
+    params: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    broken: Tensor
+
+
+class PretrainDataset(Dataset[PretrainBatch]):
+    """Two random resized crops of an image, L small ones, and the random numbers for their colors.
+
+    A sample depends on the seed and its ``SampleKey`` alone, and the full crops not on L. An image that
+    cannot be read is replaced by ``load_or_replace``.
 
     Args:
         images: The training set.
         augment: Number L, area, aspect and interpolation of the crops.
         size: S (pixels).
-        seed: Of the run.
+        seed: Random seed of the run.
     """
 
     def __init__(self, images: ImageSet, augment: Augment, *, size: int, seed: int) -> None:
@@ -59,28 +103,27 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+    def __getitem__(self, key: SampleKey) -> PretrainBatch:
         image, key, broken = load_or_replace(self.images, key, seed=self.seed)
-        return *self.crops(image, key), *self._local_crops(image, key), key[1], broken
+        crops, local_crops = self.crops(image, key), self._local_crops(image, key)
+        return PretrainBatch(*crops, *local_crops, torch.tensor(key.index), torch.tensor(broken))
 
-    def crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Full crops and draws of an image that is read already."""
-        uniform = rng_for(self.seed, VIEWS, *key).random(
-            2 * (CROP_DRAWS + NUM_DRAWS), dtype=np.float32
-        )
+    def crops(self, image: Image.Image, key: SampleKey) -> tuple[Tensor, Tensor]:
+        """Full crops of a loaded image, and their random numbers."""
+        rng = rng_for(self.seed, VIEWS, key.epoch, key.index, key.repeat)
+        uniform = rng.random(2 * (CROP_DRAWS + NUM_DRAWS), dtype=np.float32)
         end = 2 * (CROP_DRAWS + FIRST_DRAWS)
         first, later = uniform[:end].reshape(2, -1), uniform[end:].reshape(2, -1)
         crops = self._cut(image, first, self.augment.crop_scale, self.size)
         return crops, torch.from_numpy(np.concatenate((first[:, CROP_DRAWS:], later), axis=1))
 
-    def _local_crops(self, image: Image.Image, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _local_crops(self, image: Image.Image, key: SampleKey) -> tuple[Tensor, Tensor]:
         count = self.augment.local_crops
         if not count:
             return self._no_crops
         # A stream of their own: they need not move aside for what the full views may draw some day.
-        uniform = rng_for(self.seed, LOCAL, *key).random(
-            (count, CROP_DRAWS + NUM_DRAWS), dtype=np.float32
-        )
+        rng = rng_for(self.seed, LOCAL, key.epoch, key.index, key.repeat)
+        uniform = rng.random((count, CROP_DRAWS + NUM_DRAWS), dtype=np.float32)
         crops = self._cut(image, uniform, self.augment.local_scale, self.local_size)
         return crops, torch.from_numpy(uniform[:, CROP_DRAWS:].copy())
 

@@ -30,12 +30,7 @@ SHARED_MEMORY = Path("/dev/shm")
 def view_loader(
     images: ImageSet, data: Data, *, size: int, seed: int, order: ResumableBatchSampler
 ) -> DataLoader[Any]:
-    """Batches for ``augment_views`` and ``augment_local_views``, and the indices of their images.
-
-    A batch is crops (N, 2, 3, S, S) uint8, draws (N, 2, D), local crops (N, L, 3, s, s) uint8, local
-    draws (N, L, D), index (N,) and broken (N,), both int64; L is ``data.augment.local_crops``, 0 by
-    default. An image that cannot be read is replaced by another: broken is the index that was asked
-    for there, and -1 elsewhere.
+    """Each `PretrainBatch` of this process.
 
     One pass goes over the whole rest of the run, with the same workers throughout. What it gives
     depends on the seed and the order, not on the number of workers. It is this process's share
@@ -66,11 +61,7 @@ def labeled_loader(
     policy: Policy = "crop-flip",
     contrast: bool = False,
 ) -> DataLoader[Any]:
-    """Batches for supervised training, of this process's share like those of ``view_loader``.
-
-    A batch is the view (N, 3, S, S) for ``normalize``, crops (N, V, 3, S, S) and draws (N, V, D) for
-    ``augment_views``, label (N,), index (N,) and broken (N,) as there, int64. V is 2, or 0 without
-    contrast.
+    """Each `SupervisedBatch` of this process, in the way of ``view_loader``.
 
     Args:
         images: The training set, with labels.

@@ -4,16 +4,28 @@ import numpy as np
 
 # The first word of every stream's key after the seed: no two purposes share a stream.
 ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELED, LOCAL, SUBSTITUTE = range(8)
+# Epoch and repeat share a word of 64 bits.
+REPEAT = 2**32
 
 
-def rng_for(seed: int, purpose: int, epoch: int, index: int = 0) -> np.random.Generator:
+def rng_for(
+    seed: int, purpose: int, epoch: int, index: int = 0, repeat: int = 0
+) -> np.random.Generator:
     """Generator of one purpose, epoch and image.
 
     Philox is counter-based: streams whose counters differ in the upper words cannot overlap, and
     neither the number of workers nor a resumed run can change what an image gets.
 
+    Args:
+        seed: Random seed of the run.
+        purpose: One of the constants of this module.
+        epoch: Epoch, from 0.
+        index: Position of the image, or of whatever else is drawn for.
+        repeat: How often the epoch has shown the image before.
+
     Examples:
         >>> rng_for(0, VIEWS, 3, 7).random() == rng_for(0, VIEWS, 3, 7).random()
         True
     """
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, epoch, index]))
+    counter = [0, 0, epoch + REPEAT * repeat, index]
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))

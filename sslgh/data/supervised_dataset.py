@@ -1,35 +1,31 @@
 """Dataset for supervised training: one view for the classifier, two for a contrast."""
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from sslgh.data.augment import NUM_DRAWS
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.broken_images import load_or_replace
-from sslgh.data.datasets import PretrainDataset
+from sslgh.data.datasets import PretrainDataset, SupervisedBatch
 from sslgh.data.image_set import ImageSet
 from sslgh.data.rng import LABELED, rng_for
 from sslgh.data.supervised_augment import Policy, random_view
 from sslgh.recipe.data import Augment
 
 
-class SupervisedDataset(Dataset[tuple[Tensor, Tensor, Tensor, int, int, int]]):
+class SupervisedDataset(Dataset[SupervisedBatch]):
     """A view by the policy, the two crops of ``PretrainDataset``, the label and the index.
 
-    Item ``(epoch, index)`` is uint8 (3, S, S), uint8 (V, 3, S, S), float32 (V, ``NUM_DRAWS``), label,
-    index and -1; V is 2, or 0 without contrast. It depends on the seed, the epoch and the index alone,
-    and the crops are those of self-supervised training. ``normalize`` readies the view for the
-    network, ``augment_views`` the crops.
-
-    An image that cannot be read is replaced as ``load_or_replace`` says: the item then holds label and
-    index of the substitute, and in the last place the index that was asked for.
+    A sample depends on the seed and its ``SampleKey`` alone, and the crops are those of self-supervised
+    training. An image that cannot be read is replaced by ``load_or_replace``; label and index are then
+    those of the replacement.
 
     Args:
         images: The training set, with labels.
-        augment: Of the two crops.
+        augment: Settings of the two crops.
         size: S (pixels).
-        seed: Of the run.
-        policy: Of the view.
+        seed: Random seed of the run.
+        policy: Augmentation of the view.
         contrast: Whether the crops are wanted.
 
     Raises:
@@ -58,14 +54,14 @@ class SupervisedDataset(Dataset[tuple[Tensor, Tensor, Tensor, int, int, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
+    def __getitem__(self, key: SampleKey) -> SupervisedBatch:
         image, key, broken = load_or_replace(self.images, key, seed=self.seed)
-        epoch, index = key
-        generator = rng_for(self.seed, LABELED, epoch, index)
-        view = random_view(image, self.size, self.policy, generator)
+        generator = rng_for(self.seed, LABELED, key.epoch, key.index, key.repeat)
+        view = torch.from_numpy(random_view(image, self.size, self.policy, generator))
         if self.crops is None:
             crops = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-            random_params = torch.empty(0, NUM_DRAWS)
+            params = torch.empty(0, NUM_DRAWS)
         else:
-            crops, random_params = self.crops.crops(image, key)
-        return torch.from_numpy(view), crops, random_params, self.labels[index], index, broken
+            crops, params = self.crops.crops(image, key)
+        target = self.labels[key.index]
+        return SupervisedBatch(view, crops, params, *map(torch.tensor, (target, key.index, broken)))

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from sslgh.data import ImageSet, PretrainDataset
+from sslgh.data import ImageSet, PretrainDataset, SampleKey
 from sslgh.doctor.check_result import CheckResult
 from sslgh.engine.memory_estimate import RunSize, check_memory, gigabytes
 from sslgh.recipe import Recipe, RecipeError
@@ -123,7 +123,7 @@ def images_a_second(
     views = PretrainDataset(images, recipe.data.augment, size=size, seed=recipe.seed)
     began, shown = time.perf_counter(), 0
     while (passed := time.perf_counter() - began) < seconds or not shown:
-        views[0, (shown * 7919) % len(images)]  # all over the disk, as in training
+        views[SampleKey(0, 0, (shown * 7919) % len(images))]  # all over the disk, as in training
         shown += 1
     return shown / passed
 

@@ -7,9 +7,8 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
-from sslgh.data import DataError, ImageSet, end_workers
+from sslgh.data import DataError, ImageSet, PretrainBatch, SupervisedBatch, end_workers
 from sslgh.data.quarantined import (
     QUARANTINE,
     READS_NOW,
@@ -23,13 +22,13 @@ from sslgh.engine.launch import run_on_main
 from sslgh.engine.run_dir import write_text
 from sslgh.recipe.printable import printable
 
-Batch = tuple[Tensor, ...]
+Batch = PretrainBatch | SupervisedBatch
 # 0.29 * 100 is a little less than 29.
 ROUNDING = 1e-6
 
 
 class BrokenImages(Iterator[Batch]):
-    """A loader's batches without their last tensor, whose indices of broken images it remembers.
+    """A loader's batches; remembers which images are broken.
 
     A process that finds hardly any readable image gives its last batch again: raising an error alone
     would leave the others waiting in a collective. The next `check`, which comes before anything is
@@ -48,7 +47,7 @@ class BrokenImages(Iterator[Batch]):
 
     def __init__(
         self,
-        batches: Iterator[list[Tensor]],
+        batches: Iterator[Batch],
         images: ImageSet,
         *,
         share: float,
@@ -73,12 +72,12 @@ class BrokenImages(Iterator[Batch]):
     def __next__(self) -> Batch:
         first = self._last is None
         try:
-            *batch, broken = next(self.batches)
+            batch = next(self.batches)
         except DataError as error:
             self._failure = str(error)  # the error itself would keep the workers' frames alive
         else:
-            self._last = tuple(batch)
-            self._new.update(set(broken[broken >= 0].tolist()) - self._known)
+            self._last = batch
+            self._new.update(set(batch.broken[batch.broken >= 0].tolist()) - self._known)
         # Every process asks for its first batch: without one there is nothing to give again.
         if first and any_rank(self._failure is not None, self.device):
             raise DataError(next(why for why in gather_object([self._failure]) if why is not None))

@@ -21,6 +21,7 @@ from sslgh.data import (
     DataError,
     ImageSet,
     ResumableBatchSampler,
+    SupervisedBatch,
     augment_views,
     class_sampling,
     drawn_shares,
@@ -32,7 +33,7 @@ from sslgh.data import (
 from sslgh.data.run_images import run_images
 from sslgh.distributed import gather, weighted_mean
 from sslgh.engine.backbone_card import backbone_metadata
-from sslgh.engine.broken_images import BrokenImages
+from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.build import CONTRAST_VIEWS, build_network
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.loop import dry_run_step, train
@@ -40,7 +41,7 @@ from sslgh.engine.memory_estimate import check_size
 from sslgh.engine.optim import build_optimizer
 from sslgh.engine.run import Run, batch_sampler, is_done, make_run, open_run, watch_broken_images
 from sslgh.engine.run_dir import write_status
-from sslgh.engine.step import Batch, Moment, Task, Values
+from sslgh.engine.step import Moment, Task, Values
 from sslgh.models import save_backbone
 from sslgh.models.serialization import save_classifier
 from sslgh.recipe import Finetune, Recipe, RecipeError
@@ -184,13 +185,16 @@ def _part(
 ) -> Values:
     """Forward and loss of one part of a batch."""
     recipe = run.recipe
-    view, crops, random_params, target, _ = batch
-    views = [normalize(view)]
+    assert isinstance(batch, SupervisedBatch)
+    target = batch.target
+    views = [normalize(batch.view)]
     if settings.objective in CONTRAST_VIEWS:
-        views += augment_views(crops, random_params, recipe.data.augment)
+        views += augment_views(batch.crops, batch.params, recipe.data.augment)
     if recipe.train.channels_last:
         views = [part.contiguous(memory_format=torch.channels_last) for part in views]
-    with torch.autocast(view.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+    with torch.autocast(
+        target.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"
+    ):
         found = run.model(views[0], views[1:])
     per_sample = OBJECTIVES[settings.objective].loss(
         found.logits,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslgh.data import (
     ImageSet,
+    PretrainBatch,
     ResumableBatchSampler,
     augment_local_views,
     augment_views,
@@ -19,7 +20,7 @@ from sslgh.data import (
 )
 from sslgh.data.run_images import run_images
 from sslgh.engine.backbone_card import backbone_metadata
-from sslgh.engine.broken_images import BrokenImages
+from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.build import build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
@@ -31,7 +32,7 @@ from sslgh.engine.monitor.refresh import describe_refresh
 from sslgh.engine.optim import build_optimizer
 from sslgh.engine.run import Run, batch_sampler, is_done, make_run, open_run, watch_broken_images
 from sslgh.engine.run_dir import write_status
-from sslgh.engine.step import Batch, Moment, Task, Values
+from sslgh.engine.step import Moment, Task, Values
 from sslgh.harmonize import faiss_device
 from sslgh.methods import Method, MethodOutput
 from sslgh.models import save_backbone
@@ -165,7 +166,7 @@ def _part(
     recipe = run.recipe
     if len(shown) == recipe.train.accumulation:
         shown.clear()
-    index = batch[-1]
+    index = batch.index
     views = _views(recipe, batch, beside)
     harmonizer = beside.harmonizer
     weights = harmonizer.weights(index) if harmonizer is not None else None
@@ -196,13 +197,13 @@ def _detached(output: MethodOutput) -> MethodOutput:
 
 def _views(recipe: Recipe, batch: Batch, beside: AuxiliaryState) -> list[Tensor]:
     """Two full views and the local crops."""
-    crops, random_params, local_crops, local_draws, index = batch
-    augment, boost = recipe.data.augment, beside.boost
-    strength = boost.strength(index) if boost is not None else None
+    assert isinstance(batch, PretrainBatch)
+    augment, boost, size = recipe.data.augment, beside.boost, batch.crops.shape[-1]
+    strength = boost.strength(batch.index) if boost is not None else None
     ops = recipe.boost.ops if recipe.boost is not None else 1
-    views = augment_views(crops, random_params, augment, strength=strength, ops=ops)
+    views = augment_views(batch.crops, batch.params, augment, strength=strength, ops=ops)
     views += augment_local_views(
-        local_crops, local_draws, augment, size=crops.shape[-1], strength=strength, ops=ops
+        batch.local_crops, batch.local_params, augment, size=size, strength=strength, ops=ops
     )
     if recipe.train.channels_last:
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]

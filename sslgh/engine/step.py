@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sslgh.distributed import any_of
-from sslgh.engine.broken_images import BrokenImages
+from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.finite import BufferSnapshot, gradient_norm, non_finite_reason
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import set_learning_rate
 from sslgh.engine.run import Run
 from sslgh.engine.signals import StopRequest
 
-Batch = tuple[Tensor, ...]
 Values = dict[str, Tensor]
 
 
@@ -136,7 +135,8 @@ def take_step(
 
 def _part(run: Run, task: Task, batch: Batch, moment: Moment, share: float) -> Values:
     device = run.accelerator.device
-    values = task.part(tuple(tensor.to(device, non_blocking=True) for tensor in batch), moment)
+    batch = type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    values = task.part(batch, moment)
     # Parts may differ by an image, and each image counts alike.
     run.accelerator.backward(share * values["loss"])
     return {name: value.detach() for name, value in values.items()}

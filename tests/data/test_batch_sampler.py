@@ -6,29 +6,29 @@ import pytest
 from sslgh.data import ResumableBatchSampler, micro_batch_weights
 
 
-def rng_for(*args, **kwargs):
+def batches_of(*args, **kwargs):
     return list(ResumableBatchSampler(*args, **kwargs))
 
 
 def test_every_epoch_visits_every_image_once_in_an_order_of_its_own():
-    batches = rng_for(20, 6, seed=0, epochs=3)
+    batches = batches_of(20, 6, seed=0, epochs=3)
     assert [len(batch) for batch in batches] == [6, 6, 6, 2] * 3
     orders = []
     for epoch in range(3):
         items = list(itertools.chain(*batches[4 * epoch : 4 * epoch + 4]))
-        assert {e for e, _ in items} == {epoch}
-        orders.append([index for _, index in items])
+        assert {(key.epoch, key.repeat) for key in items} == {(epoch, 0)}
+        orders.append([key.index for key in items])
         assert sorted(orders[-1]) == list(range(20))
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def test_the_order_depends_on_the_seed_alone():
-    assert rng_for(20, 6, seed=0, epochs=2) == rng_for(20, 6, seed=0, epochs=2)
-    assert rng_for(20, 6, seed=0, epochs=2) != rng_for(20, 6, seed=1, epochs=2)
+    assert batches_of(20, 6, seed=0, epochs=2) == batches_of(20, 6, seed=0, epochs=2)
+    assert batches_of(20, 6, seed=0, epochs=2) != batches_of(20, 6, seed=1, epochs=2)
 
 
 def test_a_longer_run_begins_like_a_shorter_one():
-    assert rng_for(20, 6, seed=0, epochs=3)[:8] == rng_for(20, 6, seed=0, epochs=2)
+    assert batches_of(20, 6, seed=0, epochs=3)[:8] == batches_of(20, 6, seed=0, epochs=2)
 
 
 @pytest.mark.parametrize("start", [(0, 0), (0, 3), (1, 0), (1, 4), (2, 0), (2, 2)])
@@ -47,9 +47,9 @@ def test_a_resumed_stream_is_the_rest_of_the_whole_one(start, accumulation):
 def test_parts_gathered_in_process_order_are_the_batches_of_one_process(
     world_size, accumulation, num_samples
 ):
-    one = rng_for(num_samples, 12, seed=2, epochs=2, accumulation=accumulation)
+    one = batches_of(num_samples, 12, seed=2, epochs=2, accumulation=accumulation)
     parts = [
-        rng_for(
+        batches_of(
             num_samples,
             12,
             seed=2,
@@ -67,7 +67,7 @@ def test_parts_gathered_in_process_order_are_the_batches_of_one_process(
 
 def test_parts_are_as_equal_as_they_can_be():
     parts = [
-        rng_for(22, 12, seed=0, epochs=1, rank=r, world_size=2, accumulation=2) for r in range(2)
+        batches_of(22, 12, seed=0, epochs=1, rank=r, world_size=2, accumulation=2) for r in range(2)
     ]
     assert [[len(batch) for batch in part] for part in parts] == [[3, 3, 3, 3], [3, 3, 2, 2]]
 
@@ -107,7 +107,7 @@ def test_drop_last_leaves_out_every_smaller_batch():
 
 
 def test_one_small_batch_is_enough():
-    assert [len(batch) for batch in rng_for(5, 512, seed=0, epochs=1)] == [5]
+    assert [len(batch) for batch in batches_of(5, 512, seed=0, epochs=1)] == [5]
 
 
 def test_a_batch_smaller_than_the_processes_says_what_would_work():
@@ -138,7 +138,7 @@ def test_a_start_outside_the_run_is_an_error(start):
 
 def test_the_end_of_the_run_is_a_start_with_nothing_left():
     for start in ((2, 0), (1, 4)):
-        assert rng_for(23, 6, seed=0, epochs=2, start=start) == []
+        assert batches_of(23, 6, seed=0, epochs=2, start=start) == []
     with pytest.raises(ValueError, match=r"rank must lie in 0\.\.1"):
         ResumableBatchSampler(23, 6, seed=0, epochs=2, rank=2, world_size=2)
 

@@ -11,7 +11,7 @@ from sslgh.data import (
     SupervisedDataset,
     labeled_loader,
 )
-from sslgh.data.batch_sampler import REPEAT
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.broken_images import load_or_replace
 from sslgh.data.loader import view_loader
 from sslgh.data.rng import SUBSTITUTE, rng_for
@@ -51,14 +51,14 @@ def same(a, b):
 
 def test_images_that_can_be_read_are_shown_as_if_none_were_broken(files):
     for index in set(range(N)) - set(BROKEN):
-        assert same(views(files)[2, index], views(WHOLE)[2, index])
+        assert same(views(files)[SampleKey(2, 0, index)], views(WHOLE)[SampleKey(2, 0, index)])
 
 
 def test_a_broken_image_is_replaced_by_one_that_reads_and_both_are_named(files):
     for index in BROKEN:
-        *_, shown, broken = views(files)[2, index]
+        *_, shown, broken = views(files)[SampleKey(2, 0, index)]
         assert broken == index
-        assert shown not in BROKEN
+        assert int(shown) not in BROKEN
 
 
 def test_view_crops_label_and_index_are_all_the_substitutes(files):
@@ -67,8 +67,8 @@ def test_view_crops_label_and_index_are_all_the_substitutes(files):
         for images in (WHOLE, files)
     )
     for index in range(N):
-        *item, broken = data[1, index]
-        key = load_or_replace(files, (1, index), seed=3).key
+        *item, broken = data[SampleKey(1, 0, index)]
+        key = load_or_replace(files, SampleKey(1, 0, index), seed=3).key
         assert same(item, whole[key][:-1])
         assert broken == (index if index in BROKEN else -1)
         assert (item[-1] in BROKEN, item[-2]) == (False, LABELS[item[-1]])
@@ -78,15 +78,17 @@ def test_a_substitute_is_the_first_image_drawn_that_can_be_read(files):
     for index in BROKEN:
         drawn = rng_for(3, SUBSTITUTE, 5, index).integers(N, size=20).tolist()
         expected = next(position for position in drawn if position not in BROKEN)
-        assert load_or_replace(files, (5, index), seed=3).key[1] == expected
+        assert load_or_replace(files, SampleKey(5, 0, index), seed=3).key.index == expected
 
 
 def test_a_substitute_shows_other_views_than_the_image_has_anyway(files):
-    for epoch in (0, 4, 4 + REPEAT):
+    for epoch, repeat in ((0, 0), (4, 0), (4, 1)):
         for index in BROKEN:
-            crops, random_params, small, small_draws, shown, _ = views(files)[epoch, index]
-            for own in (epoch, epoch % REPEAT, epoch + REPEAT):
-                anyway = views(WHOLE)[own, shown]
+            crops, random_params, small, small_draws, shown, _ = views(files)[
+                SampleKey(epoch, repeat, index)
+            ]
+            for often in (repeat, 0, repeat + 1):
+                anyway = views(WHOLE)[SampleKey(epoch, often, int(shown))]
                 for mine, theirs in zip(
                     (crops, random_params, small, small_draws), anyway[:4], strict=True
                 ):
@@ -97,22 +99,25 @@ def test_two_broken_images_do_not_show_the_same_views(tmp_path):
     one = tmp_path / "0.png"
     Image.fromarray(PIXELS[0]).save(one)
     images = ImageSet((one, tmp_path / "gone", tmp_path / "too"), None, (), ("0", "1", "2"))
-    first, second, later = (views(images)[key] for key in ((0, 1), (0, 2), (REPEAT, 1)))
+    first, second, later = (
+        views(images)[SampleKey(0, repeat, index)] for repeat, index in ((0, 1), (0, 2), (1, 1))
+    )
     assert [item[4] for item in (first, second, later)] == [0, 0, 0]
     assert len({item[1].numpy().tobytes() for item in (first, second, later)}) == 3
 
 
 def test_views_of_substitutes_lie_beyond_all_repetitions_and_keep_the_epoch(files):
     for index in BROKEN:
-        epoch = load_or_replace(files, (7 + 3 * REPEAT, index), seed=3).key[0]
-        assert epoch % REPEAT == 7
-        assert 2**30 <= epoch // REPEAT < 2**31
+        key = load_or_replace(files, SampleKey(7, 3, index), seed=3).key
+        assert key.epoch == 7
+        assert 2**30 <= key.repeat < 2**31
 
 
 def test_images_in_memory_are_never_replaced():
     for index in range(N):
-        shown = load_or_replace(WHOLE, (1, index), seed=3)
-        assert (shown.key, shown.broken) == ((1, index), -1)
+        key = SampleKey(1, 0, index)
+        shown = load_or_replace(WHOLE, key, seed=3)
+        assert (shown.key, shown.broken) == (key, -1)
 
 
 def test_a_set_without_a_readable_image_is_given_up_after_100_tries(tmp_path):
@@ -120,7 +125,7 @@ def test_a_set_without_a_readable_image_is_given_up_after_100_tries(tmp_path):
     with pytest.raises(
         DataError, match=r"^100 images drawn at random cannot be read, .*bring them"
     ):
-        load_or_replace(images, (0, 0), seed=0)
+        load_or_replace(images, SampleKey(0, 0, 0), seed=0)
 
 
 @pytest.mark.parametrize("loader", [view_loader, labeled_loader])

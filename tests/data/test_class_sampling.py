@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from sslgh.data import ResumableBatchSampler, class_sampling
-from sslgh.data.batch_sampler import REPEAT
 
 COUNTS = np.array([40, 0, 17, 6, 3, 1])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(6), COUNTS))
@@ -163,15 +162,14 @@ def test_a_repeated_image_has_a_key_of_its_own_that_still_tells_the_epoch():
     batches = list(order())
     for epoch in range(3):
         keys = list(chain(*batches[epoch * steps : (epoch + 1) * steps]))
-        assert [index for _, index in keys] == sampling("class-balanced")(epoch)[
-            : len(keys)
-        ].tolist()
-        assert {draw % REPEAT for draw, _ in keys} == {epoch}
-        random_params = {}
-        for draw, index in keys:
-            random_params.setdefault(index, []).append(draw // REPEAT)
-        assert max(map(len, random_params.values())) >= 12
-        assert all(found == list(range(len(found))) for found in random_params.values())
+        shown = sampling("class-balanced")(epoch)[: len(keys)].tolist()
+        assert [key.index for key in keys] == shown
+        assert {key.epoch for key in keys} == {epoch}
+        repeats = {}
+        for key in keys:
+            repeats.setdefault(key.index, []).append(key.repeat)
+        assert max(map(len, repeats.values())) >= 12
+        assert all(found == list(range(len(found))) for found in repeats.values())
 
 
 def test_a_sequence_of_another_length_is_an_error():

@@ -6,6 +6,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sslgh.data import EvalDataset, ImageSet, PretrainDataset, Weak, local_side
 from sslgh.data.augment import NUM_DRAWS
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.crop import random_box, resized_crop
 from sslgh.data.rng import LOCAL, ORDER, VIEWS, WEAK, rng_for
 from sslgh.recipe.data import Augment
@@ -26,7 +27,7 @@ def same(a, b):
 
 
 def test_an_item_has_two_crops_their_draws_the_index_and_nothing_broken():
-    crops, random_params, local_crops, local_draws, index, broken = two_views()[3, 7]
+    crops, random_params, local_crops, local_draws, index, broken = two_views()[SampleKey(3, 0, 7)]
     assert crops.shape == (2, 3, 16, 16)
     assert crops.dtype == torch.uint8
     assert random_params.shape == (2, NUM_DRAWS)
@@ -40,7 +41,9 @@ def test_an_item_has_two_crops_their_draws_the_index_and_nothing_broken():
 
 
 def test_an_item_has_as_many_local_crops_as_the_recipe_says():
-    _, _, local_crops, local_draws, _, _ = two_views(local_crops=5, local_size=6)[3, 7]
+    _, _, local_crops, local_draws, _, _ = two_views(local_crops=5, local_size=6)[
+        SampleKey(3, 0, 7)
+    ]
     assert (local_crops.shape, local_crops.dtype) == ((5, 3, 6, 6), torch.uint8)
     assert (local_draws.shape, local_draws.dtype) == ((5, NUM_DRAWS), torch.float32)
     assert len(torch.unique(local_crops.flatten(1), dim=0)) == 5
@@ -50,7 +53,7 @@ def test_the_full_crops_and_colors_are_those_of_the_first_release():
     # Its code: 22 numbers for a crop and 13 for the colors, view by view. A change of these
     # numbers changes every run: it belongs into the changelog.
     for local_crops in (0, 3):
-        crops, random_params, *_ = two_views(seed=4, local_crops=local_crops)[3, 7]
+        crops, random_params, *_ = two_views(seed=4, local_crops=local_crops)[SampleKey(3, 0, 7)]
         uniform = rng_for(4, VIEWS, 3, 7).random((2, 35), dtype=np.float32)
         assert np.array_equal(random_params[:, :13], uniform[:, 22:])
         for crop, numbers in zip(crops, uniform.tolist(), strict=True):
@@ -63,10 +66,10 @@ def test_the_full_crops_and_colors_are_those_of_the_first_release():
 
 def test_what_came_later_is_drawn_of_its_own():
     views = two_views(local_crops=2)
-    items = [views[epoch, i] for epoch in range(3) for i in range(N)]
+    items = [views[SampleKey(epoch, 0, i)] for epoch in range(3) for i in range(N)]
     random_params = torch.cat([torch.cat((item[1], item[3])) for item in items])
     assert len(torch.unique(random_params)) > 0.999 * random_params.numel()
-    fewer = two_views(local_crops=1)[2, N - 1]
+    fewer = two_views(local_crops=1)[SampleKey(2, 0, N - 1)]
     assert torch.equal(fewer[2][0], items[-1][2][0])
 
 
@@ -76,7 +79,7 @@ def test_a_local_crop_is_a_small_part_of_the_image_and_a_full_one_is_not():
     images = ImageSet(plane[None], None, (), ("0",))
     augment = Augment(local_crops=4, crop_scale=(0.6, 1), crop_ratio=(1, 1))
     views = PretrainDataset(images, augment, size=56, seed=0)
-    items = [views[epoch, 0] for epoch in range(60)]
+    items = [views[SampleKey(epoch, 0, 0)] for epoch in range(60)]
 
     def areas(crops):
         """Share of the image, from the first and last pixel's color; 1 is one pixel less."""
@@ -100,15 +103,20 @@ def test_the_side_of_a_local_crop():
 
 def test_an_item_depends_on_seed_epoch_and_index_alone():
     views = two_views()
-    first = views[3, 7]
-    _ = views[0, 0], np.random.default_rng().random()
+    first = views[SampleKey(3, 0, 7)]
+    _ = views[SampleKey(0, 0, 0)], np.random.default_rng().random()
     torch.manual_seed(99)
-    assert same(views[3, 7], first)
-    assert same(two_views()[3, 7], first)
+    assert same(views[SampleKey(3, 0, 7)], first)
+    assert same(two_views()[SampleKey(3, 0, 7)], first)
 
 
 def test_seed_epoch_index_and_view_each_change_the_draws():
-    items = [two_views()[0, 0], two_views()[1, 0], two_views()[0, 1], two_views(seed=1)[0, 0]]
+    items = [
+        two_views()[SampleKey(0, 0, 0)],
+        two_views()[SampleKey(1, 0, 0)],
+        two_views()[SampleKey(0, 0, 1)],
+        two_views(seed=1)[SampleKey(0, 0, 0)],
+    ]
     random_params = torch.cat([item[1] for item in items])
     assert len(torch.unique(random_params, dim=0)) == 8
     assert not torch.equal(items[0][0][0], items[0][0][1])
@@ -133,7 +141,9 @@ def test_streams_are_the_same_on_every_machine_and_version():
 
 
 def test_draws_are_uniform():
-    random_params = torch.cat([two_views()[epoch, i][1] for epoch in range(60) for i in range(N)])
+    random_params = torch.cat(
+        [two_views()[SampleKey(epoch, 0, i)][1] for epoch in range(60) for i in range(N)]
+    )
     assert (random_params.mean(dim=0) - 0.5).abs().max() < 4.5 / np.sqrt(12 * len(random_params))
     assert torch.allclose(random_params.var(dim=0), torch.full((NUM_DRAWS,), 1 / 12), rtol=0.1)
     correlation = torch.corrcoef(random_params.T) - torch.eye(NUM_DRAWS)
@@ -141,17 +151,19 @@ def test_draws_are_uniform():
 
 
 def test_the_crop_follows_the_recipe():
-    whole = two_views(crop_scale=(1, 1), crop_ratio=(1, 1))[0, 5][0]
+    whole = two_views(crop_scale=(1, 1), crop_ratio=(1, 1))[SampleKey(0, 0, 5)][0]
     expected = F.resize(IMAGES.image(5), [16, 16])
     assert np.array_equal(whole[0].permute(1, 2, 0), np.asarray(expected))
     assert torch.equal(whole[0], whole[1])
-    bicubic = two_views(crop_scale=(1, 1), crop_ratio=(1, 1), interpolation="bicubic")[0, 5][0]
+    bicubic = two_views(crop_scale=(1, 1), crop_ratio=(1, 1), interpolation="bicubic")[
+        SampleKey(0, 0, 5)
+    ][0]
     assert not torch.equal(whole, bicubic)
 
 
 def test_items_collate_to_a_batch():
     views = two_views(local_crops=3)
-    *parts, broken = default_collate([views[0, i] for i in (4, 2)])
+    *parts, broken = default_collate([views[SampleKey(0, 0, i)] for i in (4, 2)])
     crops, random_params, local_crops, local_draws, index = parts
     assert broken.tolist() == [-1, -1]
     assert crops.shape == (2, 2, 3, 16, 16)

@@ -54,7 +54,7 @@ def test_batches_hold_crops_draws_indices_and_nothing_broken_in_the_given_order(
     given = batches(IMAGES, 0, local_crops)
     assert len(given) == len(order) == 8
     for (*parts, index, broken), keys in zip(given, order, strict=True):
-        assert index.tolist() == [i for _, i in keys]
+        assert index.tolist() == [key.index for key in keys]
         assert broken.tolist() == [-1] * len(keys)
         assert len(parts) == 4
         for number, part in enumerate(parts):
@@ -140,7 +140,7 @@ def test_labeled_batches_hold_the_items_in_the_given_order():
     given, order, views = labeled(IMAGES, 0)
     assert len(given) == len(order) == 8
     for (view, crops, random_params, label, index, broken), keys in zip(given, order, strict=True):
-        assert index.tolist() == [i for _, i in keys]
+        assert index.tolist() == [key.index for key in keys]
         assert broken.tolist() == [-1] * len(keys)
         assert label.tolist() == LABELS[index].tolist()
         for number, part in enumerate((view, crops, random_params)):

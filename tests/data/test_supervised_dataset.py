@@ -6,7 +6,7 @@ from torch.utils.data import default_collate
 
 from sslgh.data import ImageSet, PretrainDataset, SupervisedDataset
 from sslgh.data.augment import NUM_DRAWS
-from sslgh.data.batch_sampler import REPEAT
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.rng import (
     LABELED,
     LOCAL,
@@ -40,7 +40,9 @@ def same(a, b):
 
 def test_an_item_has_view_crops_draws_label_index_and_nothing_broken():
     for index in range(N):
-        view, crops, random_params, label, found, broken = views(contrast=True)[3, index]
+        view, crops, random_params, label, found, broken = views(contrast=True)[
+            SampleKey(3, 0, index)
+        ]
         assert (label, found, broken) == (LABELS[index], index, -1)
     assert (view.shape, view.dtype) == ((3, 20, 20), torch.uint8)
     assert (crops.shape, crops.dtype) == ((2, 3, 20, 20), torch.uint8)
@@ -49,40 +51,42 @@ def test_an_item_has_view_crops_draws_label_index_and_nothing_broken():
 
 
 def test_without_contrast_there_are_no_crops_and_the_view_is_the_same():
-    view, crops, random_params, *rest = views(policy="autoaugment")[3, 7]
+    view, crops, random_params, *rest = views(policy="autoaugment")[SampleKey(3, 0, 7)]
     assert (crops.shape, crops.dtype) == ((0, 3, 20, 20), torch.uint8)
     assert (random_params.shape, random_params.dtype) == ((0, NUM_DRAWS), torch.float32)
-    with_crops = views(policy="autoaugment", contrast=True)[3, 7]
+    with_crops = views(policy="autoaugment", contrast=True)[SampleKey(3, 0, 7)]
     assert same((view, *rest), (with_crops[0], *with_crops[3:]))
 
 
 def test_the_crops_are_those_of_self_supervised_training():
-    crops, random_params, *_ = PretrainDataset(IMAGES, AUGMENT, size=20, seed=4)[2, 5]
-    assert same((crops, random_params), views(seed=4, contrast=True)[2, 5][1:3])
+    crops, random_params, *_ = PretrainDataset(IMAGES, AUGMENT, size=20, seed=4)[SampleKey(2, 0, 5)]
+    assert same((crops, random_params), views(seed=4, contrast=True)[SampleKey(2, 0, 5)][1:3])
 
 
 @pytest.mark.parametrize("policy", ["crop-flip", "autoaugment", "randaugment", "none"])
 def test_the_view_follows_the_policy(policy):
     expected = random_view(IMAGES.image(5), 16, policy, rng_for(1, LABELED, 2, 5))
-    assert np.array_equal(views(seed=1, size=16, policy=policy)[2, 5][0], expected)
+    assert np.array_equal(views(seed=1, size=16, policy=policy)[SampleKey(2, 0, 5)][0], expected)
 
 
 def test_an_item_depends_on_seed_epoch_and_index_alone():
     first = views(policy="autoaugment", contrast=True)
-    expected = first[3, 7]
-    _ = first[0, 0], torch.manual_seed(99)
-    assert same(first[3, 7], expected)
-    assert same(views(policy="autoaugment", contrast=True)[3, 7], expected)
+    expected = first[SampleKey(3, 0, 7)]
+    _ = first[SampleKey(0, 0, 0)], torch.manual_seed(99)
+    assert same(first[SampleKey(3, 0, 7)], expected)
+    assert same(views(policy="autoaugment", contrast=True)[SampleKey(3, 0, 7)], expected)
 
 
 def test_seed_epoch_repetition_and_image_each_bring_a_fresh_view():
-    keys = [(0, 0), (1, 0), (2, 0), (REPEAT, 0), (2 * REPEAT, 0), (1 + REPEAT, 0)]
-    drawn = [views(contrast=True)[key] for key in keys] + [views(seed=1, contrast=True)[0, 0]]
+    keys = [SampleKey(e, r, 0) for e, r in ((0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 1))]
+    drawn = [views(contrast=True)[key] for key in keys] + [
+        views(seed=1, contrast=True)[SampleKey(0, 0, 0)]
+    ]
     for position, least in ((0, 6), (1, 7)):  # two of the 162 shifts may be alike
         assert len({item[position].numpy().tobytes() for item in drawn}) >= least
     flat = ImageSet(np.repeat(PIXELS[:1], N, axis=0), LABELS, ("a", "b", "c"), IMAGES.names)
     alike = SupervisedDataset(flat, AUGMENT, size=20, seed=0)
-    assert len({alike[0, i][0].numpy().tobytes() for i in range(N)}) >= N - 2
+    assert len({alike[SampleKey(0, 0, i)][0].numpy().tobytes() for i in range(N)}) >= N - 2
 
 
 def test_no_two_purposes_share_a_stream():
@@ -93,7 +97,7 @@ def test_no_two_purposes_share_a_stream():
 
 def test_items_collate_to_a_batch():
     for contrast, number in ((True, 2), (False, 0)):
-        batch = default_collate([views(contrast=contrast)[0, i] for i in (4, 2, 9)])
+        batch = default_collate([views(contrast=contrast)[SampleKey(0, 0, i)] for i in (4, 2, 9)])
         shapes = [tuple(part.shape) for part in batch]
         assert shapes == [
             (3, 3, 20, 20),
@@ -115,7 +119,10 @@ def test_files_give_what_memory_gives(tmp_path):
     from_files = SupervisedDataset(
         files, AUGMENT, size=20, seed=0, policy="randaugment", contrast=True
     )
-    assert same(from_files[1, 3], views(policy="randaugment", contrast=True)[1, 3])
+    assert same(
+        from_files[SampleKey(1, 0, 3)],
+        views(policy="randaugment", contrast=True)[SampleKey(1, 0, 3)],
+    )
 
 
 def test_images_without_labels_are_an_error():

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from sslgh.data import DataError, ImageSet, ResumableBatchSampler, view_loader
+from sslgh.data import DataError, ImageSet, PretrainBatch, ResumableBatchSampler, view_loader
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import make_recipe
@@ -80,11 +80,12 @@ def test_the_report_names_exactly_the_broken_files_with_their_reasons(folder, wo
     assert "quarantine.json names them; the first: " in said[-1]
 
 
-def test_batches_lose_their_last_tensor_and_nothing_else(folder):
+def test_batches_are_those_of_the_loader(folder):
     given, _ = passed(opened(folder))
     loaded = list(opened(folder).batches)
     for mine, theirs in zip(given, loaded, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(mine, theirs[:-1], strict=True))
+        assert type(mine) is type(theirs) is PretrainBatch
+        assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
 
 
 def test_what_is_met_again_is_not_news(folder):
@@ -243,7 +244,7 @@ def on_processes(folder, share):
             given, said = passed(batches)
         except DataError as error:
             return str(error)
-    return [batch[-1].tolist() for batch in given], said
+    return [batch.index.tolist() for batch in given], said
 
 
 def test_two_processes_agree_with_one(two_processes, folder):
@@ -252,7 +253,7 @@ def test_two_processes_agree_with_one(two_processes, folder):
     (folder / "run" / "quarantine.json").unlink()
     (first, said), (second, too) = two_processes(on_processes, str(folder), 0.2)
     shown = [a + b for a, b in zip(first, second, strict=True)]
-    assert shown == [batch[-1].tolist() for batch in given]
+    assert shown == [batch.index.tolist() for batch in given]
     assert said == too
     assert (folder / "run" / "quarantine.json").read_bytes() == alone
 
@@ -293,7 +294,8 @@ class Lost:
         self.given += 1
         if self.given > 1:
             raise DataError("the disk is gone")
-        return [torch.ones(2, 3), torch.arange(2), torch.full((2,), -1)]
+        index = torch.arange(2)
+        return PretrainBatch(*[torch.ones(2, 3)] * 4, index, torch.full((2,), -1))
 
 
 def lost_in_mid_run(folder):
@@ -306,7 +308,7 @@ def lost_in_mid_run(folder):
         try:
             batches.check(Accelerator(cpu=True))
         except DataError as error:
-            return batches.failed, len(given[1]), str(error)
+            return batches.failed, len(given[1].index), str(error)
     return None
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from sslgh.classify import OBJECTIVES
-from sslgh.data import DataError, augment_views, normalize, training_set
+from sslgh.data import DataError, SupervisedBatch, augment_views, normalize, training_set
 from sslgh.engine.build import build_network
 from sslgh.engine.finetuning import (
     _build,
@@ -130,14 +130,15 @@ def first_part(recipe, epoch: int = 0):
 
     draws = torch.from_numpy(generator.random((16, 2, NUM_DRAWS), dtype=np.float32))
     target = torch.from_numpy(images.labels[rows])
-    batch = view, crops, draws, target, torch.from_numpy(rows)
+    index = torch.from_numpy(rows)
+    batch = SupervisedBatch(view, crops, draws, target, index, index * 0 - 1)
     values = _task(run, network, average).part(batch, Moment(epoch, 1, 0.1, logged=True))
     counts = torch.from_numpy(images.class_counts)
     return values, network, batch, counts / counts.sum()
 
 
 def test_the_loss_is_that_of_the_objective_and_its_term(supervised) -> None:
-    values, network, (view, _, _, target, _), prior = first_part(
+    values, network, (view, _, _, target, *_), prior = first_part(
         supervised("finetune.objective=elm", "finetune.temperature=0.2", "finetune.tau=0.7")
     )
     features = network.backbone(normalize(view))
@@ -160,7 +161,7 @@ def test_a_contrast_has_two_views_of_its_own_and_prototypes_behind_a_head(superv
         "finetune.embedding_weight=0.6",
         "model.batch_norm=local",
     )
-    values, network, (view, crops, draws, target, _), prior = first_part(recipe)
+    values, network, (view, crops, draws, target, *_), prior = first_part(recipe)
     network.train()
     views = [normalize(view), *augment_views(crops, draws, recipe.data.augment)]
     local, one, two = network.backbone(torch.cat(views)).chunk(3)
@@ -194,7 +195,7 @@ def test_the_largest_margin_of_ldam_is_half_a_cosine(supervised) -> None:
 @pytest.mark.parametrize("sampling", ["class-balanced", "progressive"])
 def test_the_prior_is_that_of_the_draws(supervised, sampling) -> None:
     recipe = supervised("finetune.objective=la", f"finetune.sampling={sampling}", "train.epochs=10")
-    values, network, (view, _, _, target, _), prior = first_part(recipe, epoch=5)
+    values, network, (view, _, _, target, *_), prior = first_part(recipe, epoch=5)
     drawn = torch.full_like(prior, 0.1)
     if sampling == "progressive":
         drawn = (prior + drawn) / 2

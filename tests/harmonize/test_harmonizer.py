@@ -407,7 +407,7 @@ def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
                 if (epoch, step) == end:
                     return shown
                 batch = next(rng_for)
-                index = torch.tensor([index for _, index in batch])
+                index = torch.tensor([key.index for key in batch])
                 harmonizer.observe(z[index] * (1 + epoch + step), index)
                 shown.append((batch, harmonizer.expected.tolist()))
         return shown
