@@ -1,4 +1,4 @@
-"""Training goes on over broken files, and the run directory says which."""
+"""Tolerate unreadable images and report them in quarantine.json."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,16 +30,15 @@ ROUNDING = 1e-6
 class BrokenImages(Iterator[Batch]):
     """A loader's batches; remembers which images are broken.
 
-    A process that finds hardly any readable image gives its last batch again: raising an error alone
-    would leave the others waiting in a collective. The next `check`, which comes before anything is
-    saved, stops them all.
+    A rank that finds hardly any readable image repeats its last batch: raising an error alone would leave
+    the others waiting in a collective. The next `sync`, which comes before anything is saved, stops all.
 
     Args:
-        batches: Of `view_loader` or `labeled_loader`.
+        batches: Batches of `view_loader` or `labeled_loader`.
         images: The training set.
         share: The recipe's ``data.broken_share``.
-        directory: The run directory, where what was found before is read; None: nothing is written.
-        device: Where the processes agree.
+        directory: The run directory, with the report of an interrupted run; None: nothing is written.
+        device: Device of the collectives.
 
     Raises:
         DataError: If the report in the directory is damaged.
@@ -58,13 +57,13 @@ class BrokenImages(Iterator[Batch]):
         self.directory, self.device = directory, device
         self._last: Batch | None = None
         self._failure: str | None = None
-        # What was found before a stop is judged again as soon as it is met: a run that stopped because
-        # of too many goes on only if they were repaired.
+        # Images found before a stop count again once they are met: a run that stopped because of too
+        # many resumes only if they were repaired.
         self._known: set[int] = set()
         self._new: set[int] = set()
         self._files = {} if directory is None else quarantined(directory)
         if self._files and dist_info().rank == 0:
-            self._look_again()
+            self._recheck()
 
     def __iter__(self) -> Self:
         return self
@@ -78,52 +77,52 @@ class BrokenImages(Iterator[Batch]):
         else:
             self._last = batch
             self._new.update(set(batch.broken[batch.broken >= 0].tolist()) - self._known)
-        # Every process asks for its first batch: without one there is nothing to give again.
+        # Every rank asks for its first batch: without one there is nothing to repeat.
         if first and any_rank(self._failure is not None, self.device):
             raise DataError(next(why for why in gather_object([self._failure]) if why is not None))
         assert self._last is not None
         return self._last
 
-    def end(self) -> None:
-        """End the loader's workers now."""
+    def close(self) -> None:
+        """Stop the loader's workers."""
         end_workers(self.batches)
 
     @property
-    def news(self) -> bool:
-        """Whether this process has found something since the last check."""
-        return bool(self._new) or self.failed
+    def has_new(self) -> bool:
+        """Whether this rank has found broken images since the last `sync`."""
+        return bool(self._new) or self.exhausted
 
     @property
-    def failed(self) -> bool:
-        """Whether this process has no images left to train on; the next check raises."""
+    def exhausted(self) -> bool:
+        """Whether this rank has no images left to train on; the next `sync` raises."""
         return self._failure is not None
 
-    def check(self, accelerator: Accelerator) -> str | None:
-        """Agree on what was found since the last check. Collective: call it on every rank, cheap when it is nothing.
+    def sync(self, accelerator: Accelerator) -> str | None:
+        """Share what was found since the last call; due before a checkpoint. Collective: call it on every rank.
 
-        Process 0 writes ``quarantine.json``. Due before a checkpoint is saved.
+        Rank 0 writes ``quarantine.json``.
 
         Returns:
-            A sentence on what is new; None where nothing is.
+            A message on new broken images; None without any.
 
         Raises:
-            DataError: On every process, if more than ``share`` of the images are broken, or hardly any
+            DataError: On every rank, if more than ``share`` of the images are broken, or hardly any
                 can be read.
         """
-        if not any_rank(self.news, self.device):
+        if not any_rank(self.has_new, self.device):
             return None
         found = gather_object([(sorted(self._new), self._failure)])
         new = sorted({position for positions, _ in found for position in positions})
         failure = next((why for _, why in found if why is not None), None)
         self._known.update(new)
         self._new.clear()
-        return run_on_main(lambda: self._judged(new, failure), accelerator)
+        return run_on_main(lambda: self._report(new, failure), accelerator)
 
-    def _judged(self, new: list[int], failure: str | None) -> str:
-        """Write down what is new, and judge all that is known; process 0 only.
+    def _report(self, new: list[int], failure: str | None) -> str:
+        """Write the report and check the share of broken images; rank 0 only.
 
         Raises:
-            DataError: If it is too much.
+            DataError: If too many are broken.
         """
         found = {self.images.names[position]: reason(self.images, position) for position in new}
         self._files |= found
@@ -135,7 +134,7 @@ class BrokenImages(Iterator[Batch]):
         broken = sum(name in names for name in self.images.names)
         name = min(unreadable(found) or found)
         first = found[name] if found[name] != READS_NOW else f"{printable(name)} {READS_NOW}"
-        # Where no file may be broken, neither may one that was so for a moment.
+        # With a share of 0 not even a file that was broken for a while is allowed.
         if broken - self.share * total > ROUNDING or self.share == 0:
             raise DataError(
                 f"{broken} of {total} images cannot be read ({broken / total:.1%}) and data.broken_share "
@@ -147,8 +146,8 @@ class BrokenImages(Iterator[Batch]):
             f"instead; {where}; the first: {first}"
         )
 
-    def _look_again(self) -> None:
-        """Notice what was repaired since the run stopped."""
+    def _recheck(self) -> None:
+        """Drop images from the report that were repaired since the run stopped."""
         before, names = self._files, self.images.names
         positions = [position for position, name in enumerate(names) if name in before]
         self._files = {names[position]: reason(self.images, position) for position in positions}
@@ -156,10 +155,7 @@ class BrokenImages(Iterator[Batch]):
             self._write()
 
     def _write(self) -> str:
-        """Write the report; a sentence's part on where it is.
-
-        A full disk must not stop one process while the others wait.
-        """
+        """Write the report and name its path; a full disk must not stop one rank while the others wait."""
         if self.directory is None:
             return "nothing was written"
         path = self.directory / QUARANTINE

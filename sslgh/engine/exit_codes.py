@@ -9,31 +9,30 @@ from datetime import UTC, datetime
 from torch.distributed import DistError
 
 from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.launch import Stopped
 from sslgh.engine.logger import print_stderr
-from sslgh.engine.run_dir import State, check_directory, read_status, write_status
-from sslgh.engine.run_lock import BusyError
-from sslgh.engine.signals import Stopped
+from sslgh.engine.run_dir import BusyError, State, check_directory, read_status, write_status
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.printable import printable
 
 logger = logging.getLogger(__name__)
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
-# How long another process than 0 waits before it speaks: where process 0 failed alike and has spoken, the
-# launcher ends this one meanwhile.
+# Seconds that other ranks wait before they print: where rank 0 failed for the same reason and has printed it,
+# the launcher ends this process meanwhile.
 GRACE_SECONDS = 3
 INTERRUPTED = "interrupted; run the same command to go on from the last checkpoint"
 
 
 def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int:
-    """Run a command and say how it ended.
+    """Run a command and report how it ended.
 
-    The user's mistakes (ValueError, by the rules of the house) and a full disk give one sentence;
-    anything else is a bug of ours and keeps its traceback.
+    Mistakes of the user (ValueError) and a full disk give one sentence; anything else is a bug and keeps its
+    traceback.
 
     Args:
         action: The command.
-        recipe: Whose run directory hears of it, unless it belongs to another run.
+        recipe: Run whose status.json is updated, unless the directory belongs to another run.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
@@ -47,17 +46,17 @@ def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int
         return _report(recipe, "failed", INTERRUPTED, FAILED, begun)
     except ValueError as error:
         logger.debug("traceback of a user's error", exc_info=True)
-        # Where another process trains, the status is that of its run.
+        # If another process trains there, the status is that of its run.
         return _report(
             None if isinstance(error, BusyError) else recipe, "failed", str(error), BAD_INPUT, begun
         )
     except (NotFiniteError, OSError) as error:
         if isinstance(error, BrokenPipeError) and recipe is None:
-            raise  # ``| head`` has what it wanted, and the command line knows how to end then
+            raise  # a closed pipe (``| head``) is handled by the command line
         return _report(recipe, "failed", str(error), FAILED, begun)
     except BaseException as error:
-        if _left_alone(error):
-            logger.debug("traceback of a process that was left alone", exc_info=True)
+        if _peer_lost(error):
+            logger.debug("traceback of a failed collective", exc_info=True)
             sentence = "another process of the run ended; what it said is the cause"
             return _report(recipe, "failed", sentence, FAILED, begun)
         _record(recipe, "failed", f"{type(error).__name__}: {error}", begun)
@@ -65,8 +64,8 @@ def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int
     return DONE
 
 
-def _left_alone(error: BaseException) -> bool:
-    """Whether a collective failed because another process is gone."""
+def _peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone."""
     of_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     return isinstance(error, DistError) or of_gloo
 
@@ -83,16 +82,15 @@ def _report(recipe: Recipe | None, state: State, message: str, code: int, begun:
 
 
 def _record(recipe: Recipe | None, state: State, message: str, begun: datetime) -> None:
-    """Write the status of a run that is the recipe's own; another's is not touched.
+    """Update status.json if the directory holds this recipe's run.
 
-    The first cause stays: the failure of one process makes the others fail.
+    The first cause stays: the failure of one rank makes the others fail.
     """
     if recipe is None or (state == "stopped" and not is_main()):
         return
     try:
         check_directory(recipe)
-        # What fails or is stopped beside a training that is done, a probe or a start with other settings,
-        # undoes none of it.
+        # A probe that fails, or a start with other settings, leaves a finished training done.
         done = read_status(recipe.directory).get("state") == "done"
         if not done and not _failed_since(recipe, begun):
             write_status(recipe.directory, state, message)
@@ -112,6 +110,5 @@ def _failed_since(recipe: Recipe, begun: datetime) -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all."""
-    # Of the launcher, since the world may be what went wrong.
+    """Whether this is rank 0, by the launcher's variable: the process group may be what failed."""
     return os.environ.get("RANK", "0") == "0"

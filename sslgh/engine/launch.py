@@ -1,11 +1,14 @@
-"""The processes of a run: started through Accelerate, refused when they are not those asked for."""
+"""Launch of a run: Accelerate and its processes, stop signals, deterministic kernels, a fault of bf16."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,33 +17,49 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
+from torch import Tensor, nn
 
 from sslgh.engine.fsdp import shard_on_cpu, sharding_asked
+from sslgh.recipe import RecipeError
 
-# Process 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
+# Rank 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
 TIMEOUT = timedelta(hours=2)
 T = TypeVar("T")
+
+
+# SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# The last torch whose bf16 convolutions were found wrong; a test compares those of later ones with float64.
+LAST_WITH_WRONG_BF16 = (2, 15)
 
 
 class LaunchError(ValueError):
     """The launcher started another number of processes than was asked for."""
 
 
+class DeterminismError(ValueError):
+    """An operation has no deterministic kernel on this device."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
+    """The run was stopped by a signal after saving."""
+
+
 def init_accelerator(processes: int | None = None) -> Accelerator:
     """The Accelerator of this process.
 
-    Mixed precision is the recipe's and applied by the loop, whatever the launcher's
+    Mixed precision is the recipe's and applied by the trainer, whatever the launcher's
     configuration says: a forgotten default_config.yaml must not change a result.
 
     Args:
-        processes: How many there must be; None: any number.
+        processes: Required number of processes; None: any.
 
     Raises:
         LaunchError: If the launcher silently started fewer processes than it was asked for.
         FSDPError: If it asks for FSDP1.
     """
-    asked_quietly = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
-    if asked_quietly:
+    launched_without_world_size = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    if launched_without_world_size:
         raise LaunchError(
             "the launcher was asked for several processes but started one (MASTER_PORT is set, "
             "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
@@ -51,7 +70,7 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
         mixed_precision="no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            # Queues, centers and global batch statistics are alike on all processes already.
+            # Queues, centers and global batch statistics are equal on all ranks already.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
     )
@@ -62,10 +81,10 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
 
 
 def check_num_processes(accelerator: Accelerator, processes: int | None) -> None:
-    """Refuse a world that is not the one that was asked for.
+    """Refuse another number of processes than was asked for.
 
     Raises:
-        LaunchError: One sentence with the way out.
+        LaunchError: If the launcher started another number, or started them apart.
     """
     size = accelerator.num_processes
     asked = int(os.environ.get("WORLD_SIZE", "0"))
@@ -92,18 +111,18 @@ def describe_processes(accelerator: Accelerator) -> str:
     return f"{processes}, {device}, {torch.get_num_threads()} CPU threads each"
 
 
-def package_versions() -> dict[str, str]:
-    """What decides the launch, for ``environment.json``."""
+def launch_environment() -> dict[str, str]:
+    """Launch variables, Python and program, for ``environment.json``."""
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     found = {name: os.environ[name] for name in names if name in os.environ}
     return found | {"python": sys.version.split()[0], "program": Path(sys.argv[0]).name}
 
 
 def run_on_main(work: Callable[[], T], accelerator: Accelerator) -> T:
-    """What process 0 finds, on every process. Collective: call it on every rank.
+    """Run a function on rank 0 and broadcast its result. Collective: call it on every rank.
 
     Raises:
-        ValueError, OSError: What ``work`` raised, on every process, so that none waits for the others.
+        ValueError, OSError: The error of ``work``, on every rank, so that none waits for the others.
     """
     answer: list[Any] = [None]
     if accelerator.is_main_process:
@@ -119,6 +138,76 @@ def run_on_main(work: Callable[[], T], accelerator: Accelerator) -> T:
 
 
 def shutdown_distributed() -> None:
-    """Leave the process group, on every way out: a launcher warns about one left open."""
+    """Leave the process group: a launcher warns about one left open."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+class StopRequest:
+    """Catches SIGTERM, SIGINT and SIGUSR1 to stop after the step; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def determinism(asked: bool) -> Iterator[None]:
+    """Deterministic kernels within the block, if asked for; they cost speed on a GPU.
+
+    On a CPU with a fixed number of threads runs repeat to the bit without them too.
+
+    Raises:
+        DeterminismError: If an operation has no deterministic kernel; it is named.
+    """
+    if not asked:
+        yield
+        return
+    # cuBLAS reads it at its first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).split(". ")[0]
+        raise DeterminismError(f"{reason}; set train.deterministic: false") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def refuse_small_maps(module: nn.Module) -> None:
+    """Have a module refuse the convolutions of which torch takes a wrong weight gradient in bf16 on the CPU.
+
+    With stride 2 and more than one pixel per kernel, on maps of one pixel, the gradient holds memory that was
+    never written. Found by comparing with float64; float32, stride 1 and depthwise kernels are right.
+    """
+
+    def refuse(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training and min(inputs[0].shape[-2:]) == 1:
+            raise RecipeError(
+                "train.precision: bf16 on the CPU takes wrong gradients where the maps of a layer are down to one "
+                "pixel; set train.precision: fp32, or raise data.size (data.augment.local_size for local crops)"
+            )
+
+    if tuple(map(int, torch.__version__.split(".")[:2])) <= LAST_WITH_WRONG_BF16:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 < max(layer.kernel_size):
+                layer.register_forward_pre_hook(refuse)

@@ -11,14 +11,12 @@ from sslgh.distributed import any_rank
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_writer import CheckpointWriter
-from sslgh.engine.determinism import determinism
 from sslgh.engine.finite import MAX_SKIPPED, BufferSnapshot, NotFiniteError
 from sslgh.engine.fsdp import local_shard, unshard_
-from sslgh.engine.launch import run_on_main
+from sslgh.engine.launch import Stopped, StopRequest, determinism, run_on_main
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import learning_rate
 from sslgh.engine.run import Run, releasing_lock, within
-from sslgh.engine.signals import Stopped, StopRequest
 from sslgh.engine.step import Moment, Task, Values, take_step
 from sslgh.recipe import Recipe
 
@@ -161,7 +159,7 @@ class _Loop:
         Raises:
             DataError: On every process, if there are too many.
         """
-        sentence = self.batches.check(self.run.accelerator)
+        sentence = self.batches.sync(self.run.accelerator)
         if sentence is not None:
             self.journal.info(sentence)
             self.journal.log_event(
@@ -229,7 +227,7 @@ def _ended(batches: BrokenImages) -> Iterator[None]:
     try:
         yield
     finally:
-        batches.end()
+        batches.close()
 
 
 @contextmanager

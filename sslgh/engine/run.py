@@ -29,12 +29,12 @@ from sslgh.engine.fsdp import prepare_for_fsdp
 from sslgh.engine.launch import (
     check_num_processes,
     describe_processes,
-    package_versions,
+    launch_environment,
+    refuse_small_maps,
     run_on_main,
 )
 from sslgh.engine.logger import METRICS
 from sslgh.engine.run_dir import check_directory, open_directory, read_status, write_text
-from sslgh.engine.small_maps import refuse_small_maps
 from sslgh.recipe import Recipe, RecipeError
 
 Sequence = Callable[[int], NDArray[np.int64]]
@@ -179,7 +179,7 @@ def _check_images(run: Run) -> None:
 
 def _find(run: Run, world: str) -> Path | None:
     """The checkpoint to go on from, after the directory is in order; process 0 only."""
-    run.lock = open_directory(run.recipe, {"world": world, **package_versions()})
+    run.lock = open_directory(run.recipe, {"world": world, **launch_environment()})
     if not (run.recipe.directory / IMAGES).exists():
         write_text(run.recipe.directory / IMAGES, record_text(run.images))
     tidy(run.checkpoints)

@@ -1,21 +1,26 @@
-"""The run directory: what it holds, whose it is, and how the run stands."""
+"""The run directory: its recipe, environment, status and lock."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
+import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from sslgh.engine.run_lock import LOCK, hold
 from sslgh.recipe import Recipe, RecipeError, recipe_text
 
 State = Literal["running", "done", "failed", "stopped"]
 
-RECIPE, STATUS = "recipe.yaml", "status.json"
-# What may differ when a run goes on: it changes no weight.
+RECIPE, STATUS, LOCK = "recipe.yaml", "status.json", ".lock"
+# Seconds to wait for the lock: a process that was asked to stop may still be saving.
+LOCK_TIMEOUT = 10.0
+# Settings that may differ when a run is resumed: they change no weight.
 FREE = {
     ("run_dir",),
     ("probe",),
@@ -41,19 +46,24 @@ PACKAGES = (
 )
 
 
+class BusyError(RecipeError):
+    """Another process trains in the run directory."""
+
+
 def check_directory(recipe: Recipe) -> bool:
-    """Whether the run directory holds a run of this recipe to go on with.
+    """Whether the run directory holds a run of this recipe to resume.
 
     Raises:
-        RecipeError: If it holds another run, or files that are no run; nothing is touched.
+        RecipeError: If it holds another run, or other files; nothing is changed.
     """
     directory = recipe.directory
     if directory.exists() and not directory.is_dir():
         raise RecipeError(f"run directory {directory} is a file; choose another run_dir")
     if (directory / RECIPE).is_file():
-        _agree(recipe, directory)
+        _check_same_run(recipe, directory)
         return True
-    foreign = [path.name for path in _entries(directory) if not _is_left_over(path)]
+    entries = list(directory.iterdir()) if directory.exists() else []
+    foreign = [path.name for path in entries if not _is_left_over(path)]
     if foreign:
         raise RecipeError(
             f"run directory {directory} holds {sorted(foreign)[0]} but no run; choose another run_dir"
@@ -61,18 +71,14 @@ def check_directory(recipe: Recipe) -> bool:
     return False
 
 
-def _entries(directory: Path) -> list[Path]:
-    return list(directory.iterdir()) if directory.exists() else []
-
-
 def _is_left_over(path: Path) -> bool:
-    """Whether a run that was killed before it had written its recipe may have left this."""
+    """Whether a run killed before it had written its recipe may have left this file."""
     if path.is_dir():
         return path.name == "checkpoints" and not any(path.iterdir())
     return path.name in (STATUS, LOCK) or path.suffix == ".tmp"
 
 
-def _agree(recipe: Recipe, directory: Path) -> None:
+def _check_same_run(recipe: Recipe, directory: Path) -> None:
     try:
         old = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError):
@@ -105,10 +111,14 @@ def _differences(
 
 
 def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
-    """Make the directory, with the resolved recipe and the environment in it.
+    """Make and lock the directory; write the full config and the environment into it.
+
+    Args:
+        recipe: The run.
+        environment: Entries of ``environment.json`` besides the package versions.
 
     Returns:
-        What keeps other processes out of it, as `hold` has it.
+        The lock, see `acquire_lock`.
 
     Raises:
         RecipeError: If it cannot be made.
@@ -119,7 +129,7 @@ def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"run_dir {directory} cannot be made: {error.strerror}") from None
-    lock = hold(directory)
+    lock = acquire_lock(directory)
     write_text(directory / RECIPE, recipe_text(recipe))
     (directory / "checkpoints").mkdir(exist_ok=True)
     versions = {name: _version(name) for name in PACKAGES}
@@ -135,8 +145,57 @@ def _version(package: str) -> str | None:
         return None
 
 
+def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | None:
+    """Keep other processes from training in a run directory.
+
+    The kernel releases the lock when this process ends, however it ends. Loader workers, which are forks,
+    do not inherit it (`lockf`, unlike `flock`).
+
+    Args:
+        directory: The run directory.
+        timeout: Seconds to wait for a process that holds it.
+
+    Returns:
+        A file descriptor that holds the lock until it is closed; None if the file system does not support locks.
+
+    Raises:
+        BusyError: If another process holds it.
+    """
+    until = time.monotonic() + timeout
+    try:
+        file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None
+    while not _try_lock(file):
+        if time.monotonic() >= until:
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = os.pread(file, 200, 0).decode(errors="replace")
+            os.close(file)
+            raise BusyError(
+                f"run directory {directory} is being trained in by {holder or 'another process'}; wait for it to end, "
+                "or choose another run_dir"
+            )
+        time.sleep(0.2)
+    with contextlib.suppress(OSError):  # only used in the error message
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return file
+
+
+def _try_lock(file: int) -> bool:
+    """Whether no other process holds the lock; True also if the file system has none."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_status(directory: Path, state: State, message: str = "", **position: int) -> None:
-    """Write ``status.json``: the state, since launchers turn every exit code into 1."""
+    """Write ``status.json``: launchers turn every exit code into 1."""
     directory.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     status = {"state": state, "message": message, **position, "time": now}
@@ -144,7 +203,7 @@ def write_status(directory: Path, state: State, message: str = "", **position: i
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """The content of ``status.json``; empty where there is none, or a torn one."""
+    """The content of ``status.json``; empty if it is missing or torn."""
     try:
         return dict(json.loads((directory / STATUS).read_text()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
@@ -152,7 +211,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old text or the new, never a part."""
+    """Replace a file atomically: a reader sees the old text or the new, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from sslgh.distributed import any_of
 from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.finite import BufferSnapshot, gradient_norm, non_finite_reason
+from sslgh.engine.launch import StopRequest
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import set_learning_rate
 from sslgh.engine.run import Run
-from sslgh.engine.signals import StopRequest
 
 Values = dict[str, Tensor]
 
@@ -116,7 +116,7 @@ def take_step(
     fault = non_finite_reason(parts, norm, run.model)
     asked = stop is not None and stop.asked
     # One collective a step, so that all processes skip, stop and report together.
-    report = batches.failed or (moment.logged and batches.news)
+    report = batches.exhausted or (moment.logged and batches.has_new)
     flags = [fault is not None, asked, report]
     bad, stopping, broken = any_of(flags, accelerator.device)
     if bad:

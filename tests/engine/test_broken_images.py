@@ -61,7 +61,7 @@ def passed(batches):
     accelerator, given, said = Accelerator(cpu=True), [], []
     for batch in batches:
         given.append(batch)
-        said.append(batches.check(accelerator))
+        said.append(batches.sync(accelerator))
     return given, [sentence for sentence in said if sentence is not None]
 
 
@@ -91,9 +91,9 @@ def test_batches_are_those_of_the_loader(folder):
 def test_what_is_met_again_is_not_news(folder):
     batches = opened(folder, epochs=3)
     accelerator = Accelerator(cpu=True)
-    said = [batches.check(accelerator) for _ in batches]
+    said = [batches.sync(accelerator) for _ in batches]
     assert not any(said[4:])
-    assert not batches.news
+    assert not batches.has_new
 
 
 def test_sound_files_leave_no_report(folder):
@@ -122,9 +122,9 @@ def test_a_share_that_is_no_binary_fraction_is_passed_over_too(tmp_path):
         tuple(tmp_path / f"{i}.png" for i in range(100)), None, (), tuple(map(str, range(100)))
     )
     batches = BrokenImages(iter([]), images, share=0.29, directory=None, device=torch.device("cpu"))
-    assert batches._judged(list(range(29)), None).startswith("29 of 100 images")
+    assert batches._report(list(range(29)), None).startswith("29 of 100 images")
     with pytest.raises(DataError, match="30 of 100 images cannot be read"):
-        batches._judged([29], None)
+        batches._report([29], None)
 
 
 def test_a_broken_file_counts_as_often_as_a_list_names_it(folder):
@@ -145,7 +145,7 @@ def test_a_file_that_vanishes_in_mid_run_is_met_in_the_next_epoch(folder):
     batches, accelerator = opened(folder, epochs=2), Accelerator(cpu=True)
     for _ in range(4):
         next(batches)
-        batches.check(accelerator)
+        batches.sync(accelerator)
     (folder / "data" / "11.png").unlink()
     said = passed(batches)[1]
     assert len(said) == 1
@@ -160,7 +160,7 @@ def test_a_resumed_run_keeps_what_was_found_and_notices_repairs(folder):
     assert report(folder)["files"]["08.png"] == "was broken, reads now"
     assert report(folder)["broken"] == 7
     next(batches)
-    batches.check(Accelerator(cpu=True))
+    batches.sync(Accelerator(cpu=True))
     assert list(report(folder)["files"]) == BROKEN
 
 
@@ -169,7 +169,7 @@ def test_files_that_read_again_do_not_count(folder):
     next(batches)
     for name in BROKEN:
         draw(folder / "data" / name, 1)
-    said = batches.check(accelerator)
+    said = batches.sync(accelerator)
     assert said.startswith("0 of 64 images cannot be read so far")
     assert said.endswith("was broken, reads now")
 
@@ -201,7 +201,7 @@ def test_the_end_ends_the_workers(folder):
     batches = opened(folder, workers=2, epochs=2)
     next(batches)
     assert len(set(multiprocessing.active_children()) - before) == 2
-    batches.end()
+    batches.close()
     assert set(multiprocessing.active_children()) <= before
 
 
@@ -211,9 +211,9 @@ def test_one_process_stops_at_the_next_check_without_images(folder):
     for path in (folder / "data").iterdir():
         path.unlink()
     next(batches)
-    assert batches.failed
+    assert batches.exhausted
     with pytest.raises(DataError, match=r"100 images drawn .* cannot be read.*quarantine.json"):
-        batches.check(Accelerator(cpu=True))
+        batches.sync(Accelerator(cpu=True))
 
 
 @contextmanager
@@ -306,9 +306,9 @@ def lost_in_mid_run(folder):
         batches = BrokenImages(batches, images, share=0.2, directory=Path(folder), device=device)
         given = [next(batches), next(batches)]
         try:
-            batches.check(Accelerator(cpu=True))
+            batches.sync(Accelerator(cpu=True))
         except DataError as error:
-            return batches.failed, len(given[1].index), str(error)
+            return batches.exhausted, len(given[1].index), str(error)
     return None
 
 

@@ -22,9 +22,8 @@ from sslgh.engine.finetuning import (
     dry_run_finetuning,
     finetune,
 )
-from sslgh.engine.launch import init_accelerator
+from sslgh.engine.launch import Stopped, init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.signals import Stopped
 from sslgh.engine.step import Moment
 from sslgh.evaluation import evaluate_run, read_results
 from sslgh.functional import (

@@ -13,11 +13,10 @@ from torch import nn
 from sslgh.data import ResumableBatchSampler, micro_batch_weights, training_set, view_loader
 from sslgh.distributed import weighted_mean
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.launch import init_accelerator
+from sslgh.engine.launch import Stopped, init_accelerator
 from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.pretraining import _part, pretrain
 from sslgh.engine.run import Run, watch_broken_images
-from sslgh.engine.signals import Stopped
 from sslgh.engine.step import Moment, Task, take_step
 from sslgh.methods import Method, MethodOutput
 from sslgh.models import load_backbone

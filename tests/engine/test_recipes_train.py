@@ -12,9 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from sslgh.engine import loop
-from sslgh.engine.launch import init_accelerator
+from sslgh.engine.launch import Stopped, init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.signals import Stopped
 from sslgh.recipe import Recipe, load_recipe
 
 SHELF = Path(__file__).parents[2] / "recipes" / "digits-lt"

@@ -12,9 +12,8 @@ from sslgh.engine import loop, step
 from sslgh.engine.checkpoint_writer import CheckpointWriter
 from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.launch import init_accelerator
+from sslgh.engine.launch import Stopped, init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.signals import Stopped
 
 
 def state(directory) -> str:
