@@ -73,7 +73,8 @@ def step(device: str, batch: int, precision: str, gh: bool) -> Callable[[], None
     """One SimCLR step of a full-width ResNet-18 on 32-pixel images, everything but the loading."""
     torch.manual_seed(0)
     backbone = build_backbone("resnet18")
-    method = SimCLR(backbone, features=512).to(device, memory_format=torch.channels_last)
+    method = SimCLR(backbone, SimCLR.projector_spec.build(backbone))
+    method.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
     harmonizer = GeometricHarmonizer(10 * batch, 128, num_vertices=min(100, batch), ramp_epochs=1)
     harmonizer.to(device).begin_epoch(1)

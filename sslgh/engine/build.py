@@ -22,7 +22,7 @@ from sslgh.recipe import Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
 from sslgh.recipe.schema import Model, fewer_negatives
 
-SHAPE = ("features", "hidden", "out", "layers")
+SHAPE = ("hidden", "out", "layers")
 # Objectives that contrast two views of their own behind a projector.
 CONTRAST_VIEWS = frozenset({"supcon", "bcl", "rcl"})
 
@@ -40,12 +40,15 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     if name not in METHODS:
         raise RecipeError(f"method.name: {unknown_key(name, METHODS)}")
     kind = METHODS[name]
+    spec = kind.projector_spec
     _check_method(recipe, kind)
-    arguments = check_arguments(kind, recipe.method.arguments, given=SHAPE, prefix="method")
+    configured = (kind, spec.head) if spec.options else (kind,)
+    arguments = check_arguments(configured, recipe.method.arguments, given=SHAPE, prefix="method")
     shape = settings.projector.model_dump(exclude_none=True)
+    shape |= {key: arguments.pop(key) for key in spec.options}
     torch.manual_seed(recipe.seed)
     backbone = initial_backbone(recipe, image_size)
-    method = kind(backbone, features=backbone.num_features, **shape, **arguments)
+    method = kind(backbone, spec.build(backbone, **shape), **arguments)
     if isinstance(queue := getattr(method, "queue", None), Queue):
         queue.check(recipe.train.batch_size)
     if settings.batch_norm == "global":
@@ -66,7 +69,7 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
             f"local crops are for {takers}"
         )
     if recipe.boost is not None and not kind.has_sample_losses:
-        raise RecipeError(f"boost: goes by the loss of a sample, which {name} does not have")
+        raise RecipeError(f"boost needs a per-sample loss, which {name} does not have")
 
 
 def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather
 from sslgh.functional import barlow_twins
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import mlp_projector
+from sslgh.models import ProjectorSpec, head_widths, mlp_projector
 
 
 class BarlowTwins(Method):
@@ -19,10 +19,7 @@ class BarlowTwins(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
+        projector: (N, F) -> (N, D).
         lambd: Weight of the redundancy term; 5e-3 in the paper (its code: 5.1e-3).
 
     Raises:
@@ -31,23 +28,20 @@ class BarlowTwins(Method):
 
     contrasts_batch = True
     has_sample_losses = False
+    projector_spec = ProjectorSpec(mlp_projector, hidden=8192, out=8192, layers=3)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 8192,
-        out: int = 8192,
-        layers: int = 3,
         lambd: float = 5e-3,
     ) -> None:
         super().__init__()
         if not lambd > 0:
             raise ValueError(f"method.lambd must be positive, got {lambd}")
-        self.backbone = backbone
-        self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
-        self.embedding_dim = out
+        self.backbone, self.projector = backbone, projector
+        self.embedding_dim = head_widths(projector)[1]
         self.lambd = lambd
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:

@@ -1,8 +1,10 @@
-"""What a self-supervised method is to the engine: weights go in, embeddings come out."""
+"""The interface of a self-supervised method: views and weights in, loss and embeddings out."""
 
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
+from sslgh.models import ProjectorSpec
 
 
 class MethodOutput(NamedTuple):
@@ -10,7 +12,7 @@ class MethodOutput(NamedTuple):
 
     Attributes:
         loss: Shape (), with gradient; the mean over processes is the global loss.
-        per_sample: Loss of each own sample, shape (N,); None where the loss is no sum.
+        per_sample: Loss per local sample, shape (N,); None if the loss does not decompose over samples.
         embeddings: Online projector outputs of the two full views, each (N, D), with gradient,
             not normalized: what GH sees.
         features: Backbone outputs of the first view, shape (N, F), without gradient.
@@ -23,16 +25,20 @@ class MethodOutput(NamedTuple):
 
 
 class Method(nn.Module):
-    """A backbone with a self-supervised task on top; the hooks do nothing unless overridden.
+    """A backbone and a projector with a self-supervised task; the hooks do nothing unless overridden.
+
+    The constructor is ``(backbone, projector, *, ...)``; its keyword arguments are the recipe's ``method:``.
 
     Attributes:
+        projector_spec: Projector of the paper, which the recipe's ``model.projector`` can change.
         contrasts_batch: Whether the loss of a sample looks at the other samples of its batch.
-        has_sample_losses: Whether its loss is a weighted mean of one loss a sample.
+        has_sample_losses: Whether its loss is a weighted mean of per-sample losses.
         multi_crop: Whether it takes local crops after the two full views.
     """
 
     backbone: nn.Module
     embedding_dim: int
+    projector_spec: ClassVar[ProjectorSpec]
     contrasts_batch: ClassVar[bool] = False
     has_sample_losses: ClassVar[bool] = True
     multi_crop: ClassVar[bool] = False
@@ -41,19 +47,19 @@ class Method(nn.Module):
         """Called before an epoch's first step, and again when a run is resumed within it.
 
         Args:
-            epoch: From 0.
-            epochs: Of the run.
+            epoch: Epoch that begins, counted from 0.
+            epochs: Number of epochs of the run.
         """
 
     def after_step(self, done: float) -> None:
         """Called after every optimizer step.
 
         Args:
-            done: Share of the run's steps that were taken, in (0, 1].
+            done: Completed share of the run's steps, in (0, 1].
         """
 
     def skip_step(self) -> None:
-        """Called instead of `after_step` where a step's numbers were not finite.
+        """Called instead of `after_step` if the step was not finite.
 
-        The engine puts the buffers back; what else the forward passes left waiting is dropped here.
+        The engine restores the buffers; state that ``forward`` buffered elsewhere is dropped here.
         """

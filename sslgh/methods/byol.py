@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslgh.distributed import weighted_mean
 from sslgh.functional import negative_cosine
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import mlp_projector
+from sslgh.models import ProjectorSpec, head_widths, mlp_projector
 
 
 class BYOL(Method):
@@ -23,24 +23,20 @@ class BYOL(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the hidden layers, of the projector and of the predictor.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
-        momentum: Of the teacher at the start; it rises to 1 along a cosine over the run.
+        projector: (N, F) -> (N, D).
+        momentum: Teacher's momentum at the start; it rises to 1 along a cosine over the run.
 
     Raises:
         ValueError: If ``momentum`` is not in (0, 1).
     """
 
+    projector_spec = ProjectorSpec(mlp_projector, hidden=4096, out=256, layers=2)
+
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 4096,
-        out: int = 256,
-        layers: int = 2,
         momentum: float = 0.996,
     ) -> None:
         super().__init__()
@@ -53,8 +49,8 @@ class BYOL(Method):
             raise ValueError(
                 f"method.momentum must lie in (0, 1), got {momentum}; at 1 the teacher stays as it was drawn"
             )
-        self.backbone = backbone
-        self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
+        hidden, out = head_widths(projector)
         self.predictor: nn.Module = BYOLPredictionHead(out, hidden, out)
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.projector))
         deactivate_requires_grad(self.teacher)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import decoupled_nt_xent
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import simclr_projector
+from sslgh.models import ProjectorSpec, head_widths, simclr_projector
 
 
 class DCL(Method):
@@ -14,28 +14,24 @@ class DCL(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers; None: F.
-        out: Embedding width D; 128 as in SimCLR.
-        layers: Linear layers of the projector.
-        temperature: 0.1, as in lightly and the public code that it follows.
+        projector: (N, F) -> (N, D).
+        temperature: Temperature of the softmax; 0.1, as in lightly and the public code that it follows.
         weighted: Weigh positives by how much the views differ (DCLW).
-        sigma: Of those weights; 0.5 as in lightly and the same code.
+        sigma: Width of the weighting; 0.5 as in lightly and the same code.
 
     Raises:
         ValueError: If ``temperature`` or ``sigma`` is not positive.
     """
 
     contrasts_batch = True
+    # As SimCLR's.
+    projector_spec = ProjectorSpec(simclr_projector, hidden=None, out=128, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int | None = None,
-        out: int = 128,
-        layers: int = 2,
         temperature: float = 0.1,
         weighted: bool = False,
         sigma: float = 0.5,
@@ -44,9 +40,8 @@ class DCL(Method):
         for name, value in (("temperature", temperature), ("sigma", sigma)):
             if not value > 0:
                 raise ValueError(f"method.{name} must be positive, got {value}")
-        self.backbone = backbone
-        self.projector = simclr_projector(features, hidden=hidden, out=out, layers=layers)
-        self.embedding_dim = out
+        self.backbone, self.projector = backbone, projector
+        self.embedding_dim = head_widths(projector)[1]
         self.temperature = temperature
         self.sigma = sigma if weighted else None
 

@@ -12,9 +12,9 @@ from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import self_distillation
 from sslgh.functional.checks import in_float32
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import dino_projector
+from sslgh.models import ProjectorSpec, dino_projector, head_widths
 
-# Of the moving average of the teacher's logits, the paper's.
+# Momentum of the center, the EMA of the teacher's logits; the paper's.
 CENTER_MOMENTUM = 0.9
 
 
@@ -27,18 +27,14 @@ class DINO(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F); for local crops one that takes several sizes.
-        features: F.
-        hidden: Width of the projector's hidden layers.
-        out: Embedding width D, the bottleneck.
-        layers: Linear layers of the projector, the bottleneck's among them.
-        prototypes: K.
-        batch_norm: Norms in the projector, the official code's ``use_bn_in_head``: a help to small
-            convolutional networks.
+        projector: (N, F) -> (N, D), up to the bottleneck; the recipe's ``method.batch_norm`` puts norms
+            into it, the official code's ``use_bn_in_head``: a help to small convolutional networks.
+        prototypes: Number of prototypes K.
         student_temperature: Divides the student's logits.
-        teacher_temperature: Divides the teacher's, once it is warm.
-        warmup_temperature: That of epoch 0; it rises in a line.
-        warmup_epochs: After which the teacher is warm; 0: from the start.
-        momentum: Of the teacher at the start; it rises to 1 along a cosine over the run.
+        teacher_temperature: Divides the teacher's logits after the warm-up.
+        warmup_temperature: Teacher's temperature in epoch 0; it rises linearly.
+        warmup_epochs: Epochs of that rise; 0: none.
+        momentum: Teacher's momentum at the start; it rises to 1 along a cosine over the run.
         freeze_prototypes_epochs: Epochs in which the student's prototypes stay as drawn.
 
     Raises:
@@ -46,17 +42,16 @@ class DINO(Method):
     """
 
     multi_crop = True
+    projector_spec = ProjectorSpec(
+        dino_projector, hidden=2048, out=256, layers=3, options=("batch_norm",)
+    )
 
-    def __init__(  # noqa: PLR0913 - one keyword a setting of the recipe
+    def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 2048,
-        out: int = 256,
-        layers: int = 3,
         prototypes: int = 65536,
-        batch_norm: bool = False,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.07,
         warmup_temperature: float = 0.04,
@@ -91,27 +86,24 @@ class DINO(Method):
             raise ValueError(
                 f"method.momentum must lie in (0, 1), got {momentum}; at 1 the teacher stays as it was drawn"
             )
-        self.backbone = backbone
-        self.projector = dino_projector(
-            features, hidden=hidden, out=out, layers=layers, batch_norm=batch_norm
-        )
+        self.backbone, self.projector = backbone, projector
+        out = self.embedding_dim = head_widths(projector)[1]
         self.prototypes = nn.Linear(out, prototypes, bias=False)
         self.teacher = deepcopy(self._student())
         deactivate_requires_grad(self.teacher)
         self.center: Tensor
         self.register_buffer("center", torch.zeros(prototypes))
-        self.embedding_dim = out
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.warmup_temperature = warmup_temperature
         self.warmup_epochs = warmup_epochs
         self.momentum = momentum
         self.freeze_prototypes_epochs = freeze_prototypes_epochs
-        self._sums: list[Tensor] = []  # of this step; empty where a checkpoint is taken
-        self.epoch = 0  # no buffer: whoever resumes begins the epoch again
+        self._sums: list[Tensor] = []  # of this step; empty whenever a checkpoint is saved
+        self.epoch = 0  # not saved: begin_epoch is called again on resume
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Know the teacher's temperature and whether the prototypes are frozen."""
+        """Set the epoch, which selects the teacher's temperature and freezing."""
         self.epoch = epoch
 
     def after_step(self, done: float) -> None:
@@ -172,7 +164,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def _move_center(self) -> None:
-        """Average in the mean over all parts of the step, which were judged by one center."""
+        """Average in the mean over all micro-batches of the step, which share one center."""
         total = torch.stack(self._sums).sum(0)
         mean = (total[:-1] / total[-1]).to(self.center.dtype)
         self.center.lerp_(mean, 1 - CENTER_MOMENTUM)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sslgh.distributed import weighted_mean
 from sslgh.functional import negative_cosine
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import load_backbone, mlp_projector
+from sslgh.models import ProjectorSpec, head_widths, load_backbone, mlp_projector
 
 
 class Distil(Method):
@@ -26,13 +26,9 @@ class Distil(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F), the student.
-        features: F.
         teachers: Run directories of the frozen backbones; with ``centroids`` the base model first.
         centroids: File of cluster centroids, .npy (E, F of the base model), for E experts in their
             order; None: every sample has all teachers.
-        hidden: Width of the hidden layers of the projector and of the predictors.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
 
     Raises:
         ValueError: If a run directory holds no backbone, or the centroids do not fit the teachers.
@@ -40,34 +36,32 @@ class Distil(Method):
 
     teachers: nn.ModuleList
     centroids: Tensor | None
+    projector_spec = ProjectorSpec(mlp_projector, hidden=4096, out=256, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
         teachers: tuple[str, ...],
         centroids: str | None = None,
-        hidden: int = 4096,
-        out: int = 256,
-        layers: int = 2,
     ) -> None:
         super().__init__()
         if not teachers:
             raise ValueError("method.teachers is empty; name the run directories to learn from")
-        self.backbone = backbone
-        self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
+        hidden, self.embedding_dim = head_widths(projector)
         frozen = [load_backbone(Path(teacher).expanduser())[0] for teacher in teachers]
         widths = [int(teacher.num_features) for teacher in frozen]  # type: ignore[arg-type]
         self.teachers = nn.ModuleList(frozen).requires_grad_(requires_grad=False).eval()
         self.predictors = nn.ModuleList(
-            mlp_projector(out, hidden=hidden, out=width, layers=2) for width in widths
+            mlp_projector(self.embedding_dim, hidden=hidden, out=width, layers=2)
+            for width in widths
         )
         loaded = (
             None if centroids is None else _load_centroids(centroids, len(widths) - 1, widths[0])
         )
         self.register_buffer("centroids", loaded)
-        self.embedding_dim = out
 
     def train(self, mode: bool = True) -> "Distil":
         """As of any module, but teachers stay as they are: their statistics do not move."""
@@ -94,7 +88,7 @@ class Distil(Method):
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features (2N, F) of each of the T teachers, and who was asked for what, (T, 2N) of 0 and 1.
+        """Features (2N, F) of each of the T teachers, and the mask (T, 2N) of 0 and 1 of the teachers used per image.
 
         The features of an image that a teacher is not asked for are zeros.
         """

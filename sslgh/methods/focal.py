@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import focal_nt_xent
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import simclr_projector
+from sslgh.models import ProjectorSpec, head_widths, simclr_projector
 
 
 class Focal(Method):
@@ -14,11 +14,8 @@ class Focal(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers; None: F, as in the GH code.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
-        temperature: Of the softmax; 0.2 as in the GH code.
+        projector: (N, F) -> (N, D).
+        temperature: Temperature of the softmax; 0.2 as in the GH code.
         gamma: Focus; 2 as in the GH code, 0 is SimCLR.
 
     Raises:
@@ -26,15 +23,14 @@ class Focal(Method):
     """
 
     contrasts_batch = True
+    # As in the GH code.
+    projector_spec = ProjectorSpec(simclr_projector, hidden=None, out=128, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int | None = None,
-        out: int = 128,
-        layers: int = 2,
         temperature: float = 0.2,
         gamma: float = 2.0,
     ) -> None:
@@ -43,9 +39,8 @@ class Focal(Method):
             raise ValueError(f"method.temperature must be positive, got {temperature}")
         if not gamma >= 0:
             raise ValueError(f"method.gamma must not be negative, got {gamma}")
-        self.backbone = backbone
-        self.projector = simclr_projector(features, hidden=hidden, out=out, layers=layers)
-        self.embedding_dim = out
+        self.backbone, self.projector = backbone, projector
+        self.embedding_dim = head_widths(projector)[1]
         self.temperature = temperature
         self.gamma = gamma
 

@@ -10,7 +10,7 @@ from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import queued_info_nce
 from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
-from sslgh.models import moco_projector
+from sslgh.models import ProjectorSpec, head_widths, moco_projector
 
 
 class MoCoV2(Method):
@@ -29,10 +29,7 @@ class MoCoV2(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers; None: F, as in the official code.
-        out: Embedding width D.
-        layers: Linear layers of the projector, without batch norm.
+        projector: (N, F) -> (N, D).
         temperature: 0.2 as in MoCo v2 (v1: 0.07).
         queue: Keys K that serve as negatives; at least the global batch.
         momentum: Share of the teacher that stays in a step.
@@ -42,14 +39,14 @@ class MoCoV2(Method):
             (0, 1); at the first forward if the global batch is larger than the queue.
     """
 
+    # As in the official code.
+    projector_spec = ProjectorSpec(moco_projector, hidden=None, out=128, layers=2)
+
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int | None = None,
-        out: int = 128,
-        layers: int = 2,
         temperature: float = 0.2,
         queue: int = 65536,
         momentum: float = 0.999,
@@ -62,12 +59,11 @@ class MoCoV2(Method):
                 f"method.momentum must lie in (0, 1), got {momentum}; at 0 MoCo is known to fail, at 1 the teacher "
                 "stays as it was drawn; set it near 1, such as 0.999"
             )
-        self.backbone = backbone
-        self.projector = moco_projector(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
+        out = self.embedding_dim = head_widths(projector)[1]
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.projector))
         deactivate_requires_grad(self.teacher)
         self.queue = Queue(queue, out)
-        self.embedding_dim = out
         self.temperature = temperature
         self.momentum = momentum
         self._fresh: list[Tensor] = []  # keys of this step; empty where a checkpoint is taken

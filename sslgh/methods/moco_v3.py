@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import info_nce
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import moco_v3_head
+from sslgh.models import ProjectorSpec, head_widths, moco_v3_head
 
 
 class MoCoV3(Method):
@@ -22,12 +22,7 @@ class MoCoV3(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the hidden layers of both heads.
-        out: Embedding width D.
-        layers: Linear layers of the projector; None: 3 for a transformer (a backbone with
-            ``patch_embed``), else 2, as in the official code, whose predictor of a ResNet also lacks
-            the last batch norm.
+        projector: (N, F) -> (N, D).
         temperature: None: 0.2 for a transformer, else 1, the settings of the official code for ViT
             and ResNet-50.
         momentum: Share of the teacher that stays in a step; rises to 1 along a half cosine. 0.99
@@ -39,15 +34,14 @@ class MoCoV3(Method):
     """
 
     contrasts_batch = True
+    # As in the official code.
+    projector_spec = ProjectorSpec(moco_v3_head, hidden=4096, out=256, layers=2, vit_layers=3)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 4096,
-        out: int = 256,
-        layers: int | None = None,
         temperature: float | None = None,
         momentum: float = 0.99,
         freeze_patch: bool = True,
@@ -62,12 +56,10 @@ class MoCoV3(Method):
             raise ValueError(
                 f"method.momentum must lie in [0, 1), got {momentum}; at 1 the teacher stays as it was drawn"
             )
-        if layers is None:
-            layers = 2 if patch is None else 3
         if freeze_patch and patch is not None:
             deactivate_requires_grad(getattr(patch, "proj", patch))
-        self.backbone = backbone
-        self.projector = moco_v3_head(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
+        hidden, out = head_widths(projector)
         self.predictor = moco_v3_head(
             out, hidden=hidden, out=out, layers=2, last_norm=patch is not None
         )

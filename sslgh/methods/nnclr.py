@@ -8,7 +8,7 @@ from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import info_nce
 from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
-from sslgh.models import simclr_projector
+from sslgh.models import ProjectorSpec, head_widths, simclr_projector
 
 
 class NNCLR(Method):
@@ -22,10 +22,7 @@ class NNCLR(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers.
-        out: Embedding width D.
-        layers: Linear layers of the projector, each with batch norm.
+        projector: (N, F) -> (N, D).
         predictor_hidden: Width of the predictor's hidden layer.
         temperature: 0.1, as recalled from the paper.
         queue: Embeddings K among which neighbors are sought; at least the global batch. 98,304
@@ -37,15 +34,14 @@ class NNCLR(Method):
     """
 
     contrasts_batch = True
+    # Lightly's NNCLRProjectionHead.
+    projector_spec = ProjectorSpec(simclr_projector, hidden=2048, out=256, layers=3)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 2048,
-        out: int = 256,
-        layers: int = 3,
         predictor_hidden: int = 4096,
         temperature: float = 0.1,
         queue: int = 98304,
@@ -53,12 +49,11 @@ class NNCLR(Method):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {temperature}")
-        self.backbone = backbone
+        self.backbone, self.projector = backbone, projector
+        out = self.embedding_dim = head_widths(projector)[1]
         # With 3 layers lightly's NNCLRProjectionHead, whose depth is fixed.
-        self.projector = simclr_projector(features, hidden=hidden, out=out, layers=layers)
         self.predictor = NNCLRPredictionHead(out, predictor_hidden, out)
         self.queue = Queue(queue, out)
-        self.embedding_dim = out
         self.temperature = temperature
         self._fresh: list[Tensor] = []  # of this step; empty where a checkpoint is taken
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import nt_xent
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import PrunedBranch, simclr_projector
+from sslgh.models import ProjectorSpec, PrunedBranch, head_widths, simclr_projector
 
 
 class SDCLR(Method):
@@ -23,12 +23,8 @@ class SDCLR(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F), most of its weights in convolutions.
-        features: F.
-        hidden: Width of the projector's hidden layers; None: F.
-        out: Embedding width D.
-        layers: Linear layers of the projector: 2 as in the BCL and GH code; the released SDCLR
-            has 3, its SimCLR baseline 2.
-        temperature: Of NT-Xent; 0.2 (official code, CIFAR; 0.3 for ImageNet-100).
+        projector: (N, F) -> (N, D).
+        temperature: Temperature of NT-Xent; 0.2 (official code, CIFAR; 0.3 for ImageNet-100).
         prune: Share of the convolution weights that is pruned; 0.9 (official code, CIFAR; 0.3 for
             ImageNet-100, 0.1 for ImageNet-LT in the GH code).
 
@@ -39,15 +35,14 @@ class SDCLR(Method):
 
     contrasts_batch = True
     epoch: Tensor
+    # As in the BCL and GH code; the released SDCLR has 3 layers, its SimCLR baseline 2.
+    projector_spec = ProjectorSpec(simclr_projector, hidden=None, out=128, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int | None = None,
-        out: int = 128,
-        layers: int = 2,
         temperature: float = 0.2,
         prune: float = 0.9,
     ) -> None:
@@ -57,13 +52,12 @@ class SDCLR(Method):
         if not 0 <= prune < 1:
             raise ValueError(f"method.prune must lie in [0, 1), got {prune}")
         _check_convolutions(backbone)
-        self.backbone = backbone
-        self.projector = simclr_projector(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
         self.pruned_backbone = PrunedBranch(self.backbone)
         self.pruned_projector = PrunedBranch(self.projector)
         self.pruned_backbone.redraw(self.backbone, share=prune)
         self.register_buffer("epoch", torch.tensor(-1))
-        self.embedding_dim = out
+        self.embedding_dim = head_widths(projector)[1]
         self.temperature, self.prune = temperature, prune
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import nt_xent
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import simclr_projector
+from sslgh.models import ProjectorSpec, head_widths, simclr_projector
 
 
 class SimCLR(Method):
@@ -14,34 +14,29 @@ class SimCLR(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers; None: F, as in the GH code.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
-        temperature: Of NT-Xent; 0.2 as in SDCLR, BCL and GH (SimCLR on ImageNet: 0.1).
+        projector: (N, F) -> (N, D).
+        temperature: Temperature of NT-Xent; 0.2 as in SDCLR, BCL and GH (SimCLR on ImageNet: 0.1).
 
     Raises:
         ValueError: If ``temperature`` is not positive.
     """
 
     contrasts_batch = True
+    # As in the GH code.
+    projector_spec = ProjectorSpec(simclr_projector, hidden=None, out=128, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int | None = None,
-        out: int = 128,
-        layers: int = 2,
         temperature: float = 0.2,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {temperature}")
-        self.backbone = backbone
-        self.projector = simclr_projector(features, hidden=hidden, out=out, layers=layers)
-        self.embedding_dim = out
+        self.backbone, self.projector = backbone, projector
+        self.embedding_dim = head_widths(projector)[1]
         self.temperature = temperature
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:

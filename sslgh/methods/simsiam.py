@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import weighted_mean
 from sslgh.functional import negative_cosine
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import simsiam_predictor, simsiam_projector
+from sslgh.models import ProjectorSpec, head_widths, simsiam_predictor, simsiam_projector
 
 
 class SimSiam(Method):
@@ -14,26 +14,23 @@ class SimSiam(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers.
-        out: Embedding width D.
-        layers: Linear layers of the projector: 3, or 2 as for CIFAR in the paper's appendix.
+        projector: (N, F) -> (N, D).
         predictor_hidden: Bottleneck of the predictor; None: D / 4, the paper's ratio.
     """
+
+    # The paper's appendix has 2 layers for CIFAR.
+    projector_spec = ProjectorSpec(simsiam_projector, hidden=2048, out=2048, layers=3)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 2048,
-        out: int = 2048,
-        layers: int = 3,
         predictor_hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.projector = simsiam_projector(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
+        out = self.embedding_dim = head_widths(projector)[1]
         if predictor_hidden is None:
             predictor_hidden = max(out // 4, 1)
         if predictor_hidden < 1 or out < 2:
@@ -42,7 +39,6 @@ class SimSiam(Method):
                 f"{predictor_hidden} and {out}"
             )
         self.predictor = simsiam_predictor(out, hidden=predictor_hidden)
-        self.embedding_dim = out
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:
         """Embed and predict both views in one pass (SimSiam, eq. 4)."""

@@ -10,7 +10,7 @@ from sslgh.functional import swapped_assignment
 from sslgh.functional.checks import in_float32
 from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.queue import Queue
-from sslgh.models import mlp_projector
+from sslgh.models import ProjectorSpec, head_widths, mlp_projector
 
 
 class SwAV(Method):
@@ -21,12 +21,9 @@ class SwAV(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
-        prototypes: K.
-        temperature: Of the predictions.
+        projector: (N, F) -> (N, D).
+        prototypes: Number of prototypes K.
+        temperature: Temperature of the predictions.
         epsilon: Entropic regularization of the codes.
         freeze_prototypes_epochs: Epochs in which the prototypes stay as drawn; the paper's 313 steps
             are its first epoch.
@@ -40,15 +37,13 @@ class SwAV(Method):
 
     contrasts_batch = True
     multi_crop = True
+    projector_spec = ProjectorSpec(mlp_projector, hidden=2048, out=128, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 2048,
-        out: int = 128,
-        layers: int = 2,
         prototypes: int = 3000,
         temperature: float = 0.1,
         epsilon: float = 0.05,
@@ -64,20 +59,19 @@ class SwAV(Method):
             raise ValueError(f"method.prototypes must be 2 or more, got {prototypes}")
         if queue < 0:
             raise ValueError(f"method.queue must not be negative, got {queue}; 0 means none")
-        self.backbone = backbone
-        self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
+        self.backbone, self.projector = backbone, projector
+        out = self.embedding_dim = head_widths(projector)[1]
         self.prototypes = nn.Linear(out, prototypes, bias=False)
         normalize_weight(self.prototypes.weight)
         self.queues = nn.ModuleList(Queue(queue, out) for _ in range(2 if queue else 0))
         self.queued: Tensor
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
-        self.embedding_dim = out
         self.temperature, self.epsilon = temperature, epsilon
         self.freeze_prototypes_epochs, self.queue_start = freeze_prototypes_epochs, queue_start
-        self.epoch = 0  # no buffer: whoever resumes begins the epoch again
+        self.epoch = 0  # not saved: begin_epoch is called again on resume
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Know whether the prototypes are frozen and the queue fills."""
+        """Set the epoch, which selects freezing and the filling of the queue."""
         self.epoch = epoch
 
     def after_step(self, done: float) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import nt_xent
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import simclr_projector
+from sslgh.models import ProjectorSpec, head_widths, simclr_projector
 
 
 class TS(Method):
@@ -19,10 +19,7 @@ class TS(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers; None: F, as in SDCLR's code.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
+        projector: (N, F) -> (N, D).
         temperature_min: Lowest temperature, reached half a period in.
         temperature_max: Highest temperature.
         period: Epochs from one maximum to the next; 400, five times in the 2,000 epochs of
@@ -33,15 +30,14 @@ class TS(Method):
     """
 
     contrasts_batch = True
+    # As in SDCLR's code.
+    projector_spec = ProjectorSpec(simclr_projector, hidden=None, out=128, layers=2)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int | None = None,
-        out: int = 128,
-        layers: int = 2,
         temperature_min: float = 0.1,
         temperature_max: float = 1.0,
         period: int = 400,
@@ -54,9 +50,8 @@ class TS(Method):
             )
         if period < 1:
             raise ValueError(f"method.period must be at least 1 epoch, got {period}")
-        self.backbone = backbone
-        self.projector = simclr_projector(features, hidden=hidden, out=out, layers=layers)
-        self.embedding_dim = out
+        self.backbone, self.projector = backbone, projector
+        self.embedding_dim = head_widths(projector)[1]
         self.bounds = (temperature_min, temperature_max)
         self.period = period
         self.temperature = temperature_max

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslgh.distributed import gather
 from sslgh.functional import vicreg
 from sslgh.methods.base import Method, MethodOutput
-from sslgh.models import mlp_projector
+from sslgh.models import ProjectorSpec, head_widths, mlp_projector
 
 
 class VICReg(Method):
@@ -16,10 +16,7 @@ class VICReg(Method):
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).
-        features: F.
-        hidden: Width of the projector's hidden layers.
-        out: Embedding width D.
-        layers: Linear layers of the projector.
+        projector: (N, F) -> (N, D).
         invariance: Weight of the mean squared distance of the views; lambda in the paper.
         variance: Weight of the hinge on the standard deviations; mu.
         covariance: Weight of the squared covariances; nu.
@@ -30,15 +27,13 @@ class VICReg(Method):
 
     contrasts_batch = True
     has_sample_losses = False
+    projector_spec = ProjectorSpec(mlp_projector, hidden=8192, out=8192, layers=3)
 
     def __init__(
         self,
         backbone: nn.Module,
+        projector: nn.Module,
         *,
-        features: int,
-        hidden: int = 8192,
-        out: int = 8192,
-        layers: int = 3,
         invariance: float = 25.0,
         variance: float = 25.0,
         covariance: float = 1.0,
@@ -52,9 +47,8 @@ class VICReg(Method):
                 f"method.variance must be positive, got {variance}: without it nothing keeps the "
                 "embeddings from collapsing to one point; the paper has 25"
             )
-        self.backbone = backbone
-        self.projector = mlp_projector(features, hidden=hidden, out=out, layers=layers)
-        self.embedding_dim = out
+        self.backbone, self.projector = backbone, projector
+        self.embedding_dim = head_widths(projector)[1]
         self.factors = {"invariance": invariance, "variance": variance, "covariance": covariance}
 
     def forward(self, views: list[Tensor], weights: Tensor | None = None) -> MethodOutput:

@@ -6,8 +6,10 @@ from sslgh.models.batch_norm import GlobalBatchNorm, use_global_batch_norm
 from sslgh.models.cifar_resnet import CifarResNet
 from sslgh.models.classifier import CosineClassifier, linear_classifier
 from sslgh.models.heads import (
+    ProjectorSpec,
     contrast_head,
     dino_projector,
+    head_widths,
     mlp_projector,
     moco_projector,
     moco_v3_head,
@@ -22,11 +24,13 @@ __all__ = [
     "CifarResNet",
     "CosineClassifier",
     "GlobalBatchNorm",
+    "ProjectorSpec",
     "PrunedBranch",
     "build_backbone",
     "checkpoint_activations",
     "contrast_head",
     "dino_projector",
+    "head_widths",
     "linear_classifier",
     "load_backbone",
     "mlp_projector",

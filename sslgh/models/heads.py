@@ -1,6 +1,8 @@
 """Projection and prediction heads: lightly's, shaped by the recipe."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 from lightly.models.modules.heads import (
     MoCoProjectionHead,
@@ -11,6 +13,39 @@ from lightly.models.modules.heads import (
     VICRegProjectionHead,
 )
 from torch import nn
+
+
+class ProjectorSpec(NamedTuple):
+    """Projector that a method wants: its kind, and its shape in the paper.
+
+    Attributes:
+        head: Function ``(features, *, hidden, out, layers, **options) -> nn.Module``.
+        hidden: Width of the hidden layers; None: F.
+        out: Embedding width D.
+        layers: Number of linear layers.
+        vit_layers: The same for a transformer (a backbone with ``patch_embed``); None: ``layers``.
+        options: Further keywords of ``head`` that the recipe sets under ``method:``.
+    """
+
+    head: Callable[..., nn.Module]
+    hidden: int | None
+    out: int
+    layers: int
+    vit_layers: int | None = None
+    options: tuple[str, ...] = ()
+
+    def build(self, backbone: nn.Module, **settings: int | bool | None) -> nn.Module:
+        """The projector (N, F) -> (N, D) of a backbone; ``settings`` replace the paper's shape."""
+        is_vit = self.vit_layers is not None and hasattr(backbone, "patch_embed")
+        shape = {"hidden": self.hidden, "out": self.out}
+        shape["layers"] = self.vit_layers if is_vit else self.layers
+        return self.head(backbone.num_features, **(shape | settings))
+
+
+def head_widths(head: nn.Module) -> tuple[int, int]:
+    """Hidden and output width of a head: those of its first and of its last linear layer."""
+    widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
+    return widths[0], widths[-1]
 
 
 def simclr_projector(features: int, *, hidden: int | None, out: int, layers: int) -> nn.Module:
@@ -65,7 +100,7 @@ def mlp_projector(features: int, *, hidden: int, out: int, layers: int) -> nn.Mo
 
 
 def dino_projector(
-    features: int, *, hidden: int, out: int, layers: int, batch_norm: bool
+    features: int, *, hidden: int, out: int, layers: int, batch_norm: bool = False
 ) -> nn.Module:
     """(Linear(-BN)-GELU-)...Linear up to DINO's bottleneck, weights N(0, 0.02^2); (N, F) -> (N, D).
 

@@ -1,7 +1,7 @@
 """Recipes from YAML files and ``a.b=c`` overrides, and back to text."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,16 @@ def _set(settings: Any, path: list[str], value: Any, override: str) -> dict[str,
 
 
 def check_arguments(
-    function: Callable[..., Any], arguments: Mapping[str, Any], *, given: Iterable[str], prefix: str
+    functions: Sequence[Callable[..., Any]],
+    arguments: Mapping[str, Any],
+    *,
+    given: Iterable[str] = (),
+    prefix: str,
 ) -> dict[str, Any]:
-    """Check a block of a recipe against the typed keyword arguments of the class it configures.
+    """Check a block of a recipe against the typed keyword arguments of the classes it configures.
 
     Args:
-        function: The class.
+        functions: Classes or functions with keyword-only arguments.
         arguments: The block, without its name.
         given: Keywords that do not come from the block.
         prefix: Key path of the block.
@@ -110,10 +114,11 @@ def check_arguments(
             parameter.annotation,
             ... if parameter.default is parameter.empty else parameter.default,
         )
+        for function in functions
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given
     }
-    model = create_model(function.__name__, __base__=ConfigModel, **fields)
+    model = create_model("Arguments", __base__=ConfigModel, **fields)
     try:
         checked = model.model_validate(dict(arguments))
     except ValidationError as error:

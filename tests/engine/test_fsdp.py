@@ -164,11 +164,11 @@ def test_a_cut_module_is_saved_whole_and_comes_back_cut(two_processes, tmp_path)
 
 def test_what_cannot_be_cut_is_refused_in_one_sentence() -> None:
     backbone = build_backbone("resnet18", width=0.125)
-    options = {"features": backbone.num_features, "hidden": 32, "out": 16}
+    projector = BYOL.projector_spec.build(backbone, hidden=32, out=16)
     with pytest.raises(FSDPError, match="FSDP cannot train BYOL with weights that only follow"):
-        prepare_for_fsdp(BYOL(backbone, **options), None)
+        prepare_for_fsdp(BYOL(backbone, projector), None)
     with pytest.raises(FSDPError, match="FSDP cannot train SDCLR, whose second branch reads"):
-        prepare_for_fsdp(SDCLR(backbone, **options), None)
+        prepare_for_fsdp(SDCLR(backbone, projector), None)
     average = nn.ModuleList([AveragedModel(nn.Linear(2, 2))])
     with pytest.raises(FSDPError, match=r"set finetune\.ema: null"):
         prepare_for_fsdp(nn.Linear(2, 2), average)

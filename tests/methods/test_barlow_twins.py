@@ -12,7 +12,8 @@ from sslgh.models import build_backbone
 def build(**settings: float) -> BarlowTwins:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    return BarlowTwins(backbone, features=64, hidden=32, out=16, **settings).double()
+    projector = BarlowTwins.projector_spec.build(backbone, hidden=32, out=16)
+    return BarlowTwins(backbone, projector, **settings).double()
 
 
 def pair(n: int = 6) -> list[Tensor]:

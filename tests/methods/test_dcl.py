@@ -10,7 +10,8 @@ from sslgh.models import build_backbone
 def build(**settings) -> DCL:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    return DCL(backbone, features=backbone.num_features, hidden=32, out=16, **settings).double()
+    projector = DCL.projector_spec.build(backbone, hidden=32, out=16)
+    return DCL(backbone, projector, **settings).double()
 
 
 def views(n: int = 6) -> list[Tensor]:

@@ -13,11 +13,11 @@ from sslgh.methods import DINO
 from sslgh.models import build_backbone, use_global_batch_norm
 
 
-def build(**settings: float) -> DINO:
+def build(hidden: int = 32, **settings: float) -> DINO:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    shape = {"hidden": 32, "out": 16, "prototypes": 10}
-    return DINO(backbone, features=64, **(shape | settings)).double()
+    projector = DINO.projector_spec.build(backbone, hidden=hidden, out=16)
+    return DINO(backbone, projector, **({"prototypes": 10} | settings)).double()
 
 
 def crops(local: int = 0, n: int = 6, seed: int = 1) -> list[Tensor]:

@@ -31,8 +31,8 @@ def teachers(tmp_path_factory) -> tuple[str, ...]:
 def build(teachers: tuple[str, ...], **settings) -> Distil:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    settings = {"hidden": 32, "out": 16, "teachers": teachers} | settings
-    return Distil(backbone, features=backbone.num_features, **settings).double()
+    projector = Distil.projector_spec.build(backbone, hidden=32, out=16)
+    return Distil(backbone, projector, **({"teachers": teachers} | settings)).double()
 
 
 def views(n: int = 10) -> list[Tensor]:

@@ -10,7 +10,8 @@ from sslgh.models import build_backbone
 def build(**settings) -> Focal:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    return Focal(backbone, features=backbone.num_features, hidden=32, out=16, **settings).double()
+    projector = Focal.projector_spec.build(backbone, hidden=32, out=16)
+    return Focal(backbone, projector, **settings).double()
 
 
 def views(n: int = 6) -> list[Tensor]:

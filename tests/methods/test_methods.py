@@ -12,21 +12,21 @@ from sslgh.methods import METHODS, Method
 from sslgh.models import build_backbone, save_backbone, use_global_batch_norm
 
 SETTINGS = {
-    "barlow-twins": {"hidden": 32, "out": 16},
-    "byol": {"hidden": 32, "out": 16},
-    "dcl": {"hidden": 32, "out": 16},
-    "dino": {"hidden": 32, "out": 16, "prototypes": 10},
-    "distil": {"hidden": 32, "out": 16, "teachers": ("RUN", "RUN")},
-    "focal": {"hidden": 32, "out": 16},
-    "moco-v2": {"hidden": 32, "out": 16, "queue": 20},
-    "moco-v3": {"hidden": 32, "out": 16},
-    "nnclr": {"hidden": 32, "out": 16, "predictor_hidden": 32, "queue": 20},
-    "sdclr": {"hidden": 32, "out": 16, "prune": 0.5},
-    "simclr": {"hidden": 32, "out": 16},
-    "simsiam": {"hidden": 32, "out": 16, "predictor_hidden": 8},
-    "swav": {"hidden": 32, "out": 16, "prototypes": 10, "queue": 20, "queue_start": 0},
-    "ts": {"hidden": 32, "out": 16, "period": 4},
-    "vicreg": {"hidden": 32, "out": 16},
+    "barlow-twins": {},
+    "byol": {},
+    "dcl": {},
+    "dino": {"prototypes": 10},
+    "distil": {"teachers": ("RUN", "RUN")},
+    "focal": {},
+    "moco-v2": {"queue": 20},
+    "moco-v3": {},
+    "nnclr": {"predictor_hidden": 32, "queue": 20},
+    "sdclr": {"prune": 0.5},
+    "simclr": {},
+    "simsiam": {"predictor_hidden": 8},
+    "swav": {"prototypes": 10, "queue": 20, "queue_start": 0},
+    "ts": {"period": 4},
+    "vicreg": {},
 }
 
 
@@ -39,7 +39,8 @@ def build(name: str) -> Method:
             card = {"backbone": "resnet18", "stem": "cifar", "width": 0.125, "image_size": 8}
             save_backbone(build_backbone("resnet18", width=0.125), Path(run), card)
             settings["teachers"] = (run,) * len(settings["teachers"])
-        method = METHODS[name](backbone, features=backbone.num_features, **settings)
+        projector = METHODS[name].projector_spec.build(backbone, hidden=32, out=16)
+        method = METHODS[name](backbone, projector, **settings)
     return method.double()
 
 

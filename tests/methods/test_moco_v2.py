@@ -14,8 +14,8 @@ from sslgh.models import build_backbone
 def build(queue: int = 20, **settings) -> MoCoV2:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    shape = {"features": backbone.num_features, "hidden": 32, "out": 16}
-    return MoCoV2(backbone, **shape, queue=queue, **settings).double()
+    projector = MoCoV2.projector_spec.build(backbone, hidden=32, out=16)
+    return MoCoV2(backbone, projector, queue=queue, **settings).double()
 
 
 def views(n: int = 6, seed: int = 1) -> list[Tensor]:
@@ -102,7 +102,7 @@ def test_the_head_is_that_of_the_paper() -> None:
     assert str(head) == str(MoCoProjectionHead(64, 32, 16))
     assert not any(isinstance(module, nn.BatchNorm1d) for module in head.modules())
     backbone = build_backbone("resnet18", width=0.125)
-    assert MoCoV2(backbone, features=64, queue=1).projector.layers[0].out_features == 64
+    assert MoCoV2.projector_spec.build(backbone).layers[0].out_features == 64
 
 
 def test_a_batch_larger_than_the_queue_is_refused_at_the_first_forward() -> None:

@@ -13,15 +13,16 @@ from sslgh.models import build_backbone
 def build(**settings) -> MoCoV3:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    shape = {"features": backbone.num_features, "hidden": 32, "out": 16}
-    return MoCoV3(backbone, **shape, **settings).double()
+    projector = MoCoV3.projector_spec.build(backbone, hidden=32, out=16)
+    return MoCoV3(backbone, projector, **settings).double()
 
 
 def transformer(**settings) -> MoCoV3:
     torch.manual_seed(0)
     shape = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
     backbone = VisionTransformer(img_size=8, patch_size=4, **shape)
-    return MoCoV3(backbone, features=16, hidden=32, out=16, **settings).double()
+    projector = MoCoV3.projector_spec.build(backbone, hidden=32, out=16)
+    return MoCoV3(backbone, projector, **settings).double()
 
 
 def views(n: int = 6) -> list[Tensor]:
@@ -93,7 +94,7 @@ def test_the_patch_projection_of_a_transformer_stays_as_it_was_drawn() -> None:
 def test_a_patch_embedding_without_a_projection_inside_is_frozen_whole() -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.Flatten())
     backbone.patch_embed = backbone[0]
-    method = MoCoV3(backbone, features=16, hidden=8, out=4)
+    method = MoCoV3(backbone, nn.Linear(16, 4))
     assert not any(p.requires_grad for p in method.backbone.parameters())
 
 

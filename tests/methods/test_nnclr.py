@@ -9,11 +9,11 @@ from sslgh.methods.nnclr import NNCLR
 from sslgh.models import build_backbone
 
 
-def build(queue: int = 20, **settings) -> NNCLR:
+def build(queue: int = 20, layers: int = 3, **settings) -> NNCLR:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    shape = {"features": backbone.num_features, "hidden": 32, "out": 16, "predictor_hidden": 24}
-    return NNCLR(backbone, **shape, queue=queue, **settings).double()
+    projector = NNCLR.projector_spec.build(backbone, hidden=32, out=16, layers=layers)
+    return NNCLR(backbone, projector, predictor_hidden=24, queue=queue, **settings).double()
 
 
 def views(n: int = 6, seed: int = 1) -> list[Tensor]:

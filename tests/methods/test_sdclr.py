@@ -11,11 +11,11 @@ from sslgh.methods import SDCLR
 from sslgh.models import build_backbone, use_global_batch_norm
 
 
-def build(**settings) -> SDCLR:
+def build(layers: int = 2, **settings) -> SDCLR:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    given = {"hidden": 32, "out": 16, "prune": 0.5} | settings
-    return SDCLR(backbone, features=backbone.num_features, **given).double()
+    projector = SDCLR.projector_spec.build(backbone, hidden=32, out=16, layers=layers)
+    return SDCLR(backbone, projector, **({"prune": 0.5} | settings)).double()
 
 
 def views(n: int = 8) -> list[Tensor]:
@@ -241,9 +241,9 @@ def test_a_temperature_that_is_not_positive_is_refused() -> None:
 def test_a_backbone_that_is_hardly_convolutions_is_refused() -> None:
     vit = build_backbone("timm:vit_tiny_patch16_224", image_size=32)
     with pytest.raises(ValueError, match="prunes convolutions; this backbone has 1, with 3% of"):
-        SDCLR(vit, features=vit.num_features)
+        SDCLR(vit, nn.Linear(192, 16))
     with pytest.raises(ValueError, match="has 0, with 0% of its weights: use a ResNet"):
-        SDCLR(nn.Flatten(), features=3)
+        SDCLR(nn.Flatten(), nn.Linear(3, 2))
 
 
 def test_three_layers_are_the_released_head() -> None:

@@ -13,8 +13,8 @@ from sslgh.models import build_backbone, use_global_batch_norm
 def build(**settings: float) -> SwAV:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    shape = {"hidden": 32, "out": 16, "prototypes": 10}
-    return SwAV(backbone, features=64, **(shape | settings)).double()
+    projector = SwAV.projector_spec.build(backbone, hidden=32, out=16)
+    return SwAV(backbone, projector, **({"prototypes": 10} | settings)).double()
 
 
 def crops(full: int = 2, local: int = 0, n: int = 6, seed: int = 1) -> list[Tensor]:

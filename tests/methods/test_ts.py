@@ -12,7 +12,8 @@ from sslgh.models import build_backbone
 def build(**settings) -> TS:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    return TS(backbone, features=backbone.num_features, hidden=32, out=16, **settings).double()
+    projector = TS.projector_spec.build(backbone, hidden=32, out=16)
+    return TS(backbone, projector, **settings).double()
 
 
 def views(n: int = 6) -> list[Tensor]:

@@ -12,7 +12,8 @@ from sslgh.models import build_backbone
 def build(**settings: float) -> VICReg:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    return VICReg(backbone, features=64, hidden=32, out=16, **settings).double()
+    projector = VICReg.projector_spec.build(backbone, hidden=32, out=16)
+    return VICReg(backbone, projector, **settings).double()
 
 
 def pair(n: int = 6) -> list[Tensor]:

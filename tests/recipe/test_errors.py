@@ -96,7 +96,7 @@ def test_arguments_of_a_method_are_held_to_the_same_rules() -> None:
         ({"queu": 1}, "method: unknown key 'queu'; did you mean 'queue'?"),
     ):
         with pytest.raises(RecipeError) as refused:
-            check_arguments(method, given, given=(), prefix="method")
+            check_arguments([method], given, prefix="method")
         assert str(refused.value).startswith(sentence)
 
 

@@ -11,7 +11,7 @@ from sslgh.functional import alignment, uniformity
 from sslgh.functional.effective_rank import effective_rank
 from sslgh.harmonize import GeometricHarmonizer
 from sslgh.methods import SimCLR
-from sslgh.models import use_global_batch_norm
+from sslgh.models import simclr_projector, use_global_batch_norm
 
 
 def views(n: int = 12, d: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,8 @@ def share_and_gradients(cuts: list[int], measure: bool) -> tuple[Tensor, list[Te
     """A step of SimCLR with GH; globalized, so that batch statistics are those of all processes."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
-    method = SimCLR(backbone, features=6, hidden=8, out=5).double()
+    projector = simclr_projector(6, hidden=8, out=5, layers=2)
+    method = SimCLR(backbone, projector).double()
     model: nn.Module = method
     if dist.is_initialized():
         model = DistributedDataParallel(use_global_batch_norm(method))
