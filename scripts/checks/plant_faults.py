@@ -34,11 +34,7 @@ CAL, CONFUSION, SCORING = (
     "functional/confusion.py",
     "evaluation/scoring.py",
 )
-PROBING, CHOICES, CHECKS = (
-    "evaluation/probing.py",
-    "evaluation/probe_settings.py",
-    "evaluation/checks.py",
-)
+PROBING, PLAN = "evaluation/probing.py", "evaluation/probe_settings.py"
 SAMPLING, POLICIES = "data/class_sampling.py", "data/supervised_augment.py"
 FINETUNING, NETWORK = "engine/finetuning.py", "classify/network.py"
 SOLVER, PROBE = "classify/solver.py", "classify/estimator.py"
@@ -120,10 +116,10 @@ FAULTS = [
     Fault("source and target swapped", CONFUSION, "target[taken_for]", "source[taken_for]", "functional/test_confusion.py"),
     Fault("confidence not normalized", SCORING, "(best - exact.logsumexp(-1)).exp()", "best.sigmoid()", "evaluation/test_scoring.py"),
     Fault("confusion the wrong way", SCORING, '"few_as_many": confused_share(classes, labels, source=few, target=many)', '"few_as_many": confused_share(classes, labels, source=many, target=few)', "evaluation/test_scoring.py"),
-    Fault("chosen on the test set", PROBING, "choose(found, *train,", "choose(found, *test,", "evaluation/test_probe_settings.py"),
-    Fault("choice not trained", CHOICES, "best.get(name, heads[0])", "heads[0]", "evaluation/test_probe_settings.py"),
-    Fault("test prior ignored", PROBING, "test_prior=prior", "test_prior=None", "evaluation/test_probe_settings.py"),
-    Fault("unadjustable objectives let through", CHECKS, "if not OBJECTIVES[name].shifts]", "if False]", "evaluation/test_checks.py"),
+    Fault("chosen on the test set", PROBING, "plan.select(*train,", "plan.select(*test,", "evaluation/test_probe_settings.py"),
+    Fault("choice not trained", PLAN, "best.get(name, heads[0])", "heads[0]", "evaluation/test_probe_settings.py"),
+    Fault("test prior ignored", PROBING, "test_prior) for part in parts", "None) for part in parts", "evaluation/test_probe_settings.py"),
+    Fault("unadjustable objectives let through", PLAN, "if not OBJECTIVES[name].shifts]", "if False]", "evaluation/test_probe_settings.py"),
     Fault("quota rounded to the nearest", SAMPLING, "np.floor(borders + rng_for(seed, QUOTA, epoch).random())", "np.round(borders)", "data/test_class_sampling.py"),
     Fault("rounds not continued", SAMPLING, "own, first, last, seed, label)", "own, 0, last - first, seed, label)", "data/test_class_sampling.py"),
     Fault("classes share their permutations", SAMPLING, "rng_for(seed, ROUND, r, label)", "rng_for(seed, ROUND, r, 0)", "data/test_class_sampling.py"),

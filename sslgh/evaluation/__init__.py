@@ -1,14 +1,17 @@
 """Evaluation: features once, named protocols, probes and the table."""
 
-from sslgh.evaluation.details import class_table, details_table
-from sslgh.evaluation.feature_file import FeatureFile, load_feature_file
-from sslgh.evaluation.features import cached_features, extract_features
+from sslgh.evaluation.features import (
+    FeatureFile,
+    cached_features,
+    extract_features,
+    load_feature_file,
+)
 from sslgh.evaluation.probing import check_probes, probe_backbone, probe_features
 from sslgh.evaluation.protocols import PROTOCOLS
 from sslgh.evaluation.results import Result, Scores, Spread, read_results, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
 from sslgh.evaluation.supervised import evaluate_run
-from sslgh.evaluation.table import comparison_table
+from sslgh.evaluation.tables import class_table, comparison_table, details_table
 
 __all__ = [
     "PROTOCOLS",

@@ -8,12 +8,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from sslgh.data import DataError, EvalDataset, ImageSet, Weak, normalize
+from sslgh.data.arrays import UNREADABLE
+from sslgh.data.image_set import check_classes
+from sslgh.data.quarantined import QUARANTINE, READS_NOW, quarantined, reason
 from sslgh.distributed import gather
 
 log = logging.getLogger(__name__)
@@ -249,3 +254,150 @@ def _write(path: Path, features: Tensor) -> None:
         )
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def unreadable_names(images: ImageSet, directory: Path, accelerator: Accelerator) -> frozenset[str]:
+    """Names of the images that the run in ``directory`` found broken and that still are.
+
+    Said once, by the main process. Collective: call it on every rank with one answer for all.
+
+    Args:
+        images: The training split.
+        directory: The run directory.
+        accelerator: The processes; the main one reads.
+
+    Raises:
+        DataError: If the run's report is damaged.
+    """
+    # Read by every process, so that a damaged report stops them all.
+    named = quarantined(directory)
+    found: list[frozenset[str]] = [frozenset()]
+    if accelerator.is_main_process and named:
+        positions = [i for i, name in enumerate(images.names) if name in named]
+        broken = [i for i in positions if reason(images, i) != READS_NOW]
+        found = [frozenset(images.names[i] for i in broken)]
+    broadcast_object_list(found)
+    if accelerator.is_main_process and found[0]:
+        log.warning(
+            "%d training images cannot be read and are left out of the training features (%s names them)",
+            len(found[0]),
+            directory / QUARANTINE,
+        )
+    return found[0]
+
+
+def without(images: ImageSet, names: frozenset[str]) -> ImageSet:
+    """The images but those of the given names; the same set where none is."""
+    kept = np.array([name not in names for name in images.names], dtype=bool)
+    return images if kept.all() else images.subset(np.flatnonzero(kept))
+
+
+class FeatureFile(NamedTuple):
+    """Features and labels of a training and a test set."""
+
+    train_features: Tensor
+    train_labels: Tensor
+    test_features: Tensor
+    test_labels: Tensor
+
+
+def load_feature_file(path: Path) -> FeatureFile:
+    """Read ``train_features, train_labels, test_features, test_labels`` from an .npz file.
+
+    Features are floats (N, F) with one F, labels integers (N,) from 0.
+
+    Raises:
+        ValueError: If the file is missing or no .npz, or an array is missing, misshapen or not finite.
+    """
+    arrays = _read_arrays(path)
+    if missing := [name for name in FeatureFile._fields if name not in arrays]:
+        raise ValueError(
+            f"{path}: array {missing[0]} is missing; expected {', '.join(FeatureFile._fields)}, got "
+            f"{', '.join(arrays) or 'none'}"
+        )
+    for split in ("train", "test"):
+        _check_arrays(path, split, arrays[f"{split}_features"], arrays[f"{split}_labels"])
+    widths = [arrays[f"{split}_features"].shape[1] for split in ("train", "test")]
+    if widths[0] != widths[1]:
+        raise ValueError(f"{path}: train_features are {widths[0]} wide, test_features {widths[1]}")
+    return FeatureFile(
+        torch.from_numpy(arrays["train_features"].astype(np.float32)),
+        torch.from_numpy(arrays["train_labels"].astype(np.int64)),
+        torch.from_numpy(arrays["test_features"].astype(np.float32)),
+        torch.from_numpy(arrays["test_labels"].astype(np.int64)),
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected an .npz file of features")
+    try:
+        # Opened here: NumPy leaves the file open when it is no archive. Pickled arrays could run code.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            # A member that is no array comes as its bytes, and is refused by its shape.
+            return {name: np.asarray(file[name]) for name in file.files}
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{path} cannot be read as an .npz file without pickles: {error}"
+        ) from error
+
+
+def _check_arrays(
+    path: Path, split: str, features: NDArray[np.generic], labels: NDArray[np.generic]
+) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1] or features.size == 0:
+        raise ValueError(
+            f"{path}: {split}_features and {split}_labels must be (N, F) and (N,), got {features.shape} and {labels.shape}"
+        )
+    if labels.dtype.kind not in "iu" or int(labels.min()) < 0:
+        got = labels.dtype if labels.dtype.kind not in "iu" else int(labels.min())
+        raise ValueError(f"{path}: {split}_labels must be integers from 0, got {got}")
+    check_classes(f"array {split}_labels of {path}", int(labels.max()))
+    if not np.issubdtype(features.dtype, np.floating):
+        raise ValueError(f"{path}: {split}_features must be floats, got {features.dtype}")
+    if broken := int((~np.isfinite(features.astype(np.float32))).any(1).sum()):
+        raise ValueError(
+            f"{path}: {broken} of {len(features)} rows of {split}_features hold nan or inf"
+        )
+
+
+def check_features(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
+    """Refuse features that no classifier could be trained on and judged by.
+
+    Args:
+        train: Features (N, F) and labels (N,).
+        test: The same of the test set.
+
+    Raises:
+        ValueError: If shapes do not fit, the sets differ in width, features are not finite, or classes disagree.
+    """
+    for split, (values, labels) in (("training", train), ("test", test)):
+        _check_split(split, values, labels)
+    if train[0].shape[1] != test[0].shape[1]:
+        raise ValueError(
+            f"training features are {train[0].shape[1]} wide and test features {test[0].shape[1]}; take both from one "
+            "backbone"
+        )
+    if not torch.isin(test[1].cpu(), train[1].cpu()).any():
+        raise ValueError(
+            f"no test image is of a trained class: training labels are {_range(train[1])}, test labels "
+            f"{_range(test[1])}; number the classes of both sets alike"
+        )
+
+
+def _check_split(split: str, values: Tensor, labels: Tensor) -> None:
+    if values.ndim != 2 or labels.shape != values.shape[:1] or len(values) == 0:
+        raise ValueError(
+            f"{split} features and labels must be (N, F) and (N,), N >= 1, got {tuple(values.shape)} and "
+            f"{tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"{split} labels must be integers, got {labels.dtype}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"{split} labels must count from 0, got {_range(labels)}")
+    if broken := int((~values.isfinite()).any(1).sum()):
+        raise ValueError(f"{broken} of {len(values)} rows of the {split} features hold nan or inf")
+
+
+def _range(labels: Tensor) -> str:
+    return f"{int(labels.min())}..{int(labels.max())}"

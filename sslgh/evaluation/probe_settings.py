@@ -1,100 +1,212 @@
-"""Which heads a probe trains, chosen on training images where it gives several settings.
+"""Plans of probes: checked settings, the heads to choose from, and what results say of them.
 
 Shapes: N images, F features, C classes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from sslgh.classify import OBJECTIVES, Head, select_heads
-from sslgh.evaluation.protocols import Protocol, objectives
+from sslgh.classify.objectives import check_shares
+from sslgh.data import DataError
+from sslgh.evaluation.protocols import NEIGHBOR_TEMPERATURE, PROTOCOLS, Protocol
+from sslgh.recipe import RecipeError
+from sslgh.recipe.errors import unknown_key
 from sslgh.recipe.schema import Probe
 
-Candidates = Mapping[str, Sequence[Head]]
+# Settings of which a probe may give several values.
+CHOICES = ("tau", "lr", "weight_decay")
 
 
-def candidates(protocol: Protocol, probe: Probe) -> Candidates:
-    """For each objective the heads to choose from: every combination of the settings that it reads.
+@dataclass(frozen=True)
+class ProbePlan:
+    """A probe whose settings fit together.
+
+    Attributes:
+        protocol: The protocol that the probe names.
+        probe: Settings of the recipe.
+        heads: For each objective the heads to choose from; empty if the nearest neighbors vote.
+    """
+
+    protocol: Protocol
+    probe: Probe
+    heads: Mapping[str, Sequence[Head]]
+
+    def check_data(self, *, num_classes: int, num_images: int) -> None:
+        """Refuse training data that do not fit the plan.
+
+        Raises:
+            RecipeError: If ``test_prior`` is no distribution over the classes.
+            DataError: If there are too few images.
+        """
+        probe, name = self.probe, self.protocol.name
+        if isinstance(probe.test_prior, tuple):
+            if len(probe.test_prior) != num_classes:
+                raise RecipeError(
+                    f"test_prior has {len(probe.test_prior)} class shares, but there are {num_classes} classes; give one "
+                    "per class"
+                )
+            try:
+                check_shares(torch.tensor(probe.test_prior))
+            except ValueError as error:
+                raise RecipeError(f"test_prior: {error}") from error
+        several = max(map(len, (probe.tau, probe.lr, probe.weight_decay))) > 1
+        if several and probe.folds > num_images:
+            raise DataError(
+                f"probe {name} asks for {probe.folds} folds of {num_images} training images; lower folds"
+            )
+        if not self.heads and probe.neighbors > num_images:
+            raise DataError(
+                f"probe knn asks {probe.neighbors} neighbors to vote, but there are {num_images} training images; lower "
+                "neighbors"
+            )
+
+    def settings(self) -> dict[str, object]:
+        """``settings`` of a result: all that the protocol reads; of several values all."""
+        probe, settings = self.probe, asdict(self.protocol)
+        if not self.heads:
+            return settings | {"neighbors": probe.neighbors, "temperature": NEIGHBOR_TEMPERATURE}
+        settings |= {"objectives": list(self.heads), "seeds": probe.seeds}
+        if self.protocol.train == "longtail":
+            settings["test_prior"] = _plain(probe.test_prior)
+            settings |= {name: _plain(v) for name in CHOICES if (v := getattr(probe, name))}
+        if any(len(heads) > 1 for heads in self.heads.values()):
+            settings["folds"] = probe.folds
+        if with_term := {
+            name: OBJECTIVES[name] for name in self.heads if OBJECTIVES[name].embedding
+        }:
+            settings["embedding"] = {
+                name: {"weight": objective.embedding_weight}
+                | {key: v for key, v in objective.term._asdict().items() if key != "tau"}
+                for name, objective in with_term.items()
+            }
+        return settings
+
+    def select(self, features: Tensor, labels: Tensor, num_classes: int) -> dict[str, Head]:
+        """One head per objective: the only one, or the best in cross-validation on the training images.
+
+        Args:
+            features: Training features, shape (N, F).
+            labels: Training labels, shape (N,).
+            num_classes: C.
+        """
+        assert self.protocol.heads is not None
+        best: Mapping[str, Head] = {}
+        if several := {name: heads for name, heads in self.heads.items() if len(heads) > 1}:
+            best = select_heads(
+                features,
+                labels,
+                num_classes=num_classes,
+                candidates=several,
+                training=self.protocol.heads,
+                folds=self.probe.folds,
+                progress=True,
+            )
+        return {name: best.get(name, heads[0]) for name, heads in self.heads.items()}
+
+    def chosen(self, selected: Mapping[str, Head]) -> dict[str, dict[str, float | None]]:
+        """``chosen`` of a result: the settings of each objective that had a choice.
+
+        Args:
+            selected: Heads as `select` returns them.
+        """
+        training = self.protocol.heads
+        assert training is not None
+        return {
+            name: {
+                "tau": head.tau if OBJECTIVES[name].takes_tau else None,
+                "lr": training.lr if head.lr is None else head.lr,
+                "weight_decay": (
+                    training.weight_decay if head.weight_decay is None else head.weight_decay
+                ),
+            }
+            for name, head in selected.items()
+            if len(self.heads[name]) > 1
+        }
+
+    def expected_prior(self, prior: Tensor) -> Tensor | None:
+        """Class shares (C,) that predictions are made for; None: as each objective decides.
+
+        Args:
+            prior: Class shares of the training images, shape (C,).
+        """
+        shares = self.probe.test_prior
+        if shares == "objective":
+            return None
+        if shares == "train":
+            return prior
+        if shares == "balanced":
+            return torch.full_like(prior, 1 / len(prior))
+        return torch.tensor(shares, dtype=prior.dtype, device=prior.device)
+
+
+def plan_probes(probes: Sequence[Probe]) -> list[ProbePlan]:
+    """Plans of all probes of a recipe; raises as `plan_probe`."""
+    return [plan_probe(probe, f"probe.{position}") for position, probe in enumerate(probes)]
+
+
+def plan_probe(probe: Probe, key: str = "probe") -> ProbePlan:
+    """Check the settings of a probe and list its heads: every combination of what an objective reads.
+
+    Args:
+        probe: Settings of the recipe.
+        key: Key path of the probe in its recipe.
+
+    Raises:
+        RecipeError: If a name is unknown or settings do not go together.
 
     Examples:
-        >>> from sslgh.evaluation.protocols import PROTOCOLS
         >>> probe = Probe(protocol="longtail", objectives=("ce", "la"), tau=(0.5, 1), lr=(0.1, 0.01))
-        >>> {name: len(heads) for name, heads in candidates(PROTOCOLS["longtail"], probe).items()}
+        >>> {name: len(heads) for name, heads in plan_probe(probe).heads.items()}
         {'ce': 2, 'la': 4}
     """
-    return {name: _grid(name, probe) for name in objectives(protocol, probe)}
+    if probe.protocol not in PROTOCOLS:
+        raise RecipeError(f"{key}.protocol: {unknown_key(probe.protocol, PROTOCOLS)}")
+    for position, objective in enumerate(probe.objectives):
+        if objective not in OBJECTIVES:
+            raise RecipeError(f"{key}.objectives.{position}: {unknown_key(objective, OBJECTIVES)}")
+    protocol = PROTOCOLS[probe.protocol]
+    names: tuple[str, ...] = ()
+    if protocol.heads is None:
+        read = ["neighbors"]
+    elif protocol.train != "longtail":
+        names, read = ("ce",), ["seeds"]  # the rest is the paper's
+    else:
+        names = probe.objectives
+        read = [name for name in Probe.model_fields if name not in {"protocol", "neighbors"}]
+    for name, field in Probe.model_fields.items():
+        # By value: a full config, as a run keeps it, sets every key.
+        given = getattr(probe, name)
+        trained = name == "objectives" and given == names
+        if name not in {"protocol", *read} and given != field.default and not trained:
+            raise RecipeError(
+                f"probe {protocol.name} does not read {name}, but only {', '.join(read)}; leave {name} out"
+            )
+    fixed = [name for name in names if not OBJECTIVES[name].shifts]
+    if fixed and probe.test_prior != "objective":
+        able = [name for name, objective in OBJECTIVES.items() if objective.shifts]
+        raise RecipeError(
+            f"test_prior cannot be reached by {', '.join(fixed)}, whose scores are no posterior of known class "
+            f"shares; leave test_prior out or use {', '.join(able)}"
+        )
+    return ProbePlan(protocol, probe, {name: _heads(name, probe) for name in names})
 
 
-def _grid(name: str, probe: Probe) -> list[Head]:
+def _heads(name: str, probe: Probe) -> list[Head]:
     objective = OBJECTIVES[name]
-    taus = probe.tau if objective.takes_tau else (1.0,)
     if objective.decision == "means":  # nothing is trained
         return [Head(name)]
+    taus = probe.tau if objective.takes_tau else (1.0,)
     grid = product(taus, probe.lr or (None,), probe.weight_decay or (None,))
     return [Head(name, tau, lr, decay) for tau, lr, decay in dict.fromkeys(grid)]
 
 
-def choose(
-    found: Candidates,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    num_classes: int,
-    probe: Probe,
-    protocol: Protocol,
-) -> dict[str, Head]:
-    """One head for each objective: the only one, or the best on parts of the training images.
-
-    Args:
-        found: As `candidates` gives them.
-        features: Training features, shape (N, F).
-        labels: Their classes, shape (N,).
-        num_classes: C.
-        probe: Its ``folds`` count.
-        protocol: How heads are trained.
-    """
-    assert protocol.heads is not None
-    several = {name: heads for name, heads in found.items() if len(heads) > 1}
-    best: Mapping[str, Head] = {}
-    if several:
-        best = select_heads(
-            features,
-            labels,
-            num_classes=num_classes,
-            candidates=several,
-            training=protocol.heads,
-            folds=probe.folds,
-            progress=True,
-        )
-    return {name: best.get(name, heads[0]) for name, heads in found.items()}
-
-
-def settings_of(head: Head, protocol: Protocol) -> dict[str, float | None]:
-    """What a head is trained with, the protocol's values filled in; tau None where it is not read."""
-    assert protocol.heads is not None
-    return {
-        "tau": head.tau if OBJECTIVES[head.objective].takes_tau else None,
-        "lr": protocol.heads.lr if head.lr is None else head.lr,
-        "weight_decay": (
-            protocol.heads.weight_decay if head.weight_decay is None else head.weight_decay
-        ),
-    }
-
-
-def expected_prior(probe: Probe, prior: Tensor) -> Tensor | None:
-    """Class shares (C,) that predictions are made for; None: as each objective decides.
-
-    Args:
-        probe: Its ``test_prior`` counts.
-        prior: Class shares of the training images, shape (C,).
-    """
-    if probe.test_prior == "objective":
-        return None
-    if probe.test_prior == "train":
-        return prior
-    if probe.test_prior == "balanced":
-        return torch.full_like(prior, 1 / len(prior))
-    return torch.tensor(probe.test_prior, dtype=prior.dtype, device=prior.device)
+def _plain(value: object) -> object:
+    """A value as JSON returns it: a list, or a single value."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] if len(value) == 1 else list(value)

@@ -15,30 +15,25 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.classify import Head, HeadEnsemble, train_heads
+from sslgh.classify import Head, train_heads
 from sslgh.data import ImageSet, input_size
-from sslgh.evaluation.checks import check_features, check_probe
-from sslgh.evaluation.features import cached_features
-from sslgh.evaluation.probe_settings import candidates, choose, expected_prior, settings_of
+from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
+from sslgh.evaluation.probe_settings import ProbePlan, plan_probes
 from sslgh.evaluation.protocols import (
     NEIGHBOR_TEMPERATURE,
-    PROTOCOLS,
     LabeledImages,
-    Protocol,
     labeled_images,
     training_images,
     training_rows,
 )
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import (
-    answers,
+    evaluate_predictions,
     evaluate_scores,
     group_tightness,
-    judge_answers,
+    predict,
     rows_at_once,
 )
-from sslgh.evaluation.settings import probe_settings
-from sslgh.evaluation.unreadable import unreadable_names, without
 from sslgh.functional.neighbors import nearest_neighbor_votes
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
@@ -47,7 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_WORKERS = 8
 # Test images that heads score at once.
-MOST_ROWS = 8192
+MAX_ROWS = 8192
 
 
 class Features(NamedTuple):
@@ -68,50 +63,50 @@ def check_probes(data: Data, probes: Sequence[Probe], directory: Path | None = N
     """Refuse probes that cannot run on the data; worth calling before an hour of pretraining.
 
     Args:
-        data: Of the recipe.
-        probes: What is to run.
-        directory: Of the run, which may have begun; None: as if it had not.
+        data: Data section of the recipe.
+        probes: Probes to run.
+        directory: Run directory, whose run may have begun; None: no run has.
 
     Raises:
-        DataError: If the data cannot serve them: one sentence with the way out.
-        RecipeError: If the settings of one do not go together.
+        DataError: If the data cannot serve them; the message names the way out.
+        RecipeError: If a name is unknown or the settings of a probe do not go together.
     """
-    if not probes:
-        return
-    _chosen_images(probes, labeled_images(data, directory))
+    plans = plan_probes(probes)
+    if plans:
+        _training_images(plans, labeled_images(data, directory))
 
 
 def probe_backbone(
     backbone: nn.Module, recipe: Recipe, *, directory: Path, accelerator: Accelerator
 ) -> list[Result]:
-    """Run the probes of a recipe and write ``directory/probe/*.json``.
+    """Run the probes of a recipe and write ``directory/probe/*.json``. Collective: call it on every rank.
 
-    All processes extract features; the main one trains the heads, the others wait for it.
+    All ranks extract features; rank 0 trains the heads.
 
     Args:
-        backbone: (N, 3, S, S) to (N, F); stays as it is.
-        recipe: Its ``data`` and ``probe`` sections count.
-        directory: The run directory; features are cached in it. Where a run has recorded its images they are
+        backbone: (N, 3, S, S) to (N, F); not changed.
+        recipe: Recipe whose ``data`` and ``probe`` sections are used.
+        directory: Run directory; features are cached in it. If a run has recorded its images they are
             those of pretraining, unless ``data`` asks for others.
-        accelerator: The processes and the device.
+        accelerator: Processes and device.
 
     Returns:
-        One result for each probe, the same on all processes.
+        One result per probe, the same on all ranks.
 
     Raises:
         DataError: If the data have no labels, no test set, or too few images for a protocol; if an image
-            cannot be read, unless it is one of training that the run has met and named.
-        RecipeError: If the settings of a probe do not go together.
+            cannot be read, unless it is a training image that the run has found broken.
+        RecipeError: If a name is unknown or the settings of a probe do not go together.
         ValueError: If features or labels cannot be used.
     """
-    if not recipe.probe:
+    plans = plan_probes(recipe.probe)
+    if not plans:
         return []
     images = labeled_images(recipe.data, directory)
-    print_stderr(images.said, accelerator)
-    size = input_size(recipe.data, images.whole)
+    warn_on_main(images.notes, accelerator)
+    size = input_size(recipe.data, images.full_train)
 
     def features(part: ImageSet, *, weak: bool = False) -> Features | None:
-        workers = loader_workers(recipe.data, part)
         values = cached_features(
             backbone,
             part,
@@ -119,20 +114,20 @@ def probe_backbone(
             weak=weak,
             directory=directory,
             accelerator=accelerator,
-            workers=workers,
+            workers=loader_workers(recipe.data, part),
         )
         return None if values is None else Features(values, torch.from_numpy(part.labels))
 
-    # Every set is chosen, and refused, before the first image goes through the network.
-    chosen = _chosen_images(recipe.probe, images)
-    broken = unreadable_names(images.whole, directory, accelerator)
+    # Every set is selected, and refused, before the first image goes through the network.
+    train_sets = _training_images(plans, images)
+    broken = unreadable_names(images.full_train, directory, accelerator)
     test = features(images.test)
-    classes = Classes(images.whole.class_names, torch.from_numpy(images.class_counts))
+    classes = Classes(images.full_train.class_names, torch.from_numpy(images.class_counts))
     results: list[Result] = []
-    for probe, part in zip(recipe.probe, chosen, strict=True):
-        train = features(without(part, broken), weak=PROTOCOLS[probe.protocol].weak)
+    for plan, part in zip(plans, train_sets, strict=True):
+        train = features(without(part, broken), weak=plan.protocol.weak)
         if train is not None and test is not None:
-            results.append(_run(probe, train, test, classes, accelerator.device))
+            results.append(_run_probe(plan, train, test, classes, accelerator.device))
     if accelerator.is_main_process:
         write_results(results, directory)
     shared = [results]
@@ -140,12 +135,13 @@ def probe_backbone(
     return shared[0]
 
 
-def _chosen_images(probes: Sequence[Probe], images: LabeledImages) -> list[ImageSet]:
-    """The training images of every probe, all of them checked."""
-    chosen = [training_images(PROTOCOLS[probe.protocol], images) for probe in probes]
-    for probe, part in zip(probes, chosen, strict=True):
-        check_probe(probe, num_classes=len(images.whole.class_names), images=len(part))
-    return chosen
+def _training_images(plans: Sequence[ProbePlan], images: LabeledImages) -> list[ImageSet]:
+    """The training images of every probe, checked."""
+    parts = [training_images(plan.protocol, images) for plan in plans]
+    num_classes = len(images.full_train.class_names)
+    for plan, part in zip(plans, parts, strict=True):
+        plan.check_data(num_classes=num_classes, num_images=len(part))
+    return parts
 
 
 def probe_features(
@@ -160,40 +156,40 @@ def probe_features(
     class_names: Sequence[str] | None = None,
     device: torch.device | None = None,
 ) -> list[Result]:
-    """Run probes on features that come from anywhere, in this process.
+    """Run probes on given features, in this process.
 
-    Training features are taken as they are: whether a view was augmented is the file's affair.
+    Training features are used as they are, without augmentation, whatever the protocol.
 
     Args:
         train_features: Shape (N, F).
         train_labels: Shape (N,), integers from 0.
         test_features: Shape (M, F).
         test_labels: Shape (M,).
-        probes: What to run.
+        probes: Probes to run.
         directory: Results go to ``directory/probe/*.json``.
-        class_counts: Shape (C,), images by which classes are many-, medium- or few-shot; None: those of
-            the training labels.
+        class_counts: Images per class by which classes are many-, medium- or few-shot, shape (C,); None: those
+            of the training labels.
         class_names: C names; None: numbers. Without names or counts C is one more than the largest label.
-        device: Where heads train; None: the CPU.
+        device: Device on which heads train; None: the CPU.
 
     Raises:
         DataError: If a class holds too few images for a protocol.
-        RecipeError: If the settings of a probe do not go together.
-        ValueError: If features or labels cannot be used, their classes or widths disagree, or the counts are not one
-            a class.
+        RecipeError: If a name is unknown or the settings of a probe do not go together.
+        ValueError: If features or labels cannot be used, their classes or widths disagree, or there is not one count
+            per class.
     """
+    plans = plan_probes(probes)
     train, test = Features(train_features, train_labels), Features(test_features, test_labels)
     check_features(train, test)
     classes = _classes(train.labels, test.labels, class_counts, class_names)
     parts = []
-    for probe in probes:
-        labels = train.labels.cpu().numpy()
-        rows = training_rows(PROTOCOLS[probe.protocol], labels, classes.names)
+    for plan in plans:
+        rows = training_rows(plan.protocol, train.labels.cpu().numpy(), classes.names)
         parts.append(train if rows is None else Features(train.values[rows], train.labels[rows]))
-        check_probe(probe, num_classes=len(classes.names), images=len(parts[-1].labels))
+        plan.check_data(num_classes=len(classes.names), num_images=len(parts[-1].labels))
     results = [
-        _run(probe, part, test, classes, device or torch.device("cpu"))
-        for probe, part in zip(probes, parts, strict=True)
+        _run_probe(plan, part, test, classes, device or torch.device("cpu"))
+        for plan, part in zip(plans, parts, strict=True)
     ]
     write_results(results, directory)
     return results
@@ -220,28 +216,34 @@ def _classes(
     return Classes(tuple(names or map(str, range(size))), counts)
 
 
-def _run(
-    probe: Probe, train: Features, test: Features, classes: Classes, device: torch.device
+def _run_probe(
+    plan: ProbePlan, train: Features, test: Features, classes: Classes, device: torch.device
 ) -> Result:
-    protocol = PROTOCOLS[probe.protocol]
+    """Train the heads of a probe, or let neighbors vote, and evaluate on the test features."""
     train, test = (Features(*(part.to(device) for part in pair)) for pair in (train, test))
-    counts = classes.counts.to(device)
+    protocol, counts = plan.protocol, classes.counts.to(device)
     chosen: dict[str, dict[str, float | None]] = {}
-    if protocol.heads is None:
-        votes = _votes(probe, train, test, len(counts))
-        scores = {"knn": evaluate_scores(votes[None], test.labels, counts)}
+    if plan.heads:
+        heads = plan.select(*train, len(counts))
+        chosen = plan.chosen(heads)
+        scores = _train_and_evaluate(plan, heads, train, test, counts)
     else:
-        found = candidates(protocol, probe)
-        heads = choose(found, *train, num_classes=len(counts), probe=probe, protocol=protocol)
-        chosen = {n: settings_of(head, protocol) for n, head in heads.items() if len(found[n]) > 1}
-        scores = _train(probe, protocol, heads, train, test, counts)
-    pairs = {"train": train, "test": test}
+        votes = nearest_neighbor_votes(
+            test.values,
+            train.values,
+            train.labels,
+            num_classes=len(counts),
+            neighbors=plan.probe.neighbors,
+            temperature=NEIGHBOR_TEMPERATURE,
+        )
+        # The softmax of the log shares is the shares; float64 keeps different shares apart.
+        scores = {"knn": evaluate_scores(votes.double().log()[None], test.labels, counts)}
+    as_set = "; lr or decay as set" if plan.probe.lr or plan.probe.weight_decay else ""
     return Result(
         protocol=protocol.name,
         version=protocol.version,
-        summary=protocol.summary
-        + ("; lr or decay as set" if probe.lr or probe.weight_decay else ""),
-        settings=probe_settings(probe, protocol),
+        summary=protocol.summary + as_set,
+        settings=plan.settings(),
         class_names=list(classes.names),
         group_counts=counts.tolist(),
         train_counts=torch.bincount(train.labels, minlength=len(counts)).tolist(),
@@ -249,78 +251,50 @@ def _run(
         scores=scores,
         tightness={
             name: group_tightness(part.values[None], part.labels, counts, test_labels=test.labels)
-            for name, part in pairs.items()
+            for name, part in (("train", train), ("test", test))
         },
         chosen=chosen,
     )
 
 
-def _votes(probe: Probe, train: Features, test: Features, num_classes: int) -> Tensor:
-    """Log of the shares of the votes, (N, C): their softmax is the shares again."""
-    votes = nearest_neighbor_votes(
-        test.values,
-        train.values,
-        train.labels,
-        num_classes=num_classes,
-        neighbors=probe.neighbors,
-        temperature=NEIGHBOR_TEMPERATURE,
-    )
-    # In float64, where the logarithm keeps different shares apart.
-    return votes.double().log()
-
-
-def _train(
-    probe: Probe,
-    protocol: Protocol,
-    chosen: Mapping[str, Head],
-    train: Features,
-    test: Features,
-    counts: Tensor,
+def _train_and_evaluate(
+    plan: ProbePlan, heads: Mapping[str, Head], train: Features, test: Features, counts: Tensor
 ) -> dict[str, Scores]:
-    """Train all heads at once and judge them."""
-    assert protocol.heads is not None
+    """Train one head per objective, all at once, and evaluate each on the test features."""
+    assert plan.protocol.heads is not None
+    seeds = plan.probe.seeds
     trained = train_heads(
         train.values,
         train.labels,
         num_classes=len(counts),
-        heads=list(chosen.values()),
-        training=protocol.heads,
-        seeds=probe.seeds,
+        heads=list(heads.values()),
+        training=plan.protocol.heads,
+        seeds=seeds,
         progress=True,
     )
-    prior = expected_prior(probe, trained.prior)
+    test_prior = plan.expected_prior(trained.prior)
+    parts = torch.split(test.values, min(MAX_ROWS, rows_at_once(seeds * len(counts))))
     scores = {}
-    for name, head in chosen.items():
-        found = _judge_head(trained, head, test, counts, prior, seeds=probe.seeds)
+    for name, head in heads.items():
+        found = predict(trained.scores(head, part, test_prior) for part in parts)
+        norms = trained.weight_norms(head)
         tightness = {
             split: group_tightness(embeddings, part.labels, counts, test_labels=test.labels)
             for split, part in (("train", train), ("test", test))
             if (embeddings := trained.embeddings(head, part.values)) is not None
         }
-        scores[name] = replace(found, tightness=tightness or None)
+        scores[name] = replace(
+            evaluate_predictions(found, test.labels, counts, weight_norms=norms),
+            tightness=tightness or None,
+        )
     return scores
 
 
-def _judge_head(
-    trained: HeadEnsemble,
-    head: Head,
-    test: Features,
-    counts: Tensor,
-    prior: Tensor | None,
-    *,
-    seeds: int,
-) -> Scores:
-    rows = min(MOST_ROWS, rows_at_once(seeds * len(counts)))
-    parts = torch.split(test.values, rows)
-    found = answers(trained.scores(head, part, test_prior=prior) for part in parts)
-    return judge_answers(found, test.labels, counts, weight_norms=trained.weight_norms(head))
-
-
-def print_stderr(sentences: Sequence[str], accelerator: Accelerator) -> None:
-    """Say what has changed since the run began, on the main process alone."""
+def warn_on_main(notes: Sequence[str], accelerator: Accelerator) -> None:
+    """Log warnings on rank 0."""
     if accelerator.is_main_process:
-        for sentence in sentences:
-            log.warning("%s", sentence)
+        for note in notes:
+            log.warning("%s", note)
 
 
 def loader_workers(data: Data, images: ImageSet) -> int:

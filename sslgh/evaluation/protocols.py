@@ -14,7 +14,6 @@ from sslgh.classify import HeadTraining
 from sslgh.data import DataError, ImageSet, load_images
 from sslgh.data.remaining import remaining_images
 from sslgh.recipe.data import Data
-from sslgh.recipe.schema import Probe
 
 # Largest over smallest class that still counts as balanced; the digits' classes differ by a tenth.
 BALANCED = 1.5
@@ -86,45 +85,38 @@ PROTOCOLS = {
 }
 
 
-def objectives(protocol: Protocol, probe: Probe) -> tuple[str, ...]:
-    """The objectives a probe trains; the paper's protocols have cross-entropy alone."""
-    if protocol.heads is None:
-        return ()
-    return tuple(probe.objectives) if protocol.train == "longtail" else ("ce",)
-
-
 @dataclass(frozen=True)
 class LabeledImages:
     """All the labeled images of a data section.
 
     Attributes:
-        whole: The training split as the source has it.
-        longtail: The images of pretraining that are still there.
-        class_counts: Of all the images of pretraining, shape (C,).
+        full_train: The training split as the source has it.
+        longtail: The images of pretraining that still exist.
+        class_counts: Images of pretraining per class, shape (C,).
         test: The test set, with the classes of the training split.
-        said: Sentences on images that came or went since pretraining began.
+        notes: Messages on images that appeared or disappeared since pretraining began.
     """
 
-    whole: ImageSet
+    full_train: ImageSet
     longtail: ImageSet
     class_counts: NDArray[np.int64]
     test: ImageSet
-    said: list[str]
+    notes: list[str]
 
 
 def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
     """Load what a probe needs.
 
     Args:
-        data: Of the recipe.
-        directory: Of the run whose images those of pretraining are; None: there is none yet.
+        data: Data section of the recipe.
+        directory: Run directory whose recorded images are those of pretraining; None: there is none yet.
 
     Raises:
         DataError: If the source has no labels or no test set, or is no longer what the run was trained on.
     """
-    whole, test = load_images(data, "train"), load_images(data, "test")
-    assert whole is not None  # every source has a training split
-    if whole.labels is None:
+    full_train, test = load_images(data, "train"), load_images(data, "test")
+    assert full_train is not None  # every source has a training split
+    if full_train.labels is None:
         raise DataError(
             f"a probe needs labels, and source {data.source} at {data.root} has none; leave probe out"
         )
@@ -133,9 +125,9 @@ def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
             f"a probe needs labeled test images, and source {data.source} at {data.root} has none; set "
             "data.test_root or leave probe out"
         )
-    assert test.class_names == whole.class_names  # the sources number both splits alike
-    longtail, counts, said = remaining_images(directory, data, whole)
-    return LabeledImages(whole, longtail, counts, test, said)
+    assert test.class_names == full_train.class_names  # the sources number both splits alike
+    longtail, counts, notes = remaining_images(directory, data, full_train)
+    return LabeledImages(full_train, longtail, counts, test, notes)
 
 
 def training_images(protocol: Protocol, images: LabeledImages) -> ImageSet:
@@ -146,9 +138,9 @@ def training_images(protocol: Protocol, images: LabeledImages) -> ImageSet:
     """
     if protocol.train == "longtail":
         return images.longtail
-    assert images.whole.labels is not None
-    rows = training_rows(protocol, images.whole.labels, images.whole.class_names)
-    return images.whole if rows is None else images.whole.subset(rows)
+    assert images.full_train.labels is not None
+    rows = training_rows(protocol, images.full_train.labels, images.full_train.class_names)
+    return images.full_train if rows is None else images.full_train.subset(rows)
 
 
 def training_rows(

@@ -21,27 +21,32 @@ from sslgh.functional.groups import (
     shot_groups,
 )
 
-# Scores looked at at once: 128 MiB of float64.
+# Scores held at once: 128 MiB of float64.
 CHUNK = 2**24
 
 
 class Predictions(NamedTuple):
-    """The class of the highest score (S, N), and what the softmax of the scores gives it (S, N)."""
+    """The class of the highest score (S, N) and its softmax probability (S, N)."""
 
     classes: Tensor
     confidence: Tensor
 
 
-def answers(parts: Iterable[Tensor]) -> Predictions:
-    """Predictions by class scores that come in parts of the images.
+def predict(parts: Iterable[Tensor]) -> Predictions:
+    """Predictions from class scores.
 
     Args:
-        parts: Scores (S, N_p, C); of equal ones the first class is the answer.
+        parts: Scores (S, N_p, C) of consecutive images; of equal scores the first class is predicted.
 
     Raises:
         ValueError: If the scores of an image are no distribution: nan, inf, or all -inf.
     """
-    classes, confidence = zip(*(_answers(part) for part in parts), strict=True)
+    classes, confidence = [], []
+    for scores in parts:
+        classes.append(scores.argmax(-1))
+        exact = scores.double()
+        best = exact.gather(-1, classes[-1][..., None])[..., 0]
+        confidence.append((best - exact.logsumexp(-1)).exp())
     found = Predictions(torch.cat(classes, dim=1), torch.cat(confidence, dim=1))
     if broken := int(found.confidence.isnan().any(0).sum()):
         raise ValueError(
@@ -51,22 +56,15 @@ def answers(parts: Iterable[Tensor]) -> Predictions:
     return found
 
 
-def _answers(scores: Tensor) -> Predictions:
-    classes = scores.argmax(-1)
-    exact = scores.double()
-    best = exact.gather(-1, classes[..., None])[..., 0]
-    return Predictions(classes, (best - exact.logsumexp(-1)).exp())
-
-
 def rows_at_once(per_image: int) -> int:
-    """How many images fit into a part when one has so many scores."""
+    """Number of images whose scores are held at once, for so many scores per image."""
     return max(1, CHUNK // per_image)
 
 
 def evaluate_scores(
     scores: Tensor, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
 ) -> Scores:
-    """Everything that class scores on a test set tell, by both conventions of groups.
+    """All metrics of class scores on a test set, by both conventions of groups.
 
     Args:
         scores: Shape (S, N, C), finite, or -inf for a class that is never predicted; S = 1 for one classifier. The
@@ -87,10 +85,10 @@ def evaluate_scores(
             f"{len(group_counts)} classes, got {tuple(scores.shape)}"
         )
     parts = torch.split(scores, rows_at_once(scores.shape[0] * scores.shape[2]), dim=1)
-    return judge_answers(answers(parts), labels, group_counts, weight_norms=weight_norms)
+    return evaluate_predictions(predict(parts), labels, group_counts, weight_norms=weight_norms)
 
 
-def judge_answers(
+def evaluate_predictions(
     found: Predictions, labels: Tensor, group_counts: Tensor, *, weight_norms: Tensor | None = None
 ) -> Scores:
     """`evaluate_scores` for scores too many to hold at once.
@@ -98,17 +96,24 @@ def judge_answers(
     Raises:
         ValueError: If a label is no class, or shapes disagree.
     """
-    _check(found, labels, group_counts, weight_norms)
+    num_classes = len(group_counts)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+    shape = len(found.classes), num_classes
+    if weight_norms is not None and weight_norms.shape != shape:
+        raise ValueError(f"weight_norms must be {shape}, got {tuple(weight_norms.shape)}")
     norms = [None] * len(found.classes) if weight_norms is None else list(weight_norms)
     seeds = list(zip(*found, norms, strict=True))
     metrics: dict[str, dict[str, Spread | None]] = {}
-    test_counts = torch.bincount(labels, minlength=len(group_counts))
+    test_counts = torch.bincount(labels, minlength=num_classes)
     for convention in CONVENTIONS:
         groups = shot_groups(group_counts, convention=convention, test_counts=test_counts)
         values = [_metrics(*seed, labels, groups) for seed in seeds]
         metrics[convention] = {name: Spread.over([v[name] for v in values]) for name in METRICS}
-    accuracies = [class_accuracy(row, labels, len(group_counts)) for row in found.classes]
-    return Scores(metrics, _known(torch.stack(accuracies).mean(0)))
+    accuracies = [class_accuracy(row, labels, num_classes) for row in found.classes]
+    means = torch.stack(accuracies).mean(0).tolist()
+    return Scores(metrics, [None if math.isnan(mean) else mean for mean in means])
 
 
 def _metrics(
@@ -132,18 +137,6 @@ def _metrics(
     }
 
 
-def _check(
-    found: Predictions, labels: Tensor, group_counts: Tensor, weight_norms: Tensor | None
-) -> None:
-    num_classes = len(group_counts)
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
-    shape = len(found.classes), num_classes
-    if weight_norms is not None and weight_norms.shape != shape:
-        raise ValueError(f"weight_norms must be {shape}, got {tuple(weight_norms.shape)}")
-
-
 def group_tightness(
     embeddings: Tensor, labels: Tensor, group_counts: Tensor, *, test_labels: Tensor | None = None
 ) -> dict[str, Metrics]:
@@ -153,13 +146,12 @@ def group_tightness(
         embeddings: Shape (S, N, D); the mean over seeds is returned.
         labels: Shape (N,).
         group_counts: Shape (C,).
-        test_labels: Shape (M,), of the test set, which tell a class without training images from a gap in the
-            labels (`shot_groups`); None: every class counts.
+        test_labels: Labels of the test set, shape (M,): they distinguish a class without training images from a
+            gap in the labels (`shot_groups`); None: every class counts.
     """
-    values = torch.stack([class_tightness(z, labels, len(group_counts)) for z in embeddings]).mean(
-        0
-    )
-    gathered = {"average": torch.ones_like(group_counts, dtype=torch.bool)}
+    tightness = [class_tightness(z, labels, len(group_counts)) for z in embeddings]
+    values = torch.stack(tightness).mean(0)
+    every = {"average": torch.ones_like(group_counts, dtype=torch.bool)}
     test_counts = None
     if test_labels is not None:
         test_counts = torch.bincount(test_labels, minlength=len(group_counts))
@@ -167,8 +159,4 @@ def group_tightness(
         convention: shot_groups(group_counts, convention=convention, test_counts=test_counts)
         for convention in CONVENTIONS
     }
-    return {name: group_means(values, masks | gathered) for name, masks in groups.items()}
-
-
-def _known(values: Tensor) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]
+    return {name: group_means(values, masks | every) for name, masks in groups.items()}

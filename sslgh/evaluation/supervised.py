@@ -1,4 +1,4 @@
-"""A network trained on labels, judged by the test set.
+"""Evaluation of a finetuned network on the test set.
 
 Shapes: N images, C classes, F features.
 """
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from sslgh.data import ImageSet, input_size, load_images
 from sslgh.data.remaining import renumbered, trained_images
-from sslgh.evaluation.features import cached_features
-from sslgh.evaluation.probing import loader_workers, print_stderr
+from sslgh.evaluation.features import cached_features, unreadable_names, without
+from sslgh.evaluation.probing import loader_workers, warn_on_main
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
-from sslgh.evaluation.unreadable import unreadable_names, without
 from sslgh.functional import adjust_logits
 from sslgh.models import CosineClassifier
 from sslgh.models.serialization import load_backbone, load_classifier
@@ -29,32 +28,31 @@ PROTOCOL, VERSION = "supervised", 1
 
 
 def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
-    """Judge a finetuned run by the test set and write ``probe/supervised.json``. Collective: call it on every rank.
+    """Evaluate a finetuned run on the test set and write ``probe/supervised.json``. Collective: call it on every rank.
 
-    A network trained with ``ce``, every image drawn alike, is also judged with its logits adjusted afterwards (``la-posthoc``).
-    A class without training images is never predicted, said once in the log. Classes and their counts are those
-    that the run began with, whatever the source holds by now.
+    A network trained with ``ce`` on uniformly drawn images is also evaluated with logits adjusted post hoc
+    (``la-posthoc``). A class without training images is never predicted, which is logged once. Classes and their
+    counts are those that the run began with, whatever the source holds now.
 
     Returns:
-        One result, the same on all processes; none where the data have no labeled test images.
+        One result, the same on all ranks; none if the data have no labeled test images.
 
     Raises:
-        DataError: If a class of the test images is none of the run's, or the training images are no longer those
-            it was trained on.
+        DataError: If the run has no such class as one of the test images, or its training images have changed.
         ValueError: If the run directory holds no network.
     """
     test = load_images(recipe.data, "test")
     if test is None or test.labels is None:
         accelerator.print(f"{recipe.name}: no labeled test images, so nothing is judged")
         return []
-    own, class_counts, said = trained_images(recipe.directory, recipe.data)
-    print_stderr(said, accelerator)
-    # By name: a class folder that came since would shift the numbers against the rows of the classifier.
-    test = renumbered(test, own.class_names, of="test images")
+    train, class_counts, notes = trained_images(recipe.directory, recipe.data)
+    warn_on_main(notes, accelerator)
+    # By name: a new class folder would shift the class numbers against the rows of the classifier.
+    test = renumbered(test, train.class_names, of="test images")
     counts = torch.from_numpy(class_counts)
-    own = without(own, unreadable_names(own, recipe.directory, accelerator))
+    train = without(train, unreadable_names(train, recipe.directory, accelerator))
     backbone, _ = load_backbone(recipe.directory)
-    size = input_size(recipe.data, own)
+    size = input_size(recipe.data, train)
     features = [
         cached_features(
             backbone,
@@ -65,12 +63,12 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
             accelerator=accelerator,
             workers=loader_workers(recipe.data, part),
         )
-        for part in (own, test)
+        for part in (train, test)
     ]
     shared: list[list[Result]] = [[]]
     if accelerator.is_main_process:
         classifier = load_classifier(recipe.directory)
-        shared = [[_result(recipe, classifier, counts, own, test, features)]]
+        shared = [[_result(recipe, classifier, counts, train, test, features)]]
         write_results(shared[0], recipe.directory)
     broadcast_object_list(shared)
     return shared[0]
@@ -80,7 +78,7 @@ def _result(
     recipe: Recipe,
     classifier: nn.Linear | CosineClassifier,
     counts: Tensor,
-    own: ImageSet,
+    train: ImageSet,
     test: ImageSet,
     features: list[Tensor | None],
 ) -> Result:
@@ -88,19 +86,19 @@ def _result(
     assert settings is not None
     assert train_features is not None
     assert test_features is not None
-    own_labels, labels = (torch.from_numpy(part.labels) for part in (own, test))
-    pairs = {"train": (train_features, own_labels), "test": (test_features, labels)}
+    train_labels, labels = (torch.from_numpy(part.labels) for part in (train, test))
+    pairs = {"train": (train_features, train_labels), "test": (test_features, labels)}
     return Result(
         protocol=PROTOCOL,
         version=VERSION,
         summary=f"trained on the long-tailed labels, {recipe.train.epochs} epochs, "
         + ("last weights" if settings.ema is None else f"moving average {settings.ema:g}"),
         settings=settings.model_dump(mode="json"),
-        class_names=list(own.class_names),
+        class_names=list(train.class_names),
         group_counts=counts.tolist(),
         train_counts=counts.tolist(),
         test_counts=torch.bincount(labels, minlength=len(counts)).tolist(),
-        scores=_judged(classifier, test_features, labels, counts, settings),
+        scores=_scores(classifier, test_features, labels, counts, settings),
         tightness={
             name: group_tightness(values[None], classes, counts, test_labels=labels)
             for name, (values, classes) in pairs.items()
@@ -109,7 +107,7 @@ def _result(
 
 
 @torch.no_grad()
-def _judged(
+def _scores(
     classifier: nn.Linear | CosineClassifier,
     features: Tensor,
     labels: Tensor,
@@ -122,7 +120,7 @@ def _judged(
     scores: dict[str, Tensor] = {settings.objective: logits}
     if settings.objective == "ce" and settings.sampling == "instance":
         scores["la-posthoc"] = adjust_logits(logits, prior, tau=settings.tau)
-    # The lengths of a cosine classifier decide nothing.
+    # The weight lengths of a cosine classifier have no effect.
     norms = classifier.weight.norm(dim=1)[None] if isinstance(classifier, nn.Linear) else None
     return {
         name: evaluate_scores(

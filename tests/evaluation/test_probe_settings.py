@@ -5,12 +5,17 @@ import pytest
 import torch
 
 from sslgh.classify import Head, select_heads
-from sslgh.evaluation import PROTOCOLS, probe_features, read_results
-from sslgh.evaluation.probe_settings import candidates, expected_prior
+from sslgh.data import DataError
+from sslgh.evaluation import PROTOCOLS, check_probes, probe_features, read_results
+from sslgh.evaluation.probe_settings import plan_probe
+from sslgh.recipe import RecipeError
+from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe
 
 COUNTS = (200, 80, 25, 8)
 Run = Callable[..., Any]
+
+DATA = Data(source="digits", long_tail={"imbalance": 20, "max_per_class": 100})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +54,7 @@ def test_every_objective_gets_the_combinations_of_what_it_reads():
     probe = Probe(
         protocol="longtail", objectives=names, tau=(0.5, 2), lr=(0.1, 0.01), weight_decay=(0, 1)
     )
-    found = candidates(PROTOCOLS["longtail"], probe)
+    found = plan_probe(probe).heads
     assert {name: len(set(heads)) for name, heads in found.items()} == {
         "ce": 4,
         "la": 8,
@@ -62,7 +67,7 @@ def test_every_objective_gets_the_combinations_of_what_it_reads():
 
 def test_without_choices_there_is_one_head_with_the_protocol_s_numbers():
     for name, count in (("longtail", 4), ("gh-50shot", 1), ("knn", 0)):
-        found = candidates(PROTOCOLS[name], Probe(protocol=name))
+        found = plan_probe(Probe(protocol=name)).heads
         assert len(found) == count
         assert all(heads == [Head(key)] for key, heads in found.items())
 
@@ -94,7 +99,7 @@ def test_what_is_chosen_is_what_is_trained_with_all_seeds_at_once(run):
 def test_the_choice_is_that_of_select_heads_on_as_many_folds(run):
     settings = {"objectives": ("la-posthoc",), "tau": (0.25, 0.5, 0.75, 1.0)}
     protocol = PROTOCOLS["longtail"]
-    found = candidates(protocol, Probe(protocol="longtail", **settings))
+    found = plan_probe(Probe(protocol="longtail", **settings)).heads
     features, labels = blobs(COUNTS, 0)
     taus = []
     for folds in (2, 4):
@@ -155,9 +160,80 @@ def test_the_prior_of_a_probe_is_a_vector_of_the_classes():
     prior = torch.tensor([0.7, 0.2, 0.1])
 
     def expected(value):
-        return expected_prior(Probe(protocol="longtail", test_prior=value), prior)
+        probe = Probe(protocol="longtail", objectives=("ce",), test_prior=value)
+        return plan_probe(probe).expected_prior(prior)
 
     assert expected("objective") is None
     assert torch.equal(expected("train"), prior)
     torch.testing.assert_close(expected("balanced"), torch.full((3,), 1 / 3))
     torch.testing.assert_close(expected((0.0, 0.4, 0.6)), torch.tensor([0.0, 0.4, 0.6]))
+
+
+def check(**settings):
+    plan_probe(Probe(**settings)).check_data(num_classes=3, num_images=30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocol": "knn", "tau": 2}, "probe knn does not read tau, but only neighbors"),
+        ({"protocol": "knn", "test_prior": "balanced"}, "knn does not read test_prior"),
+        ({"protocol": "gh-50shot", "lr": 0.1}, "gh-50shot does not read lr, but only seeds"),
+        ({"protocol": "gh-50shot", "objectives": ["la"]}, "does not read objectives"),
+        ({"protocol": "longtail", "neighbors": 5}, "longtail does not read neighbors"),
+    ],
+)
+def test_settings_that_a_protocol_does_not_read_are_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        check(**settings)
+
+
+@pytest.mark.parametrize("protocol", ["knn", "gh-50shot", "longtail"])
+def test_defaults_that_a_full_config_writes_out_are_accepted(protocol):
+    check(**Probe(protocol=protocol).model_dump())
+
+
+def test_the_objective_of_the_paper_may_be_named():
+    check(protocol="gh-50shot", objectives=["ce"], seeds=2)
+
+
+def test_objectives_that_cannot_be_adjusted_are_named_before_anything_trains(tmp_path):
+    probe = Probe(protocol="longtail", objectives=("la", "ldam", "ncm"), test_prior="balanced")
+    message = "test_prior cannot be reached by ldam, ncm, whose scores.*or use ce, balanced"
+    with pytest.raises(RecipeError, match=message):
+        check_probes(DATA, [probe])
+    features, labels = torch.eye(6), torch.arange(6) % 3
+    with pytest.raises(RecipeError, match=message):
+        # The first probe would have run.
+        probe_features(
+            features,
+            labels,
+            features,
+            labels,
+            [Probe(protocol="knn", neighbors=2), probe],
+            directory=tmp_path,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ((0.5, 0.5), "test_prior has 2 class shares, but there are 3 classes"),
+        ((0.5, 0.5, 0.5), r"test_prior: class shares must .*sum to 1, got a sum of 1.5"),
+    ],
+)
+def test_shares_that_are_none_are_refused(shares, message):
+    with pytest.raises(RecipeError, match=message):
+        check(protocol="longtail", objectives=["ce"], test_prior=shares)
+
+
+def test_a_prior_of_the_right_length_is_accepted_by_the_classes_of_the_data():
+    probe = Probe(protocol="longtail", objectives=("ce", "la"), test_prior=(0.1,) * 10)
+    check_probes(DATA, [probe])
+
+
+def test_too_few_images_for_the_neighbors_are_refused():
+    check(protocol="knn", neighbors=30)
+    with pytest.raises(DataError, match="31 neighbors to vote, but there are 30"):
+        check(protocol="knn", neighbors=31)

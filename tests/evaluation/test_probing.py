@@ -20,6 +20,7 @@ from sslgh.evaluation import (
     probe_features,
     read_results,
 )
+from sslgh.evaluation.features import check_features
 from sslgh.evaluation.protocols import labeled_images, training_images
 from sslgh.evaluation.results import METRICS, write_results
 from sslgh.functional.calibration import calibration_error
@@ -286,3 +287,52 @@ def test_every_process_gets_the_results_of_the_main_one(two_processes, digits, t
     assert first == second
     alone = digits[1]["knn"].scores["knn"].class_accuracy
     assert first[0]["scores"]["knn"]["class_accuracy"] == pytest.approx(alone)
+
+
+GOOD = (torch.eye(4), torch.tensor([0, 1, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ((torch.ones(2, 3), GOOD[1][:2]), "training features are 4 wide and test features 3"),
+        ((GOOD[0] * torch.nan, GOOD[1]), "4 of 4 rows of the test features hold nan or inf"),
+        ((GOOD[0], GOOD[1] - 1), r"test labels must count from 0, got -1..1"),
+        ((GOOD[0], GOOD[1] + 3), r"training labels are 0..2, test labels 3..5; number"),
+        ((GOOD[0], GOOD[1].float()), "test labels must be integers, got torch.float32"),
+        ((GOOD[0], GOOD[1][:3]), r"\(N, F\) and \(N,\), N >= 1, got \(4, 4\) and \(3,\)"),
+        ((GOOD[0][:0], GOOD[1][:0]), r"got \(0, 4\) and \(0,\)"),
+    ],
+)
+def test_what_is_wrong_with_features_is_named(test, message):
+    check_features(GOOD, GOOD)
+    with pytest.raises(ValueError, match=message):
+        check_features(GOOD, test)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"class_names": ["a", "b"]}, "labels reach 2, but there are 2 classes"),
+        ({"class_counts": torch.tensor([5, 5])}, "labels reach 2, but there are 2 classes"),
+        (
+            {"class_names": ["a", "b", "c"], "class_counts": torch.ones(4, dtype=torch.int64)},
+            "class_counts are for 4 classes, class_names for 3",
+        ),
+    ],
+)
+def test_classes_that_disagree_are_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        probe_features(*GOOD, *GOOD, [Probe(protocol="knn")], directory=tmp_path, **given)
+
+
+def test_names_may_go_beyond_the_labels(tmp_path):
+    (result,) = probe_features(
+        *GOOD,
+        *GOOD,
+        [Probe(protocol="knn", neighbors=1)],
+        directory=tmp_path,
+        class_names="abcd",
+    )
+    assert result.group_counts == [1, 2, 1, 0]
+    assert result.scores["knn"].class_accuracy == [1, 1, 1, None]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sslgh.data import DataError
+from sslgh.evaluation.probe_settings import plan_probe
 from sslgh.evaluation.protocols import (
     PROTOCOLS,
     labeled_images,
-    objectives,
     training_images,
     training_rows,
 )
@@ -42,7 +42,7 @@ def test_the_paper_s_protocols_have_the_paper_s_settings():
         assert heads.decay_bias
         assert not heads.standardize
         assert protocol.weak
-        assert objectives(protocol, Probe(protocol=name)) == ("ce",)
+        assert list(plan_probe(Probe(protocol=name)).heads) == ["ce"]
 
 
 def test_the_full_protocol_trains_on_the_uncut_split_and_longtail_on_the_cut_one():
@@ -58,7 +58,7 @@ def test_the_images_of_pretraining_are_those_of_the_subset(tmp_path):
     (tmp_path / "rows").write_text("7\n300\n2\n")
     images = labeled_images(Data(source="digits", subset=tmp_path / "rows"))
     part = training_images(PROTOCOLS["longtail"], images)
-    assert part.fingerprint() == images.whole.subset([7, 300, 2]).fingerprint()
+    assert part.fingerprint() == images.full_train.subset([7, 300, 2]).fingerprint()
     assert images.class_counts.sum() == 3
 
 

@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score,
 
 from sslgh.evaluation import evaluate_scores, group_tightness
 from sslgh.evaluation.results import CONVENTIONS, METRICS, Spread
-from sslgh.evaluation.scoring import answers
+from sslgh.evaluation.scoring import predict
 from sslgh.functional.groups import shot_groups
 
 COUNTS = torch.tensor([500, 200, 60, 30, 10, 4])
@@ -109,13 +109,13 @@ def test_parts_of_the_images_make_no_difference(monkeypatch):
 
 
 def test_of_equal_scores_the_first_class_is_the_answer_as_sure_as_its_share():
-    found = answers([torch.zeros(1, 2, 4)])
+    found = predict([torch.zeros(1, 2, 4)])
     assert found.classes.tolist() == [[0, 0]]
     torch.testing.assert_close(found.confidence, torch.full((1, 2), 0.25, dtype=torch.float64))
 
 
 def test_a_class_that_is_never_predicted_takes_no_share():
-    found = answers([torch.tensor([[[0.0, 0.0, -torch.inf]]])])
+    found = predict([torch.tensor([[[0.0, 0.0, -torch.inf]]])])
     assert found.confidence.item() == 0.5
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sslgh.data import DataError, load_images
 from sslgh.evaluation import probe_backbone
-from sslgh.evaluation.unreadable import unreadable_names, without
+from sslgh.evaluation.features import unreadable_names, without
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Recipe
 
