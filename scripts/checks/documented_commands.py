@@ -80,6 +80,8 @@ RULES = (
     ),
     Rule(r"^sbatch", skip="needs SLURM; tests/test_launch.py runs the script with a stand-in"),
     Rule(TRAINING, add=SHORT),
+    Rule(TRAINING + r".*-gh\b", add="harmonize.warmup_epochs=0"),
+    Rule(TRAINING + r".*ldam-drw", add="finetune.deferred_epoch=0"),
     Rule(TRAINING + r".*\bcifar10-lt/", add=f"data.source=arrays data.root=images-10 {TAIL}"),
     Rule(TRAINING + r".*\bcifar100-lt/", add=f"data.source=arrays data.root=images-100 {TAIL}"),
     Rule(
@@ -193,8 +195,11 @@ def prepare(folder: Path) -> None:
     shutil.copytree(REPOSITORY, folder, ignore=copy, dirs_exist_ok=True)
     environment = folder / ".venv"
     environment.mkdir()
-    (environment / "bin").symlink_to(Path(sys.executable).parent)
-    (environment / ".sslgh-installed").touch()  # newer than the copied pyproject.toml
+    for entry in Path(sys.prefix).iterdir():
+        (environment / entry.name).symlink_to(entry)
+    stamp = environment / ".sslgh-installed"
+    stamp.unlink(missing_ok=True)
+    stamp.touch()  # newer than the copied pyproject.toml: nothing is to be installed
     _draw(folder)
     _run(
         f"sslgh pretrain recipes/digits-lt/simclr-gh.yaml {SHORT} run_dir=runs/prepared", folder

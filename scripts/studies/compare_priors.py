@@ -1,8 +1,8 @@
-"""Each estimate of the prior against the truth, on the embeddings of a finished run.
+"""Compare each estimate of the prior with the class shares, on the embeddings of a finished run.
 
     python scripts/studies/compare_priors.py RUN [RUN ...]
 
-The run's own labels are the truth; nothing here was used in training. "error" is the total variation
+The labels of the data set are the reference and were not used in training. "error" is the total variation
 between sorted shares, "NMI" the agreement of surrogate labels with classes.
 """
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import normalized_mutual_info_score
 from torch.utils.data import DataLoader
 
-from sslgh.data import Plain, input_size, normalize, training_set
+from sslgh.data import EvalDataset, input_size, normalize, training_set
 from sslgh.engine.build import build_method
 from sslgh.engine.checkpoint_manager import list_checkpoints
 from sslgh.engine.monitor.refresh import sorted_total_variation
@@ -36,11 +36,11 @@ def embeddings(recipe: Recipe) -> tuple[torch.Tensor, np.ndarray]:
     size = input_size(recipe.data, images)
     method = build_method(recipe, size)
     checkpoint = list_checkpoints(recipe.directory / "checkpoints")[-1]
-    method.load_state_dict(load_file(checkpoint / "method.safetensors"))
+    method.load_state_dict(load_file(checkpoint / "module.safetensors"))
     method.eval()
     parts = [
         method.projector(method.backbone(normalize(batch)))
-        for batch, _ in DataLoader(Plain(images, size=size), batch_size=256)
+        for batch, _ in DataLoader(EvalDataset(images, size=size), batch_size=256)
     ]
     return torch.cat(parts), images.labels
 
