@@ -83,15 +83,15 @@ def test_a_job_of_a_batch_system_saves_queues_itself_again_and_goes_on_elsewhere
 
 SCRIPT = """
 import os, sys, time
-import sslgh.engine.loop as loop
 from sslgh.cli import main
+from sslgh.engine import trainer
 
-original = loop.take_step
-def step(run, task, batches, moment, rate, **shared):
-    if moment.total == 6 and os.environ.get("RANK", "1") == "1":
+original = trainer.train_step
+def train_step(stage, batches, step, stop):
+    if step.global_step == 6 and os.environ.get("RANK", "1") == "1":
         {line}
-    return original(run, task, batches, moment, rate, **shared)
-loop.take_step = step
+    return original(stage, batches, step, stop)
+trainer.train_step = train_step
 main(["pretrain", *sys.argv[1:]])
 """
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -4,7 +4,7 @@ from fault import Fault
 
 FOLDER, WRITER = "engine/checkpoint_manager.py", "engine/checkpoint_writer.py"
 CHECKPOINT, FINITE = "engine/checkpoint.py", "engine/finite.py"
-LOOP, STEP = "engine/loop.py", "engine/step.py"
+TRAINER = "engine/trainer.py"
 IMAGES, QUARANTINE = "data/run_images.py", "engine/broken_images.py"
 REMAINING = "data/remaining.py"
 
@@ -28,12 +28,12 @@ FAULTS = [
     Fault("milestone passed over", WRITER, "if self._waiting is not None and is_kept(self._waiting.progress, self.keep_every):", "if False:", "engine/test_checkpoint_writer.py"),
     Fault("failed run drops its snapshot", WRITER, "if kind is not KeyboardInterrupt:", "if kind is None:", "engine/test_checkpoint_writer.py"),
     Fault("bug in the thread unheard", WRITER, "        if self._error is not None:\n            raise self._error\n", "", "engine/test_checkpoint_writer.py"),
-    Fault("gradient not watched", FINITE, "torch.stack([*watched, norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
-    Fault("buffers not put back", STEP, "            backup.restore()\n", "            pass\n", "engine/test_finite.py"),
-    Fault("waiting rows not dropped", STEP, "            task.skip_step()\n", "            pass\n", "engine/test_finite.py"),
-    Fault("optimizer sees the poison", STEP, "    if bad:\n        if backup", "    if bad and not backup:\n        if backup", "engine/test_finite.py"),
-    Fault("skips for ever", LOOP, "if self.skipped >= MAX_SKIPPED:", "if False:", "engine/test_finite.py"),
-    Fault("skips not in a row add up", LOOP, "self.skipped = 0 if taken.fault is None else self.skipped + 1", "self.skipped += taken.fault is not None", "engine/test_finite.py"),
+    Fault("gradient not watched", FINITE, "torch.stack([*watched, grad_norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
+    Fault("buffers not put back", TRAINER, "            buffer.copy_(before)\n", "            pass\n", "engine/test_finite.py"),
+    Fault("waiting rows not dropped", TRAINER, "        stage.discard_step()\n", "", "engine/test_finite.py"),
+    Fault("optimizer sees the poison", TRAINER, "    if skip:\n", "    if skip and not buffers:\n", "engine/test_finite.py"),
+    Fault("skips for ever", TRAINER, "if skipped_in_a_row >= MAX_SKIPPED:", "if False:", "engine/test_finite.py"),
+    Fault("skips not in a row add up", TRAINER, "progress.skipped_in_a_row + 1 if result.skipped else 0", "progress.skipped_in_a_row + (result.skipped is not None)", "engine/test_finite.py"),
     Fault("lines lost on a full disk", "engine/logger.py", "            return error\n", '            self._pending = b""\n            return error\n', "engine/test_logger.py"),
     Fault("torn line written again", "engine/logger.py", "self._pending = self._pending[self._file.write(self._pending) or 0 :]", 'self._file.write(self._pending)\n                self._pending = b""', "engine/test_logger.py"),
     Fault("SIGUSR1 kills", "engine/launch.py", "signal.SIGINT, signal.SIGUSR1)", "signal.SIGINT)", "test_launch.py"),
@@ -69,10 +69,14 @@ FAULTS = [
     Fault("second value of a key taken", "recipe/yaml_io.py", "if key in found:", "if False:", "recipe/test_yaml_io.py"),
     Fault("more kept, fewer stay", FOLDER, "max(len(others) - (keep_last - 1), 0)", "len(others) - (keep_last - 1)", "engine/test_checkpoint_manager.py"),
     Fault("finished epoch asked for again", "data/batch_sampler.py", "            if not steps:", "            if False:", "data/test_batch_sampler.py"),
-    Fault("late signal swallowed", LOOP, "if any_rank(stop.asked, run.accelerator.device):", "if False:", "engine/test_stopping.py"),
-    Fault("skips forgotten by a stop", LOOP, "progress._replace(skipped_in_a_row=self.skipped)", "progress", "engine/test_stopping.py"),
-    Fault("milestone between checkpoints unwritten", LOOP, "ended == settings.epochs or kept", "ended == settings.epochs", "engine/test_stopping.py"),
-    Fault("parts weigh alike", STEP, 'share * values["loss"]', 'values["loss"] / run.recipe.train.accumulation', "engine/test_pretraining.py -k accumulated"),
+    Fault("late signal swallowed", TRAINER, "if any_rank(stop.asked, run.accelerator.device):", "if False:", "engine/test_stopping.py"),
+    Fault("skips forgotten by a stop", TRAINER, "        snapshot = copy_to_cpu(\n            progress,", "        snapshot = copy_to_cpu(\n            progress._replace(skipped_in_a_row=0),", "engine/test_stopping.py"),
+    Fault("milestone between checkpoints unwritten", TRAINER, "epochs == train.epochs or kept", "epochs == train.epochs", "engine/test_stopping.py"),
+    Fault("micro-batches weigh alike", TRAINER, 'weight * metrics["loss"]', 'metrics["loss"] / train.accumulation', "engine/test_pretraining.py -k accumulated"),
+    Fault("outputs of a skipped step remembered", "engine/pretraining.py", "        self.outputs.clear()\n        self.method.discard_step()", "        self.method.discard_step()", "engine/test_finite.py"),
+    Fault("outputs remembered twice", "engine/pretraining.py", "        self.outputs.clear()\n        return metrics", "        return metrics", "engine/test_finite.py"),
+    Fault("step beyond a shorter epoch", "engine/run.py", "step = min(progress.step_in_epoch, run.steps_per_epoch)", "step = progress.step_in_epoch", "engine/test_stopping.py"),
+    Fault("EMA never moves", "engine/finetuning.py", "            self.ema.update_parameters(self.network)\n", "            pass\n", "engine/test_finetuning.py"),
     Fault("done undone", "engine/exit_codes.py", "if not done and not _failed_since", "if not _failed_since", "engine/test_stopping.py"),
     Fault("status of another run written", "engine/exit_codes.py", "None if isinstance(error, BusyError) else recipe", "recipe", "engine/test_run_dir.py"),
     Fault("two at once", "engine/run_dir.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "engine/test_run_dir.py"),

@@ -16,10 +16,11 @@ from identity_cases import Probe
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Old name -> new name. Empty until the refactor renames something.
-RENAMED: dict[str, str] = {}  # tensors
-RENAMED_METRICS: dict[str, str] = {}  # fields of metrics.jsonl
-RENAMED_WORDS: dict[str, str] = {}  # words of tables, keys and texts of results, texts of events
+# Part of an old name -> part of the new one.
+RENAMED = {"labelled.": "labeled.", "centre": "center"}  # tensors
+RENAMED_METRICS = {"neighbourhood": "neighborhood"}  # fields of metrics.jsonl
+# Words of tables, keys and texts of results, texts of events.
+RENAMED_WORDS = {"standardised": "standardized", "equalised": "equalized", "neighbours": "neighbors"}
 # Fields that depend on the clock, and fields of probe results that may differ.
 RATES = {"images_per_second", "seconds", "time"}
 FREE_FIELDS: set[str] = set()
@@ -37,6 +38,13 @@ CHECKPOINT_FILES = {
 }
 # Its layout may change, so that only the set of its tensors is compared.
 OPTIMIZER_FILES = {"optimiser.pt": ("optimizer.pt", "optimizer.safetensors", "optimiser.pt")}
+
+
+def renamed(name: str, table: dict[str, str]) -> str:
+    """The name with the parts of a table replaced."""
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
 
 
 def compare_runs(old: Path, new: Path) -> list[str]:
@@ -66,7 +74,7 @@ def compare_metrics(old: Path, new: Path) -> list[str]:
     """Differences between two logs, line by line."""
     before, after = read_metrics(old), read_metrics(new)
     before = [
-        {RENAMED_METRICS.get(name, name): reworded(value) for name, value in line.items()}
+        {renamed(name, RENAMED_METRICS): reworded(value) for name, value in line.items()}
         for line in before
     ]
     found = []
@@ -150,7 +158,7 @@ def compare_tensor_files(
 
 def compare_tensors(old: dict[str, Tensor], new: dict[str, Tensor], file: str) -> list[str]:
     """Differences between two sets of named tensors."""
-    old = {RENAMED.get(name, name): tensor for name, tensor in old.items()}
+    old = {renamed(name, RENAMED): tensor for name, tensor in old.items()}
     found = [f"{file}: tensor {name} is missing" for name in old if name not in new]
     found += [f"{file}: tensor {name} is new" for name in new if name not in old]
     if not old:

@@ -130,12 +130,12 @@ FAULTS = [
     Fault("shortcut pooled", "models/cifar_resnet.py", "kept = x[:, :, :: self.stride, :: self.stride]", "kept = F.avg_pool2d(x, self.stride, ceil_mode=True)", "models/test_cifar_resnet.py"),
     Fault("cosines in bfloat16", "models/classifier.py", "@in_float32\n", "", "models/test_classifier.py"),
     Fault("workers outlive the run", "data/loader.py", "            child.kill()", "            pass", "data/test_loader.py"),
-    Fault("embedding term without its weight", FINETUNING, "+ weight * values[\"embedding\"]", "+ values[\"embedding\"]", "engine/test_finetuning.py"),
+    Fault("embedding term without its weight", FINETUNING, "+ weight * metrics[\"embedding\"]", "+ metrics[\"embedding\"]", "engine/test_finetuning.py"),
     Fault("views of the contrast classified", NETWORK, "own, *others = features.chunk(1 + len(contrast))", "*others, own = features.chunk(1 + len(contrast))", "engine/test_finetuning.py"),
     Fault("prototypes without their head", NETWORK, "self.prototype_head(weight)", "self.projector(weight)", "engine/test_finetuning.py"),
     Fault("frozen statistics move", NETWORK, "            self.backbone.eval()\n", "            pass\n", "engine/test_finetuning.py"),
     Fault("margin of LDAM in logits", FINETUNING, "* settings.cosine_scale * smallest", "* smallest", "engine/test_finetuning.py"),
-    Fault("deferred from the start", FINETUNING, "deferred=epoch >= _deferred_from(settings, recipe.train.epochs)", "deferred=True", "engine/test_finetuning.py"),
+    Fault("deferred from the start", FINETUNING, "deferred=step.epoch >= start", "deferred=True", "engine/test_finetuning.py"),
     Fault("margin of the own class forgotten", SOLVER, "logits.scatter_add_(1, labels, -self.own[labels])", "pass", "classify/test_solver.py"),
     Fault("bias decayed", SOLVER, "penalty[-1] = 0", "pass", "classify/test_solver.py"),
     Fault("mean over the samples kept", SOLVER, "weight[labels] / size", "weight[labels] / len(labels)", "classify/test_solver.py"),
@@ -143,7 +143,7 @@ FAULTS = [
     Fault("stops at the loss's tolerance", SOLVER, '"ftol": 0', '"ftol": 1e-6', "classify/test_solver.py"),
     Fault("tau not given to the solver", PROBE, "margins_of(prior, tau=self.tau,", "margins_of(prior, tau=1.0,", "classify/test_estimator.py"),
     Fault("focal solved as cross-entropy", PROBE, " and base.focus == 0", "", "classify/test_estimator.py"),
-    Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(counts, settings.sampling,", "drawn_shares(counts, \"instance\",", "engine/test_finetuning.py"),
+    Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(images.class_counts, kind,", "drawn_shares(images.class_counts, \"instance\",", "engine/test_finetuning.py"),
     Fault("part of one image with one view", "data/batch_sampler.py", "rest >= max(2, smallest_part * world_size * accumulation)", "rest >= max(2, world_size * accumulation)", "data/test_batch_sampler.py"),
 ]  # fmt: skip
 FAULTS += OF_PRETRAINING + OF_RELIABILITY

@@ -102,7 +102,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         self.steps_per_epoch = full + counts
         self._check_length()
 
-    def starting(self, epoch: int, step: int) -> Self:
+    def resume_at(self, epoch: int, step: int) -> Self:
         """The same order from an epoch and a step within it on.
 
         Raises:

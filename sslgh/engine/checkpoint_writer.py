@@ -41,7 +41,7 @@ class CheckpointWriter:
             self._waiting = snapshot
             self._changed.notify_all()
 
-    def sentences(self) -> list[str]:
+    def messages(self) -> list[str]:
         """What went wrong since the last question."""
         with self._changed:
             told, self._told = self._told, []

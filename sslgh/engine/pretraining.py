@@ -1,8 +1,7 @@
-"""Pretraining: from a recipe to a backbone in the run directory."""
+"""Self-supervised pretraining: from a recipe to a backbone in the run directory."""
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +10,6 @@ from torch import Tensor
 from sslgh.data import (
     ImageSet,
     PretrainBatch,
-    ResumableBatchSampler,
     augment_local_views,
     augment_views,
     input_size,
@@ -19,201 +17,181 @@ from sslgh.data import (
     view_loader,
 )
 from sslgh.data.run_images import run_images
+from sslgh.engine import trainer
 from sslgh.engine.backbone_card import backbone_metadata
-from sslgh.engine.broken_images import Batch, BrokenImages
+from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.loop import dry_run_step, train
 from sslgh.engine.memory_estimate import check_size
-from sslgh.engine.monitor.aux_state import AuxiliaryState, build_auxiliary
+from sslgh.engine.monitor.aux_state import build_auxiliary
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
 from sslgh.engine.optim import build_optimizer
-from sslgh.engine.run import Run, batch_sampler, is_done, make_run, open_run, watch_broken_images
+from sslgh.engine.run import is_done, open_run, prepare_run, watched_batches
 from sslgh.engine.run_dir import write_status
-from sslgh.engine.step import Moment, Task, Values
+from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.harmonize import faiss_device
-from sslgh.methods import Method, MethodOutput
+from sslgh.methods import MethodOutput
 from sslgh.models import save_backbone
 from sslgh.recipe import Recipe
 
-Shown = tuple[MethodOutput, Tensor]
-
 
 def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Pretrain, or go on with, the run of a recipe. Collective: call it on every rank.
+    """Pretrain, or resume, the run of a recipe. Collective: call it on every rank.
 
     Args:
         recipe: The experiment.
-        accelerator: Of :func:`sslgh.engine.launch.init_accelerator`.
+        accelerator: Result of `init_accelerator`.
 
     Returns:
-        The run directory, with ``backbone.safetensors`` and all that the design promises.
+        The run directory, with ``backbone.safetensors`` in it.
 
     Raises:
         RecipeError: If the recipe does not fit the data or the run directory.
         DataError: If the images cannot be used.
-        CheckpointError: If the checkpoint to go on from cannot be used.
+        CheckpointError: If the checkpoint to resume from cannot be used.
         LaunchError: If another number of processes was asked for.
-        NotFiniteError: If a number is nan or infinite, and steps are not to be skipped.
+        NotFiniteError: If a value is NaN or infinite, and steps are not to be skipped.
         Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
     if is_done(recipe, accelerator):
         return recipe.directory
-    images, said = run_images(recipe)
-    run, method, beside = _build(recipe, accelerator, images)
+    images, notes = run_images(recipe)
+    stage = Pretraining(recipe, accelerator, images)
+    # Made before the run, while `model.init` is still there.
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
-    size = input_size(recipe.data, run.images)
-    card = backbone_metadata(recipe, image_size=size, method=name)
+    metadata = backbone_metadata(recipe, image_size=stage.image_size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
-    progress = open_run(run, said, note=f", FAISS on {faiss_device()}" if faiss else "")
-    order, batches = _batches(run, beside, progress, directory=recipe.directory)
+    device_note = f", FAISS on {faiss_device()}" if faiss else ""
+    progress = open_run(stage.run, notes, device_note=device_note)
     started = time.perf_counter()
-    train(run, _task(run, method, beside), batches, progress, order.steps_per_epoch)
-    _finish(run, method, card, started)
+    trainer.train(stage, stage.batches(progress, recipe.directory), progress)
+    if accelerator.is_main_process:
+        save_backbone(stage.method.backbone, recipe.directory, metadata)
+        seconds = round(time.perf_counter() - started)
+        write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
+    accelerator.wait_for_everyone()
     return recipe.directory
 
 
 def dry_run_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `pretrain`."""
-    run, method, beside = _build(recipe, accelerator, training_set(recipe.data))
-    order, batches = _batches(run, beside, Progress(), directory=None)
-    dry_run_step(run, _task(run, method, beside), batches, order.steps_per_epoch)
+    stage = Pretraining(recipe, accelerator, training_set(recipe.data))
+    trainer.dry_run(stage, stage.batches(Progress(), None))
 
 
-def _task(run: Run, method: Method, beside: AuxiliaryState) -> Task:
-    # What the parts of a step showed waits here: nothing is remembered of a step that is skipped.
-    shown: list[Shown] = []
-    return Task(
-        part=lambda batch, moment: _part(run, batch, moment, beside, shown),
-        begin_epoch=lambda *when: _begin_epoch(run, method, beside, *when),
-        after_step=lambda moment: _after_step(method, beside, moment, shown),
-        skip_step=method.skip_step,
-        end_epoch=lambda *when: _end_epoch(beside, *when),
-        watch=beside.alarm,
-    )
+class Pretraining:
+    """A method, with or without Geometric Harmonization, as a stage of training.
 
-
-def _batches(
-    run: Run, beside: AuxiliaryState, progress: Progress, *, directory: Path | None
-) -> tuple[ResumableBatchSampler, BrokenImages]:
-    recipe = run.recipe
-    order = batch_sampler(run, progress, beside.epoch_indices)
-    size = input_size(recipe.data, run.images)
-    loader = view_loader(run.images, recipe.data, size=size, seed=recipe.seed, order=order)
-    return order, watch_broken_images(iter(loader), run, directory)
-
-
-def _build(
-    recipe: Recipe, accelerator: Accelerator, images: ImageSet
-) -> tuple[Run, Method, AuxiliaryState]:
-    """All objects; what the settings make impossible is the recipe's fault.
+    Args:
+        recipe: The experiment.
+        accelerator: Device and ranks.
+        images: Training set.
 
     Raises:
-        ValueError: With the sentence of whoever noticed.
+        ValueError: If the settings do not fit; the message names the key.
     """
-    size = input_size(recipe.data, images)
-    check_size(recipe, images, size)
-    method = build_method(recipe, size)
-    if recipe.train.channels_last:
-        method = method.to(memory_format=torch.channels_last)
-    beside = build_auxiliary(recipe, images, method)
-    optimizer = build_optimizer(method, recipe.optim)
-    run = make_run(recipe, accelerator, images, method, optimizer, beside)
-    return run, method, beside
 
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, images: ImageSet) -> None:
+        self.recipe, self.images = recipe, images
+        self.image_size = input_size(recipe.data, images)
+        check_size(recipe, images, self.image_size)
+        self.method = build_method(recipe, self.image_size)
+        if recipe.train.channels_last:
+            self.method = self.method.to(memory_format=torch.channels_last)
+        self.aux = build_auxiliary(recipe, images, self.method)
+        self.run = prepare_run(
+            recipe,
+            accelerator,
+            images,
+            self.method,
+            build_optimizer(self.method, recipe.optim),
+            self.aux,
+            epoch_indices=self.aux.epoch_indices,
+        )
+        self.outputs: list[tuple[MethodOutput, Tensor]] = []
 
-def _begin_epoch(
-    run: Run, method: Method, beside: AuxiliaryState, epoch: int, total: int, journal: MetricLogger
-) -> None:
-    method.begin_epoch(epoch, run.recipe.train.epochs)
-    if beside.boost is not None:
-        beside.boost.begin_epoch(epoch)
-    harmonizer = beside.harmonizer
-    if harmonizer is None:
-        return
-    before = harmonizer.labels.clone()
-    harmonizer.begin_epoch(epoch)
-    refresh = harmonizer.last_refresh
-    if refresh is not None and refresh.epoch == epoch:
-        values, text = describe_refresh(harmonizer, run.images, before)
-        journal.log_event("refresh", total, epoch, values)
-        journal.info(text)
+    def batches(self, progress: Progress, directory: Path | None) -> BrokenImages:
+        """Batches of this rank from ``progress`` on; broken images are reported in ``directory``."""
+        loader = view_loader(
+            self.images,
+            self.recipe.data,
+            size=self.image_size,
+            seed=self.recipe.seed,
+            order=self.run.sampler.resume_at(progress.epoch, progress.step_in_epoch),
+        )
+        return watched_batches(self.run, loader, directory)
 
+    def begin_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
+        """Set what follows the epoch; cluster the embeddings if a refresh is due."""
+        self.method.begin_epoch(epoch, self.recipe.train.epochs)
+        if self.aux.boost is not None:
+            self.aux.boost.begin_epoch(epoch)
+        gh = self.aux.harmonizer
+        if gh is None:
+            return
+        labels_before = gh.labels.clone()
+        gh.begin_epoch(epoch)
+        if gh.last_refresh is not None and gh.last_refresh.epoch == epoch:
+            values, text = describe_refresh(gh, self.images, labels_before)
+            logger.log_event("refresh", global_step, epoch, values)
+            logger.info(text)
 
-def _end_epoch(beside: AuxiliaryState, epoch: int, total: int, journal: MetricLogger) -> None:
-    if journal.active and beside.labeled is not None:
-        journal.log_event("health", total, epoch, beside.report())
+    def loss(self, batch: PretrainBatch, step: StepInfo) -> Metrics:
+        """SSL loss and GH term of a micro-batch, and the health of its embeddings when logged."""
+        views, index, gh = self._augment(batch), batch.index, self.aux.harmonizer
+        weights = None if gh is None else gh.weights(index)
+        bf16 = self.recipe.train.precision == "bf16"
+        with torch.autocast(index.device.type, torch.bfloat16, enabled=bf16):
+            output = self.run.model(views, weights)
+        norm = embedding_norm(*output.embeddings, gathered=step.should_log)
+        metrics = {"loss": output.loss, "ssl": output.loss, "embedding_norm": norm}
+        if gh is not None:
+            metrics["gh"] = gh(*output.embeddings)
+            metrics["loss"] = output.loss + metrics["gh"]
+        if step.should_log:
+            metrics |= batch_health(*output.embeddings)
+            if gh is not None:
+                metrics["gh_share"] = gh_share(output.loss, metrics["gh"], *output.embeddings)
+        self.outputs.append((output.detach(), index))  # used after the step, dropped if skipped
+        return metrics
 
+    def _augment(self, batch: PretrainBatch) -> list[Tensor]:
+        """Two full views and the local views, each (N, 3, H, W)."""
+        augment, boost = self.recipe.data.augment, self.aux.boost
+        strength = None if boost is None else boost.strength(batch.index)
+        ops = 1 if self.recipe.boost is None else self.recipe.boost.ops
+        size = batch.crops.shape[-1]
+        views = augment_views(batch.crops, batch.params, augment, strength=strength, ops=ops)
+        views += augment_local_views(
+            batch.local_crops, batch.local_params, augment, size=size, strength=strength, ops=ops
+        )
+        if self.recipe.train.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        return views
 
-def _after_step(
-    method: Method, beside: AuxiliaryState, moment: Moment, shown: list[Shown]
-) -> Values:
-    """Move teachers and remember what the step showed; numbers for the log."""
-    method.after_step(moment.done)
-    values: Values = {}
-    for output, index in shown:
-        values = beside.observe(output, index, logged=moment.logged)
-    return values
+    def discard_step(self) -> None:
+        """Drop the outputs of a skipped step."""
+        self.outputs.clear()
+        self.method.discard_step()
 
+    def after_step(self, step: StepInfo) -> Metrics:
+        """Move teachers; remember the embeddings by index, for GH and the monitors."""
+        self.method.after_step(step.progress)
+        metrics: Metrics = {}
+        for output, index in self.outputs:
+            metrics = self.aux.observe(output, index, logged=step.should_log)
+        self.outputs.clear()
+        return metrics
 
-def _part(
-    run: Run, batch: Batch, moment: Moment, beside: AuxiliaryState, shown: list[Shown]
-) -> Values:
-    """Forward of one part of a batch; ``shown`` gets what is to be remembered of the step's parts."""
-    recipe = run.recipe
-    if len(shown) == recipe.train.accumulation:
-        shown.clear()
-    index = batch.index
-    views = _views(recipe, batch, beside)
-    harmonizer = beside.harmonizer
-    weights = harmonizer.weights(index) if harmonizer is not None else None
-    precision = recipe.train.precision
-    with torch.autocast(index.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output = run.model(views, weights)
-    length = embedding_norm(*output.embeddings, gathered=moment.logged)
-    values: Values = {"loss": output.loss, "ssl": output.loss, "embedding_norm": length}
-    if harmonizer is not None:
-        values["gh"] = harmonizer(*output.embeddings)
-        values["loss"] = output.loss + values["gh"]
-    if moment.logged:
-        values |= batch_health(*output.embeddings)
-        if harmonizer is not None:
-            values["gh_share"] = gh_share(output.loss, values["gh"], *output.embeddings)
-    shown.append((_detached(output), index))
-    return values
+    def alarm(self, metrics: dict[str, float]) -> str | None:
+        """A warning if the embeddings collapse."""
+        warning: str | None = self.aux.alarm(metrics)
+        return warning
 
-
-def _detached(output: MethodOutput) -> MethodOutput:
-    """Without the graph, which the backward frees."""
-    per_sample = None if output.per_sample is None else output.per_sample.detach()
-    z1, z2 = output.embeddings
-    return MethodOutput(
-        output.loss.detach(), per_sample, (z1.detach(), z2.detach()), output.features.detach()
-    )
-
-
-def _views(recipe: Recipe, batch: Batch, beside: AuxiliaryState) -> list[Tensor]:
-    """Two full views and the local crops."""
-    assert isinstance(batch, PretrainBatch)
-    augment, boost, size = recipe.data.augment, beside.boost, batch.crops.shape[-1]
-    strength = boost.strength(batch.index) if boost is not None else None
-    ops = recipe.boost.ops if recipe.boost is not None else 1
-    views = augment_views(batch.crops, batch.params, augment, strength=strength, ops=ops)
-    views += augment_local_views(
-        batch.local_crops, batch.local_params, augment, size=size, strength=strength, ops=ops
-    )
-    if recipe.train.channels_last:
-        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-    return views
-
-
-def _finish(run: Run, method: Method, card: dict[str, Any], started: float) -> None:
-    recipe = run.recipe
-    if run.accelerator.is_main_process:
-        save_backbone(method.backbone, recipe.directory, card)
-        seconds = round(time.perf_counter() - started)
-        write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
-    run.accelerator.wait_for_everyone()
+    def end_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
+        """Log what the labels, where known, say of the embeddings."""
+        if logger.active and self.aux.labeled is not None:
+            logger.log_event("health", global_step, epoch, self.aux.report())

@@ -1,11 +1,9 @@
-"""A run: its objects, its directory, and where it goes on."""
+"""A run: its objects, its directory, and where it resumes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader
 
-from sslgh.data import ImageSet, ResumableBatchSampler
+from sslgh.data import ImageSet, PretrainBatch, ResumableBatchSampler, SupervisedBatch
 from sslgh.data.run_images import IMAGES, image_fingerprint, record_text
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import (
@@ -37,18 +36,21 @@ from sslgh.engine.logger import METRICS
 from sslgh.engine.run_dir import check_directory, open_directory, read_status, write_text
 from sslgh.recipe import Recipe, RecipeError
 
-Sequence = Callable[[int], NDArray[np.int64]]
-
 
 @dataclass
 class Run:
     """The objects of a run.
 
     Attributes:
-        module: The bare module that is trained.
-        model: What Accelerate made of it.
-        aux_state: State beside the module that belongs to a checkpoint: a harmonizer, a moving average.
-        lock: What keeps other processes out of the directory, on process 0, until `releasing_lock`.
+        recipe: The experiment.
+        accelerator: Device and ranks.
+        images: Training set.
+        module: The module that is trained.
+        model: The module wrapped by Accelerate (DDP or FSDP).
+        optimizer: Its optimizer, prepared.
+        aux_state: State outside ``module`` that belongs to a checkpoint: a harmonizer, an EMA.
+        sampler: Batches of this rank from the start of the run.
+        lock: File descriptor that keeps other processes out of the directory, on rank 0.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     aux_state: nn.Module | None
+    sampler: ResumableBatchSampler
     lock: int | None = None
 
     @property
@@ -66,52 +69,78 @@ class Run:
         return self.recipe.directory / "checkpoints"
 
     @property
-    def setting(self) -> RunEnvironment:
-        """What the numbers depend on beside the recipe."""
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch."""
+        return self.sampler.steps_per_epoch
+
+    @property
+    def environment(self) -> RunEnvironment:
+        """What the results depend on apart from the recipe."""
         processes = self.accelerator.num_processes
         return RunEnvironment(processes, torch.get_num_threads(), image_fingerprint(self.images))
 
+    def close(self) -> None:
+        """Let other processes use the run directory."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
-def make_run(
+
+def prepare_run(
     recipe: Recipe,
     accelerator: Accelerator,
     images: ImageSet,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     aux_state: nn.Module | None,
+    *,
+    epoch_indices: Callable[[int], NDArray[np.int64]] | None = None,
+    views: int = 2,
 ) -> Run:
-    """Prepare the objects for the accelerator's device and processes.
+    """Prepare the objects for the accelerator's device and ranks.
+
+    Args:
+        recipe: The experiment.
+        accelerator: Device and ranks.
+        images: Training set.
+        module: Module to train.
+        optimizer: Optimizer of its parameters.
+        aux_state: State outside ``module`` that belongs to a checkpoint.
+        epoch_indices: Positions that an epoch shows, as `class_sampling` gives them; None: each image once.
+        views: Views per image; batch statistics need two rows.
 
     Raises:
         FSDPError: If FSDP is asked for and cannot train the module.
+        ValueError: If the batches are impossible.
     """
     if accelerator.is_fsdp2:
         prepare_for_fsdp(module, aux_state)
     if recipe.train.precision == "bf16" and accelerator.device.type == "cpu":
         refuse_small_maps(module)
-    # The schedule is not prepared: Accelerate would step it once a process.
+    # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer = accelerator.prepare(module, optimizer)
     if aux_state is not None:
         aux_state = aux_state.to(accelerator.device)
-    return Run(recipe, accelerator, images, module, model, optimizer, aux_state)
-
-
-@contextmanager
-def releasing_lock(run: Run) -> Iterator[None]:
-    """Let other processes into the run directory when this block is left."""
-    try:
-        yield
-    finally:
-        if run.lock is not None:
-            os.close(run.lock)
-            run.lock = None
+    sampler = ResumableBatchSampler(
+        len(images),
+        recipe.train.batch_size,
+        seed=recipe.seed,
+        epochs=recipe.train.epochs,
+        drop_last=recipe.train.drop_last,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        accumulation=recipe.train.accumulation,
+        epoch_indices=epoch_indices,
+        smallest_part=1 if views > 1 else 2,
+    )
+    return Run(recipe, accelerator, images, module, model, optimizer, aux_state, sampler)
 
 
 def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
     """Whether the run directory holds this run, finished. Collective: call it on every rank.
 
     Raises:
-        RecipeError: If it holds another run, or processes see different directories.
+        RecipeError: If it holds another run, or ranks see different directories.
         LaunchError: If another number of processes was asked for.
     """
     directory = recipe.directory
@@ -129,77 +158,69 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
     return done
 
 
-def open_run(run: Run, said: Iterable[str], *, note: str = "") -> Progress:
-    """Make or find the run directory, and restore the last whole checkpoint. Collective: call it on every rank.
+def open_run(run: Run, notes: Iterable[str], *, device_note: str = "") -> Progress:
+    """Make or find the run directory, and load the last whole checkpoint. Collective: call it on every rank.
 
     Args:
-        run: Fresh from `make_run`.
-        said: Of its images, by `run_images`.
-        note: Said after the processes.
+        run: A new run.
+        notes: Messages about its images, from `run_images`.
+        device_note: Text printed after the processes.
 
     Returns:
         Where the run stands.
 
     Raises:
-        ValueError: If the batches are impossible.
-        CheckpointError: If the checkpoint to go on from cannot be used, or is of other images.
+        RecipeError: If ranks list different images, whose positions would then mean different files.
+        CheckpointError: If the checkpoint to resume from cannot be used, or is of other images.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    batch_sampler(run, Progress())  # refuses an impossible batch before anything is written
-    _check_images(run)
-    world = describe_processes(accelerator) + note
-    accelerator.print(f"{recipe.name}: {len(run.images)} images, {world}")
-    for sentence in said:
-        accelerator.print(sentence)
-    found = run_on_main(lambda: _find(run, world), accelerator)
+    fingerprints = gather_object([run.environment.images])
+    if any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
+        raise RecipeError(
+            f"the images of data.root {recipe.data.root} differ between processes; wait until all are copied, or "
+            "choose a folder that all machines share"
+        )
+    processes = describe_processes(accelerator) + device_note
+    accelerator.print(f"{recipe.name}: {len(run.images)} images, {processes}")
+    for note in notes:
+        accelerator.print(note)
+    found = run_on_main(lambda: _open_directory(run, processes), accelerator)
     if found is None:
         return Progress()
-    progress, setting = read_progress(found)
-    _check_setting(run, setting)
+    progress, environment = read_progress(found)
+    _compare_environment(run, environment)
     load_checkpoint(found, module=run.module, aux_state=run.aux_state, optimizer=run.optimizer)
     accelerator.print(
         f"going on from epoch {progress.epoch}, step {progress.global_step} ({found})"
     )
-    return progress
+    # More ranks may leave out a small last batch that fewer of them took.
+    step = min(progress.step_in_epoch, run.steps_per_epoch)
+    global_step = progress.epoch * run.steps_per_epoch + step
+    return progress._replace(step_in_epoch=step, global_step=global_step)
 
 
-def _check_images(run: Run) -> None:
-    """Collective: call it on every rank.
-
-    Raises:
-        RecipeError: If processes list other images, whose positions would then mean other files.
-    """
-    found = gather_object([run.setting.images])
-    if any(images != found[0] for images in found):
-        raise RecipeError(
-            f"the images of data.root {run.recipe.data.root} differ between processes; wait until all are copied, or "
-            "choose a folder that all machines share"
-        )
-
-
-def _find(run: Run, world: str) -> Path | None:
-    """The checkpoint to go on from, after the directory is in order; process 0 only."""
-    run.lock = open_directory(run.recipe, {"world": world, **launch_environment()})
-    if not (run.recipe.directory / IMAGES).exists():
-        write_text(run.recipe.directory / IMAGES, record_text(run.images))
+def _open_directory(run: Run, processes: str) -> Path | None:
+    """Put the directory in order; returns the checkpoint to resume from. Rank 0 only."""
+    directory, accelerator = run.recipe.directory, run.accelerator
+    run.lock = open_directory(run.recipe, {"world": processes, **launch_environment()})
+    if not (directory / IMAGES).exists():
+        write_text(directory / IMAGES, record_text(run.images))
     tidy(run.checkpoints)
-    found, said = last_whole_checkpoint(run.checkpoints)
-    for sentence in said:
-        run.accelerator.print(sentence)
-    if found is None and (run.recipe.directory / METRICS).exists():
-        run.accelerator.print(
-            f"{run.checkpoints} holds no checkpoint: the run begins from its start"
-        )
+    found, messages = last_whole_checkpoint(run.checkpoints)
+    for message in messages:
+        accelerator.print(message)
+    if found is None and (directory / METRICS).exists():
+        accelerator.print(f"{run.checkpoints} holds no checkpoint: the run begins from its start")
     return found
 
 
-def _check_setting(run: Run, before: RunEnvironment) -> None:
-    """Say what keeps the run from going on to the same bits.
+def _compare_environment(run: Run, before: RunEnvironment) -> None:
+    """Print what keeps the run from resuming to the same bits.
 
     Raises:
-        CheckpointError: If the images are others.
+        CheckpointError: If the images differ.
     """
-    now = run.setting
+    now = run.environment
     if now.images != before.images:
         raise CheckpointError(
             f"{run.checkpoints} was written on other images than those of data.root {run.recipe.data.root}; restore "
@@ -214,61 +235,21 @@ def _check_setting(run: Run, before: RunEnvironment) -> None:
             )
 
 
-def batch_sampler(
-    run: Run, progress: Progress, epoch_indices: Sequence | None = None, *, views: int = 2
-) -> ResumableBatchSampler:
-    """This process's batches from ``progress`` on.
+def watched_batches(
+    run: Run, loader: DataLoader[PretrainBatch | SupervisedBatch], directory: Path | None
+) -> BrokenImages:
+    """Batches of a loader that tolerate broken images.
 
     Args:
-        run: Its recipe and processes.
-        progress: Where to begin.
-        epoch_indices: Positions of an epoch, as `class_sampling` gives them; None: each image once.
-        views: Of an image; batch statistics need two rows.
-    """
-    train = run.recipe.train
-    order = ResumableBatchSampler(
-        len(run.images),
-        train.batch_size,
-        seed=run.recipe.seed,
-        epochs=train.epochs,
-        drop_last=train.drop_last,
-        rank=run.accelerator.process_index,
-        world_size=run.accelerator.num_processes,
-        accumulation=train.accumulation,
-        epoch_indices=epoch_indices,
-        smallest_part=1 if views > 1 else 2,
-    )
-    at = within(progress, order.steps_per_epoch)
-    return order.starting(at.epoch, at.step_in_epoch)
-
-
-def within(progress: Progress, steps_per_epoch: int) -> Progress:
-    """The same place in epochs of so many steps.
-
-    More processes may leave out a small last batch that fewer of them took.
-
-    Examples:
-        >>> within(Progress(epoch=1, step_in_epoch=3, global_step=7), 3)
-        Progress(epoch=1, step_in_epoch=3, global_step=6, skipped_in_a_row=0)
-    """
-    step = min(progress.step_in_epoch, steps_per_epoch)
-    total = progress.epoch * steps_per_epoch + step
-    return progress._replace(step_in_epoch=step, global_step=total)
-
-
-def watch_broken_images(batches: Iterator[Any], run: Run, directory: Path | None) -> BrokenImages:
-    """A loader's batches, watched for images that cannot be read.
-
-    Args:
-        batches: Of the loader.
-        run: Whose images they are.
-        directory: Where those that cannot be read are reported; None: nowhere.
+        run: The run.
+        loader: Its loader.
+        directory: Folder of ``quarantine.json``; None: none is written.
 
     Raises:
-        DataError: If the report of before is damaged.
+        DataError: If the report of an earlier start is damaged.
     """
     return BrokenImages(
-        batches,
+        iter(loader),
         run.images,
         share=run.recipe.data.broken_share,
         directory=directory,

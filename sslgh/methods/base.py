@@ -1,6 +1,6 @@
 """The interface of a self-supervised method: views and weights in, loss and embeddings out."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -22,6 +22,16 @@ class MethodOutput(NamedTuple):
     per_sample: Tensor | None
     embeddings: tuple[Tensor, Tensor]
     features: Tensor
+
+    def detach(self) -> Self:
+        """The same without the graph, which the backward frees."""
+        z1, z2 = self.embeddings
+        return self._replace(
+            loss=self.loss.detach(),
+            per_sample=None if self.per_sample is None else self.per_sample.detach(),
+            embeddings=(z1.detach(), z2.detach()),
+            features=self.features.detach(),
+        )
 
 
 class Method(nn.Module):
@@ -58,7 +68,7 @@ class Method(nn.Module):
             done: Completed share of the run's steps, in (0, 1].
         """
 
-    def skip_step(self) -> None:
+    def discard_step(self) -> None:
         """Called instead of `after_step` if the step was not finite.
 
         The engine restores the buffers; state that ``forward`` buffered elsewhere is dropped here.

@@ -170,7 +170,7 @@ class DINO(Method):
         self.center.lerp_(mean, 1 - CENTER_MOMENTUM)
         self._sums.clear()
 
-    def skip_step(self) -> None:
+    def discard_step(self) -> None:
         """Forget what waits for the center."""
         self._sums.clear()
 

@@ -90,6 +90,6 @@ class MoCoV2(Method):
             self.queue.push(keys)
         self._fresh.clear()
 
-    def skip_step(self) -> None:
+    def discard_step(self) -> None:
         """Forget the rows that wait for the queue."""
         self._fresh.clear()

@@ -82,6 +82,6 @@ class NNCLR(Method):
             self.queue.push(newest)
         self._fresh.clear()
 
-    def skip_step(self) -> None:
+    def discard_step(self) -> None:
         """Forget the rows that wait for the queue."""
         self._fresh.clear()

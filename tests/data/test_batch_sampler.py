@@ -160,7 +160,7 @@ def test_an_epoch_that_is_over_is_not_asked_for_again():
         return np.arange(8)
 
     order = ResumableBatchSampler(8, 4, seed=0, epochs=3, epoch_indices=epoch_indices)
-    assert len(list(order.starting(1, 2))) == len(order.starting(1, 2)) == 2
+    assert len(list(order.resume_at(1, 2))) == len(order.resume_at(1, 2)) == 2
     assert asked == [2]
 
 

@@ -68,9 +68,9 @@ def test_what_cannot_be_written_is_said_and_the_last_good_one_stays(tmp_path, sn
         writer.submit(snapshot(2, 0, 2))
         with pytest.raises(OSError, match=r"the last checkpoint could not be written .* has gone"):
             writer.finish()
-        (sentence,) = writer.sentences()
+        (sentence,) = writer.messages()
         assert "checkpoint of step 2 could not be written (its folder has gone)" in sentence
-        assert writer.sentences() == []
+        assert writer.messages() == []
         (tmp_path / "elsewhere").rename(folder)
         assert steps(folder) == [1]
         writer.submit(snapshot(3, 0, 3))

@@ -13,18 +13,11 @@ from safetensors.torch import load_file
 from sslgh.classify import OBJECTIVES
 from sslgh.data import DataError, SupervisedBatch, augment_views, normalize, training_set
 from sslgh.engine.build import build_network
-from sslgh.engine.finetuning import (
-    _build,
-    _deferred_from,
-    _judged,
-    _strength,
-    _task,
-    dry_run_finetuning,
-    finetune,
-)
+from sslgh.engine.checkpoint import Progress
+from sslgh.engine.finetuning import Finetuning, _tau, dry_run_finetuning, finetune
 from sslgh.engine.launch import Stopped, init_accelerator
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.step import Moment
+from sslgh.engine.trainer import step_info
 from sslgh.evaluation import evaluate_run, read_results
 from sslgh.functional import (
     embedding_margin,
@@ -99,16 +92,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
     whole = supervised(*overrides, f"run_dir={tmp_path}/whole")
     finetune(whole, init_accelerator())
     broken = supervised(*overrides)
-    import sslgh.engine.loop as module  # noqa: PLC0415
+    from sslgh.engine import trainer as module  # noqa: PLC0415
 
-    original = module.take_step
+    original = module.train_step
 
-    def step_and_signal(run, task, batches, moment, rate, **shared):
-        if moment.total - 1 == 6:
+    def step_and_signal(stage, batches, info, stop):
+        if info.global_step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, moment, rate, **shared)
+        return original(stage, batches, info, stop)
 
-    monkeypatch.setattr(module, "take_step", step_and_signal)
+    monkeypatch.setattr(module, "train_step", step_and_signal)
     with pytest.raises(Stopped):
         finetune(broken, init_accelerator())
     monkeypatch.undo()
@@ -117,23 +110,21 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 
 
 def first_part(recipe, epoch: int = 0):
-    """Values of the first part of a run, and what they are made of."""
-    accelerator = init_accelerator()
-    run, network, average = _build(recipe, recipe.finetune, accelerator, training_set(recipe.data))
-    images = run.images
+    """Metrics of the first micro-batch of a run, and what they are made of."""
+    stage = Finetuning(recipe, init_accelerator(), training_set(recipe.data))
+    images = stage.images
     generator = np.random.default_rng(0)
     rows = generator.choice(len(images), 16, replace=False)
     view = torch.from_numpy(generator.integers(0, 256, (16, 3, 8, 8), dtype=np.uint8))
     crops = torch.from_numpy(generator.integers(0, 256, (16, 2, 3, 8, 8), dtype=np.uint8))
     from sslgh.data.augment import NUM_DRAWS  # noqa: PLC0415
 
-    draws = torch.from_numpy(generator.random((16, 2, NUM_DRAWS), dtype=np.float32))
-    target = torch.from_numpy(images.labels[rows])
-    index = torch.from_numpy(rows)
-    batch = SupervisedBatch(view, crops, draws, target, index, index * 0 - 1)
-    values = _task(run, network, average).part(batch, Moment(epoch, 1, 0.1, logged=True))
+    params = torch.from_numpy(generator.random((16, 2, NUM_DRAWS), dtype=np.float32))
+    target, index = torch.from_numpy(images.labels[rows]), torch.from_numpy(rows)
+    batch = SupervisedBatch(view, crops, params, target, index, torch.full_like(index, -1))
+    values = stage.loss(batch, step_info(stage.run, Progress())._replace(epoch=epoch))
     counts = torch.from_numpy(images.class_counts)
-    return values, network, batch, counts / counts.sum()
+    return values, stage.network, batch, counts / counts.sum()
 
 
 def test_the_loss_is_that_of_the_objective_and_its_term(supervised) -> None:
@@ -160,9 +151,9 @@ def test_a_contrast_has_two_views_of_its_own_and_prototypes_behind_a_head(superv
         "finetune.embedding_weight=0.6",
         "model.batch_norm=local",
     )
-    values, network, (view, crops, draws, target, *_), prior = first_part(recipe)
+    values, network, (view, crops, params, target, *_), prior = first_part(recipe)
     network.train()
-    views = [normalize(view), *augment_views(crops, draws, recipe.data.augment)]
+    views = [normalize(view), *augment_views(crops, params, recipe.data.augment)]
     local, one, two = network.backbone(torch.cat(views)).chunk(3)
     z = torch.stack(network.projector(torch.cat([one, two])).chunk(2), dim=1)
     prototypes = network.prototype_head(network.classifier.weight)
@@ -174,18 +165,18 @@ def test_a_contrast_has_two_views_of_its_own_and_prototypes_behind_a_head(superv
 
 
 def test_deferred_weights_begin_when_they_should(supervised) -> None:
-    settings = supervised("finetune.objective=ldam-drw").finetune
-    assert [_deferred_from(settings, epochs) for epochs in (200, 10, 3)] == [160, 8, 3]
-    assert _deferred_from(settings.model_copy(update={"deferred_epoch": 5}), 10) == 5
-    recipe = supervised("finetune.objective=ldam-drw", "train.epochs=10")
-    losses = [first_part(recipe, epoch)[0]["loss"].item() for epoch in (7, 8)]
-    assert losses[0] != losses[1]
+    words = ("finetune.objective=ldam-drw", "train.epochs=10")
+    for start, more in ((8, ()), (5, ("finetune.deferred_epoch=5",))):
+        recipe = supervised(*words, *more)
+        epochs = (start - 2, start - 1, start, start + 1)
+        losses = [first_part(recipe, epoch)[0]["loss"].item() for epoch in epochs]
+        assert losses[0] == losses[1] != losses[2] == losses[3]
 
 
 def test_the_largest_margin_of_ldam_is_half_a_cosine(supervised) -> None:
     settings = supervised("finetune.objective=ldam", "finetune.classifier=cosine").finetune
     prior, target = torch.tensor([15 / 16, 1 / 16]), torch.tensor([1, 0])
-    tau = _strength(settings, 1 / 16)
+    tau = _tau(settings, 1 / 16)
     loss = OBJECTIVES["ldam"].loss(torch.zeros(2, 2), target, prior, tau=tau)
     margins = torch.tensor([15.0, 15.0 * (1 / 15) ** 0.25])
     torch.testing.assert_close(loss, F.softplus(margins))
@@ -220,17 +211,16 @@ def test_a_frozen_backbone_stays_and_its_classifier_learns(supervised, tiny, tmp
 
 def test_a_moving_average_is_what_is_judged(supervised) -> None:
     recipe = supervised("finetune.ema=0.5", "train.epochs=1")
-    run, network, average = _build(
-        recipe, recipe.finetune, init_accelerator(), training_set(recipe.data)
-    )
-    assert _judged(network, average) is average.module is not network
+    stage = Finetuning(recipe, init_accelerator(), training_set(recipe.data))
+    network, average = stage.network, stage.ema
+    assert stage.evaluated_network is average.module is not network
     first = network.classifier.weight.detach().clone()
     average.update_parameters(network)  # the first update copies
     with torch.no_grad():
         network.classifier.weight += 1
     average.update_parameters(network)
     torch.testing.assert_close(average.module.classifier.weight.detach(), first + 0.5)
-    assert run.aux_state is average
+    assert stage.run.aux_state is average
 
 
 def test_recipes_that_cannot_be_trained_are_refused(supervised, tiny, tmp_path) -> None:

@@ -6,9 +6,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sslgh.engine.pretraining as module
-from sslgh.engine.finite import BufferSnapshot, NotFiniteError, gradient_norm, non_finite_reason
-from sslgh.engine.launch import init_accelerator
+from sslgh.data import training_set
+from sslgh.engine.checkpoint import Progress
+from sslgh.engine.finite import NotFiniteError, gradient_norm, non_finite_reason
+from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.pretraining import pretrain
+from sslgh.engine.trainer import step_info, train_step
 
 ONE = torch.tensor(1.0)
 NAN = torch.tensor(torch.nan)
@@ -56,19 +59,6 @@ def test_the_norm_is_that_of_all_gradients_together() -> None:
     torch.testing.assert_close(gradient_norm(model), flat.norm())
 
 
-def test_batch_statistics_and_queues_are_put_back() -> None:
-    model = net()
-    model.register_buffer("queue", torch.arange(3))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    backup = BufferSnapshot(model)
-    backup.keep()
-    model(torch.full((8, 3), torch.nan))
-    model.queue += 1
-    assert not model[1].running_mean.isfinite().any()
-    backup.restore()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
 def poison(monkeypatch, *calls: int) -> None:
     """Views full of nan at some steps, counted from 1."""
     original, count = module.augment_views, iter(range(1, 1000))
@@ -100,6 +90,23 @@ def test_a_poisoned_step_is_skipped_and_nothing_of_it_stays(tiny, monkeypatch, n
     assert len(files) == 2 * 4
     for file in files:
         assert all(value.isfinite().all() for value in load_file(file).values())
+
+
+def test_a_skipped_step_leaves_weights_queues_and_memory_as_they_were(tiny, monkeypatch) -> None:
+    recipe = tiny("method={name: moco-v2, queue: 64}", "train.not_finite=skip", gh=True)
+    stage = module.Pretraining(recipe, init_accelerator(), training_set(recipe.data))
+    batches, step = stage.batches(Progress(), None), step_info(stage.run, Progress())
+    good = train_step(stage, batches, step, StopRequest())
+    assert good.skipped is None
+    modules = (stage.method, stage.aux)
+    before = [{k: v.clone() for k, v in part.state_dict().items()} for part in modules]
+    poison(monkeypatch, 1)
+    bad = train_step(stage, batches, step, StopRequest())
+    assert bad.skipped == "an embedding is not finite"
+    assert stage.outputs == []
+    for part, held in zip(modules, before, strict=True):
+        different = [k for k, v in part.state_dict().items() if not torch.equal(v, held[k])]
+        assert different == []
 
 
 def test_by_default_the_run_stops_and_names_the_step(tiny, monkeypatch) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -10,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslgh.data import ResumableBatchSampler, micro_batch_weights, training_set, view_loader
+from sslgh.data import training_set
 from sslgh.distributed import weighted_mean
+from sslgh.engine import pretraining
+from sslgh.engine.checkpoint import Progress
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.launch import Stopped, init_accelerator
-from sslgh.engine.monitor.aux_state import AuxiliaryState
-from sslgh.engine.pretraining import _part, pretrain
-from sslgh.engine.run import Run, watch_broken_images
-from sslgh.engine.step import Moment, Task, take_step
+from sslgh.engine.launch import Stopped, StopRequest, init_accelerator
+from sslgh.engine.pretraining import Pretraining, pretrain
+from sslgh.engine.trainer import step_info, train_step
 from sslgh.methods import Method, MethodOutput
 from sslgh.models import load_backbone
 from sslgh.recipe import RecipeError, recipe_text
@@ -103,16 +104,16 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 ) -> None:
     unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole", gh=True), init_accelerator())
     recipe = tiny(gh=True)
-    import sslgh.engine.loop as module  # noqa: PLC0415
+    from sslgh.engine import trainer as module  # noqa: PLC0415
 
-    original = module.take_step
+    original = module.train_step
 
-    def step_and_signal(run, task, batches, moment, rate, **shared):
-        if moment.total == 13:
+    def step_and_signal(stage, batches, step, stop):
+        if step.global_step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, moment, rate, **shared)
+        return original(stage, batches, step, stop)
 
-    monkeypatch.setattr(module, "take_step", step_and_signal)
+    monkeypatch.setattr(module, "train_step", step_and_signal)
     with pytest.raises(Stopped, match="after step 13"):
         pretrain(recipe, init_accelerator())
     monkeypatch.undo()
@@ -120,17 +121,17 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny, monkeypatch) -> None:
-    import sslgh.engine.loop as module  # noqa: PLC0415
+    from sslgh.engine import trainer as module  # noqa: PLC0415
 
-    original = module.take_step
+    original = module.train_step
 
-    def step_and_poison(run, task, batches, moment, rate, **shared):
-        values = original(run, task, batches, moment, rate, **shared)
-        if moment.total == 6:  # an infinite gradient under a finite loss
-            next(run.module.parameters()).data.fill_(torch.inf)
-        return values
+    def step_and_poison(stage, batches, step, stop):
+        result = original(stage, batches, step, stop)
+        if step.global_step == 6:  # an infinite gradient under a finite loss
+            next(stage.run.module.parameters()).data.fill_(torch.inf)
+        return result
 
-    monkeypatch.setattr(module, "take_step", step_and_poison)
+    monkeypatch.setattr(module, "train_step", step_and_poison)
     recipe = tiny("train.log_every=1000", "train.checkpoint_every=2")
     with pytest.raises(NotFiniteError):
         pretrain(recipe, init_accelerator())
@@ -183,31 +184,29 @@ class SquaredBrightness(Method):
         return MethodOutput(weighted_mean(per_sample, weights), per_sample, (z1, z2), z1.detach())
 
 
-def after_one_step(recipe, accumulation: int, batch_size: int) -> torch.Tensor:
+def after_one_step(recipe, accumulation: int, batch_size: int, monkeypatch) -> torch.Tensor:
     torch.manual_seed(0)
-    images, accelerator = training_set(recipe.data), init_accelerator()
-    recipe = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"accumulation": accumulation})}
-    )
-    method = SquaredBrightness()
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    run = Run(recipe, accelerator, images, method, method, optimizer, None)
-    order = ResumableBatchSampler(
-        len(images), batch_size, seed=0, epochs=1, accumulation=accumulation
-    )
-    loader = view_loader(images, recipe.data, size=8, seed=0, order=order)
-    batches = watch_broken_images(iter(loader), run, None)
-    beside = AuxiliaryState(None, None, None, width=4)
-    task = Task(lambda batch, moment: _part(run, batch, moment, beside, []))
-    shares = micro_batch_weights(len(images), batch_size, accumulation=accumulation, step=0)
-    take_step(run, task, batches, Moment(0, 1, 0.1, logged=True, shares=shares), 0.1)
-    return method.backbone.weight.detach()
+    train = {
+        "accumulation": accumulation,
+        "batch_size": batch_size,
+        "allow_fewer_negatives": True,
+    }
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    monkeypatch.setattr(pretraining, "build_method", lambda *_: SquaredBrightness())
+    images = dataclasses.replace(training_set(recipe.data), labels=None, class_names=())
+    stage = Pretraining(recipe, init_accelerator(), images)
+    step = step_info(stage.run, Progress())._replace(lr=0.1, should_log=True)
+    train_step(stage, stage.batches(Progress(), None), step, StopRequest())
+    return stage.method.backbone.weight.detach()
 
 
 @pytest.mark.parametrize("batch_size", [32, 9])  # 9: parts of 3, 2, 2, 2 images
-def test_accumulated_parts_make_the_step_of_the_whole_batch(tiny, batch_size) -> None:
-    whole = after_one_step(tiny(), 1, batch_size)
-    torch.testing.assert_close(after_one_step(tiny(), 4, batch_size), whole, rtol=1e-5, atol=1e-6)
+def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(
+    tiny, batch_size, monkeypatch
+) -> None:
+    whole = after_one_step(tiny(), 1, batch_size, monkeypatch)
+    found = after_one_step(tiny(), 4, batch_size, monkeypatch)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny) -> None:

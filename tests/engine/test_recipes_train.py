@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sslgh.engine import loop
+from sslgh.engine import trainer
 from sslgh.engine.launch import Stopped, init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import Recipe, load_recipe
@@ -99,15 +99,15 @@ def stopped_and_unbroken(
     recipe: Recipe, unbroken: Recipe, monkeypatch: pytest.MonkeyPatch, *, step: int
 ) -> tuple[Path, Path]:
     """Directories of a run that SIGTERM stopped after ``step`` and that went on, and of its twin."""
-    original = loop.take_step
+    original = trainer.train_step
 
-    def step_and_signal(run, task, batches, moment, rate, **shared):
-        if moment.total == step:
+    def step_and_signal(stage, batches, info, stop):
+        if info.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, task, batches, moment, rate, **shared)
+        return original(stage, batches, info, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step_and_signal)
+        patch.setattr(trainer, "train_step", step_and_signal)
         with pytest.raises(Stopped, match=f"after step {step}"):
             run(recipe)
     return run(recipe), run(unbroken)

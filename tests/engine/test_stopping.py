@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslgh.engine import loop, step
+from sslgh.engine import run as run_module
+from sslgh.engine import trainer
 from sslgh.engine.checkpoint_writer import CheckpointWriter
 from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.finite import NotFiniteError
@@ -30,14 +31,14 @@ def signal_at(monkeypatch):
     """``signal_at(step)``: SIGTERM comes at the start of a step."""
 
     def plan(step: int) -> None:
-        original = loop.take_step
+        original = trainer.train_step
 
-        def signalled(run, task, batches, moment, rate, **shared):
-            if moment.total == step:
+        def signalled(stage, batches, info, stop):
+            if info.global_step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return original(run, task, batches, moment, rate, **shared)
+            return original(stage, batches, info, stop)
 
-        monkeypatch.setattr(loop, "take_step", signalled)
+        monkeypatch.setattr(trainer, "train_step", signalled)
 
     return plan
 
@@ -54,6 +55,24 @@ def test_a_run_stopped_in_the_last_step_of_an_epoch_goes_on_to_the_same_bits(
     with pytest.raises(Stopped, match="after step 8"):
         pretrain(recipe, init_accelerator())
     monkeypatch.undo()
+    assert same(pretrain(recipe, init_accelerator()), unbroken)
+
+
+def test_a_step_beyond_an_epoch_that_became_shorter_is_the_end_of_that_epoch(
+    tiny, tmp_path, monkeypatch, signal_at
+) -> None:
+    unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole"), init_accelerator())
+    recipe, original = tiny(), run_module.read_progress
+    signal_at(8)
+    with pytest.raises(Stopped):
+        pretrain(recipe, init_accelerator())
+    monkeypatch.undo()
+
+    def of_fewer_ranks(path):
+        progress, environment = original(path)
+        return progress._replace(step_in_epoch=5, global_step=10), environment
+
+    monkeypatch.setattr(run_module, "read_progress", of_fewer_ranks)
     assert same(pretrain(recipe, init_accelerator()), unbroken)
 
 
@@ -77,12 +96,12 @@ def test_a_signal_after_the_last_step_stops_before_anything_else_begins(
 
 
 def test_steps_skipped_in_a_row_are_counted_over_a_stop(tiny, monkeypatch, signal_at) -> None:
-    original, asked = step.non_finite_reason, iter(range(1, 1000))
+    original, asked = trainer.non_finite_reason, iter(range(1, 1000))
 
     def faulty(*arguments):
         return "nan" if next(asked) > 2 else original(*arguments)
 
-    monkeypatch.setattr(step, "non_finite_reason", faulty)
+    monkeypatch.setattr(trainer, "non_finite_reason", faulty)
     signal_at(8)
     recipe = tiny("train.not_finite=skip")
     with pytest.raises(Stopped):
