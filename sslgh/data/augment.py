@@ -1,35 +1,218 @@
-"""Flip, color jitter, grayscale, blur and solarization of a batch, each image with draws of its own.
+"""Augmentation of a batch as a list of operations, each image with random numbers of its own.
 
 torchvision's v2 transforms draw once for a whole batch, which is wrong for contrastive learning. Here
-every random number comes in as data, so that nothing in this file is random, and nothing in it makes
-the host wait for the device. Shape letters: N images, S side (pixels), L local crops, s their side.
+the loader draws (``draw_params``) and the device applies (``augment_views``): every random number comes
+as data, and nothing makes the host wait for the device. docs/augmentation.md shows how to add one.
+Shape letters: N images, V views, S side (pixels), L local crops, s their side.
 """
 
 import math
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sslgh.data.rand_augment import BOOST_DRAWS, MAGNITUDE, rand_augment
+from sslgh.data.crop import CROP_PARAMS
+from sslgh.data.rand_augment import BOOST_PARAMS, MAGNITUDE, rand_augment
 from sslgh.recipe.data import Augment
 
 # ImageNet's statistics in RGB, the ones torchvision's and timm's weights expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Columns of the draws: what happens, how strongly, and at which moment of the color jitter.
-FLIP, JITTER, GRAY, BLUR, SIGMA = range(5)
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(5, 9)
-MOMENTS = slice(9, 13)
-SOLARIZE = 13
-BOOST = slice(14, 14 + BOOST_DRAWS)
-NUM_DRAWS = 14 + BOOST_DRAWS
-# Draws of the first recipes: later ones are drawn after them, so that those runs stay as they were.
-FIRST_DRAWS = 13
-
-# Images are taken in portions whose planes stay in a CPU's cache (pixels of one plane).
+# On the CPU images are augmented in portions whose planes stay in its cache (pixels of one plane).
 PORTION = 2**16
+
+
+class View(NamedTuple):
+    """Which view of an image an operation works on.
+
+    Attributes:
+        number: 0 or 1 for the full views, 2 for local crops.
+        size: Side S of the full views (pixels).
+    """
+
+    number: int
+    size: int
+
+    def share(self, p: float | tuple[float, ...]) -> float:
+        """Probability in this view, of one for all views or one per view."""
+        return p[self.number] if isinstance(p, tuple) else p
+
+
+class Operation(Protocol):
+    """One step of the augmentation.
+
+    Made from the recipe's settings and the view, and called with images in 0..1, float32 (N, 3, S, S),
+    and uniform random numbers in [0, 1), float32 (N, ``params``). It returns images of the same shape.
+
+    Attributes:
+        params: Random numbers that it needs per image.
+        p: Probability of changing an image; at 0 it is left out.
+    """
+
+    params: int
+    p: float
+
+    def __init__(self, augment: Augment, view: View) -> None: ...
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """Change the images that their random numbers choose."""
+        ...
+
+
+class Flip:
+    """Horizontal flip."""
+
+    params = 1
+
+    def __init__(self, augment: Augment, view: View) -> None:
+        self.p = augment.flip
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """Flip the chosen images."""
+        return _choose(u[:, 0] < self.p, images.flip(-1), images)
+
+
+class ColorJitter:
+    """Brightness, contrast, saturation and hue, in an order of the image's own.
+
+    Random numbers: whether, four strengths, four places in the order.
+    """
+
+    params = 9
+
+    def __init__(self, augment: Augment, view: View) -> None:
+        self.p = augment.jitter
+        self.strengths = (augment.brightness, augment.contrast, augment.saturation)
+        self.hue = augment.hue
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """Jitter the colors of the chosen images."""
+        # Brightness, contrast and saturation are blends with black, the mean gray and the gray image,
+        # cheap enough to compute three of them before the hue and three after it. Those that fall to
+        # the other side get the factor 1, so the expensive turn of the hue is done once.
+        chosen, order = u[:, 0] < self.p, u[:, 5:]
+        place, kind = order[:, :3].sort(dim=1)
+        factor = torch.stack(
+            [_between(u[:, 1 + i], 1 - s, 1 + s) for i, s in enumerate(self.strengths)], dim=1
+        ).gather(1, kind)
+        one = torch.ones_like(factor)
+        factor = torch.where(chosen[:, None], factor, one)
+        if self.hue == 0:
+            return _blends(images, kind, factor)
+        before = place < order[:, 3:]
+        turn = torch.where(chosen, _between(u[:, 4], -self.hue, self.hue), one[:, 0] * 0)
+        x = _blends(images, kind, torch.where(before, factor, one))
+        x = _turn_hue(x, turn)
+        return _blends(x, kind, torch.where(before, one, factor))
+
+
+class Grayscale:
+    """The image without its colors."""
+
+    params = 1
+
+    def __init__(self, augment: Augment, view: View) -> None:
+        self.p = augment.grayscale
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """Gray the chosen images."""
+        return _choose(u[:, 0] < self.p, _gray(images), images)
+
+
+class Blur:
+    """Gaussian blur with each image's own sigma, separable, mirrored at the border.
+
+    Sigma is given at 224 pixels and shrinks with the full view's size. The kernel reaches three of
+    the largest sigmas; an image that is not blurred gets the kernel 0 1 0.
+    """
+
+    params = 2
+
+    def __init__(self, augment: Augment, view: View) -> None:
+        self.p = view.share(augment.blur)
+        self.sigma = augment.blur_sigma
+        self.scale = view.size / 224
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """Blur the chosen images."""
+        x, side = images, images.shape[-1]
+        radius = min(math.ceil(3 * self.sigma[1] * self.scale), side - 1)
+        sigma = _between(u[:, 1], *self.sigma) * self.scale
+        offsets = torch.arange(-radius, radius + 1, device=x.device)
+        kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
+        kernel = torch.where(u[:, :1] < self.p, kernel, (offsets == 0).float())
+        # Shifted sums instead of a grouped convolution: faster on CPU, and autocast leaves them alone.
+        for dim, border in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+            wide = pad(x, border, mode="reflect")
+            x = wide.narrow(dim, 0, side) * _column(kernel[:, 0])
+            for tap in range(1, 2 * radius + 1):
+                x = x.addcmul_(wide.narrow(dim, tap, side), _column(kernel[:, tap]))
+        return x
+
+
+class Solarize:
+    """What is 1/2 or more is inverted."""
+
+    params = 1
+
+    def __init__(self, augment: Augment, view: View) -> None:
+        self.p = view.share(augment.solarize)
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """Solarize the chosen images."""
+        return _choose(u[:, 0] < self.p, torch.minimum(images, 1 - images), images)
+
+
+# In the order of application (BYOL's, arXiv:2006.07733 appendix B, and lightly's).
+AUGMENTATION: tuple[type[Operation], ...] = (Flip, ColorJitter, Grayscale, Blur, Solarize)
+
+
+def _columns() -> dict[str, range]:
+    """Columns of each operation among a view's random numbers; those of RandAugment come last."""
+    widths = {operation.__name__: operation.params for operation in AUGMENTATION}
+    found, start = {}, 0
+    for name, width in (widths | {"RandAugment": BOOST_PARAMS}).items():
+        found[name] = range(start, start + width)
+        start += width
+    return found
+
+
+COLUMNS = _columns()
+NUM_PARAMS = COLUMNS["RandAugment"].stop
+# Columns in the order of drawing. That of the first operations is older than this list; those that are
+# new are drawn last, so that they leave the numbers of the others, and earlier runs, as they were.
+_JITTER = COLUMNS["ColorJitter"]
+_FIRST = [*COLUMNS["Flip"], _JITTER[0], *COLUMNS["Grayscale"], *COLUMNS["Blur"], *_JITTER[1:]]
+_SECOND = [*COLUMNS["Solarize"], *COLUMNS["RandAugment"]]
+_NEW = [column for column in range(NUM_PARAMS) if column not in {*_FIRST, *_SECOND}]
+
+
+def draw_params(
+    rng: np.random.Generator, num_views: int, *, local: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Uniform random numbers in [0, 1) of an image's views.
+
+    Args:
+        rng: Generator of the sample.
+        num_views: V.
+        local: Whether they are local crops.
+
+    Returns:
+        The numbers of the crops, float32 (V, ``CROP_PARAMS``), and of the augmentation, float32
+        (V, ``NUM_PARAMS``).
+    """
+    blocks = [[*_FIRST, *_SECOND]] if local else [_FIRST, _SECOND]
+    blocks += [[column] for column in _NEW]
+    widths = [len(blocks[0]) + CROP_PARAMS, *map(len, blocks[1:])]
+    drawn = [rng.random((num_views, width), dtype=np.float32) for width in widths]
+    params = np.empty((num_views, NUM_PARAMS), dtype=np.float32)
+    for columns, numbers in zip(blocks, drawn, strict=True):
+        params[:, columns] = numbers[:, -len(columns) :]
+    return drawn[0][:, :CROP_PARAMS], params
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -52,7 +235,7 @@ def normalize(images: Tensor) -> Tensor:
 
 def augment_views(
     crops: Tensor,
-    random_params: Tensor,
+    params: Tensor,
     augment: Augment,
     *,
     strength: Tensor | None = None,
@@ -60,17 +243,16 @@ def augment_views(
 ) -> list[Tensor]:
     """The two full views of a batch, ready for the network.
 
-    Flip; with probability ``jitter`` brightness, contrast, saturation and hue in an order of the
-    image's own; grayscale; blur; solarization of what is 1/2 or more (BYOL's order, arXiv:2006.07733
-    appendix B, and lightly's); RandAugment where a strength is given; normalization. Each operation
-    before RandAugment is torchvision's of that name on float images (no rounding to 8 bits).
+    The operations of ``AUGMENTATION``, RandAugment if a strength is given, normalization. Each
+    operation before RandAugment is torchvision's of that name on float images (no rounding to 8 bits).
 
     Args:
         crops: uint8 (N, 2, 3, S, S).
-        random_params: Uniform in [0, 1), float32 (N, 2, ``NUM_DRAWS``), on the same device.
+        params: Uniform random numbers in [0, 1), float32 (N, 2, ``NUM_PARAMS``), on the same device.
         augment: Probabilities and strengths.
-        strength: Of ``rand_augment``, float32 (N,) in [0, 1], on the same device; None: without it.
-        ops: Of ``rand_augment``, 1 or 2.
+        strength: Strength of ``rand_augment``, float32 (N,) in [0, 1], on the same device; None:
+            without it.
+        ops: Operations of ``rand_augment`` per image, 1 or 2.
 
     Returns:
         Two tensors, float32 (N, 3, S, S).
@@ -78,25 +260,21 @@ def augment_views(
     Raises:
         ValueError: If the shapes do not fit together or ``ops`` is neither.
     """
-    if crops.shape[1:3] != (2, 3) or random_params.shape != (len(crops), 2, NUM_DRAWS):
+    if crops.shape[1:3] != (2, 3) or params.shape != (len(crops), 2, NUM_PARAMS):
         raise ValueError(
-            f"crops must be (N, 2, 3, S, S) and draws (N, 2, {NUM_DRAWS}), got {tuple(crops.shape)} "
-            f"and {tuple(random_params.shape)}"
+            f"crops must be (N, 2, 3, S, S) and params (N, 2, {NUM_PARAMS}), got "
+            f"{tuple(crops.shape)} and {tuple(params.shape)}"
         )
-    return _render_all(
-        crops,
-        random_params,
-        augment,
-        places=(0, 1),
-        size=crops.shape[-1],
-        strength=strength,
-        ops=ops,
-    )
+    size, last = crops.shape[-1], strength is None
+    images = [
+        _apply(crops[:, i], params[:, i], augment, View(i, size), normalized=last) for i in (0, 1)
+    ]
+    return images if strength is None else _boost(images, params, strength, ops)
 
 
 def augment_local_views(
     local_crops: Tensor,
-    local_draws: Tensor,
+    local_params: Tensor,
     augment: Augment,
     *,
     size: int,
@@ -107,9 +285,10 @@ def augment_local_views(
 
     Args:
         local_crops: uint8 (N, L, 3, s, s), L being ``augment.local_crops``.
-        local_draws: Uniform in [0, 1), float32 (N, L, ``NUM_DRAWS``), on the same device.
+        local_params: Uniform random numbers in [0, 1), float32 (N, L, ``NUM_PARAMS``), on the same
+            device.
         augment: Probabilities and strengths.
-        size: S of the full views (pixels): a blur has their sigma in pixels, as in SwAV and DINO.
+        size: Side S of the full views (pixels): a blur has their sigma in pixels, as in SwAV and DINO.
         strength: As for ``augment_views``.
         ops: As for ``augment_views``.
 
@@ -119,91 +298,47 @@ def augment_local_views(
     Raises:
         ValueError: If the shapes do not fit together or ``ops`` is neither 1 nor 2.
     """
-    count = augment.local_crops
-    if local_crops.shape[1:3] != (count, 3) or local_draws.shape != (
-        len(local_crops),
-        count,
-        NUM_DRAWS,
-    ):
+    count, n = augment.local_crops, len(local_crops)
+    if local_crops.shape[1:3] != (count, 3) or local_params.shape != (n, count, NUM_PARAMS):
         raise ValueError(
-            f"local_crops must be (N, {count}, 3, s, s) and local_draws (N, {count}, {NUM_DRAWS}), got "
-            f"{tuple(local_crops.shape)} and {tuple(local_draws.shape)}"
+            f"local_crops must be (N, {count}, 3, s, s) and local_params (N, {count}, {NUM_PARAMS}), "
+            f"got {tuple(local_crops.shape)} and {tuple(local_params.shape)}"
         )
     if count == 0:
         return []
-    return _render_all(
-        local_crops,
-        local_draws,
-        augment,
-        places=(2,) * count,
-        size=size,
-        strength=strength,
-        ops=ops,
-    )
+    crops, params = (each.transpose(0, 1).flatten(0, 1) for each in (local_crops, local_params))
+    images = _apply(crops, params, augment, View(2, size), normalized=strength is None)
+    views = list(images.chunk(count))
+    return views if strength is None else _boost(views, local_params, strength, ops)
 
 
-def _render_all(
-    crops: Tensor,
-    random_params: Tensor,
-    augment: Augment,
-    *,
-    places: tuple[int, ...],
-    size: int,
-    strength: Tensor | None,
-    ops: int,
-) -> list[Tensor]:
-    """The V views of crops (N, V, 3, s, s), each with its place among the shares of the recipe."""
-    images = crops.transpose(0, 1).flatten(0, 1)
-    uniform = random_params.transpose(0, 1).flatten(0, 1)
-    blurred = _chosen(uniform[:, BLUR], augment.blur, places)
-    solarized = _chosen(uniform[:, SOLARIZE], augment.solarize, places)
-    portion = (
-        max(1, PORTION // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
-    )
+def _apply(
+    crops: Tensor, params: Tensor, augment: Augment, view: View, *, normalized: bool
+) -> Tensor:
+    """The operations that the recipe asks for, on uint8 crops (N, 3, S, S) of one kind of view."""
+    operations = [operation(augment, view) for operation in AUGMENTATION]
+    portion = max(1, PORTION // crops[0, 0].numel()) if crops.device.type == "cpu" else len(crops)
     parts = []
-    for start in range(0, len(images), portion):
+    for start in range(0, len(crops), portion):
         rows = slice(start, start + portion)
-        x = _flip_and_color(images[rows], uniform[rows], augment)
-        if blurred is not None:
-            x = _blur(x, uniform[rows], blurred[rows], augment, size)
-        if solarized is not None:
-            x = _choose(solarized[rows], torch.minimum(x, 1 - x), x)  # 1 - x from 1/2 on
-        parts.append(x if strength is not None else normalize(x))
-    views = torch.cat(parts)
-    if strength is not None:
-        # All at once: of a portion each operation would get an image or two.
-        strength = strength.repeat(len(places))
-        views = normalize(rand_augment(views, strength, _boost_draws(random_params), ops=ops))
-    return list(views.chunk(len(places)))
+        x = crops[rows].float() / 255
+        for operation in operations:
+            if operation.p > 0:
+                columns = COLUMNS[type(operation).__name__]
+                x = operation(x, params[rows, columns.start : columns.stop])
+        parts.append(normalize(x) if normalized else x)
+    return torch.cat(parts)
 
 
-def _chosen(u: Tensor, share: float | tuple[float, ...], places: tuple[int, ...]) -> Tensor | None:
-    """Which of the images (V * N,) it happens to, view by view; None where it happens to none."""
-    shares = [share[place] if isinstance(share, tuple) else share for place in places]
-    if not any(shares):
-        return None
-    return torch.cat([part < p for part, p in zip(u.chunk(len(places)), shares, strict=True)])
-
-
-def _boost_draws(random_params: Tensor) -> Tensor:
-    """Draws for ``rand_augment``, (V * N, B); views of an image share the magnitude's.
-
-    So they do in the official code, which draws it when the image's transform is built.
-    """
-    boost = random_params[..., BOOST].clone()
-    boost[..., MAGNITUDE] = boost[:, :1, MAGNITUDE]
-    return boost.transpose(0, 1).flatten(0, 1)
-
-
-def _flip_and_color(images: Tensor, u: Tensor, augment: Augment) -> Tensor:
-    """uint8 (N, 3, S, S) and draws (N, D) to images in 0..1, flipped, jittered and grayed."""
-    x = images.float() / 255
-    x = _choose(u[:, FLIP] < augment.flip, x.flip(-1), x)
-    if augment.jitter > 0:
-        x = _jitter(x, u, augment)
-    if augment.grayscale > 0:
-        x = _choose(u[:, GRAY] < augment.grayscale, _gray(x), x)
-    return x
+def _boost(images: list[Tensor], params: Tensor, strength: Tensor, ops: int) -> list[Tensor]:
+    """RandAugment and normalization of V views (N, 3, S, S), with random numbers (N, V, D)."""
+    u = params[..., COLUMNS["RandAugment"].start :].clone()
+    # Views of an image share the magnitude: the official code draws it when a transform is built.
+    u[..., MAGNITUDE] = u[:, :1, MAGNITUDE]
+    # All views at once: of a portion each operation would get an image or two.
+    strengths, u = strength.repeat(len(images)), u.transpose(0, 1).flatten(0, 1)
+    boosted = rand_augment(torch.cat(images), strengths, u, ops=ops)
+    return list(normalize(boosted).chunk(len(images)))
 
 
 def _column(values: Tensor) -> Tensor:
@@ -221,31 +356,6 @@ def _gray(x: Tensor) -> Tensor:
     """Luma (N, 1, S, S), with torchvision's weights."""
     r, g, b = x.unbind(1)
     return (r * 0.2989 + g * 0.587 + b * 0.114).unsqueeze(1)
-
-
-def _jitter(x: Tensor, u: Tensor, augment: Augment) -> Tensor:
-    """Color jitter; every image orders the four operations by its own four moments.
-
-    Brightness, contrast and saturation are blends with black, the mean gray and the gray image, cheap
-    enough to compute three of them before the hue and three after it. Those that fall to the other
-    side get the factor 1, so the expensive turn of the hue is done once.
-    """
-    chosen = u[:, JITTER] < augment.jitter
-    moments = u[:, MOMENTS]
-    moment, kind = moments[:, :3].sort(dim=1)
-    strengths = (augment.brightness, augment.contrast, augment.saturation)
-    factor = torch.stack(
-        [_between(u[:, BRIGHTNESS + i], 1 - s, 1 + s) for i, s in enumerate(strengths)], dim=1
-    ).gather(1, kind)
-    one = torch.ones_like(factor)
-    factor = torch.where(chosen[:, None], factor, one)
-    if augment.hue == 0:
-        return _blends(x, kind, factor)
-    before = moment < moments[:, 3:]
-    turn = torch.where(chosen, _between(u[:, HUE], -augment.hue, augment.hue), one[:, 0] * 0)
-    x = _blends(x, kind, torch.where(before, factor, one))
-    x = _turn_hue(x, turn)
-    return _blends(x, kind, torch.where(before, one, factor))
 
 
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
@@ -288,25 +398,3 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
         k = k.sub_((k / 6).floor_(), alpha=6)
         planes.append(torch.addcmul(high, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1))
     return torch.stack(planes, dim=1)
-
-
-def _blur(x: Tensor, u: Tensor, blurred: Tensor, augment: Augment, size: int) -> Tensor:
-    """Gaussian blur with each image's own sigma, separable, mirrored at the border.
-
-    Sigma is given at 224 pixels and shrinks with the full view's size. The kernel reaches three of
-    the largest sigmas; an image that is not blurred gets the kernel 0 1 0.
-    """
-    side = x.shape[-1]
-    scale = size / 224
-    radius = min(math.ceil(3 * augment.blur_sigma[1] * scale), side - 1)
-    sigma = _between(u[:, SIGMA], *augment.blur_sigma) * scale
-    offsets = torch.arange(-radius, radius + 1, device=x.device)
-    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
-    kernel = torch.where(blurred[:, None], kernel, (offsets == 0).float())
-    # Shifted sums instead of a grouped convolution: faster on CPU, and autocast leaves them alone.
-    for dim, border in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
-        wide = pad(x, border, mode="reflect")
-        x = wide.narrow(dim, 0, side) * _column(kernel[:, 0])
-        for tap in range(1, 2 * radius + 1):
-            x = x.addcmul_(wide.narrow(dim, tap, side), _column(kernel[:, tap]))
-    return x

@@ -9,7 +9,7 @@ from PIL import Image
 
 ATTEMPTS = 10
 # Uniform numbers that one random resized crop uses up.
-CROP_DRAWS = 2 * ATTEMPTS + 2
+CROP_PARAMS = 2 * ATTEMPTS + 2
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[int, int, int, int]
@@ -31,14 +31,14 @@ def random_box(
     Args:
         width: Of the image (pixels).
         height: Of the image (pixels).
-        random_params: ``CROP_DRAWS`` uniform numbers in [0, 1).
+        random_params: ``CROP_PARAMS`` uniform numbers in [0, 1).
         scale: Range of the area (share).
         ratio: Range of width over height.
 
     Examples:
-        >>> random_box(8, 4, [0.5] * CROP_DRAWS, scale=(1, 1), ratio=(2, 2))
+        >>> random_box(8, 4, [0.5] * CROP_PARAMS, scale=(1, 1), ratio=(2, 2))
         (0, 0, 8, 4)
-        >>> random_box(8, 4, [0.5] * CROP_DRAWS, scale=(1, 1), ratio=(1, 1))  # the fallback
+        >>> random_box(8, 4, [0.5] * CROP_PARAMS, scale=(1, 1), ratio=(1, 1))  # the fallback
         (2, 0, 6, 4)
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])

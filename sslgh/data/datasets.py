@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslgh.data.augment import FIRST_DRAWS, NUM_DRAWS
+from sslgh.data.augment import NUM_PARAMS, draw_params
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.broken_images import load_or_replace
-from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
 from sslgh.data.image_set import ImageSet
 from sslgh.data.rng import LOCAL, VIEWS, WEAK, rng_for
 from sslgh.recipe.data import Augment
@@ -38,9 +38,9 @@ class PretrainBatch(NamedTuple):
 
     Attributes:
         crops: Full crops, uint8 (N, 2, 3, S, S).
-        params: Uniform random numbers of their augmentation, float32 (N, 2, ``NUM_DRAWS``).
+        params: Uniform random numbers of their augmentation, float32 (N, 2, ``NUM_PARAMS``).
         local_crops: Local crops, uint8 (N, L, 3, s, s); L is 0 without multi-crop.
-        local_params: Uniform random numbers of theirs, float32 (N, L, ``NUM_DRAWS``).
+        local_params: Uniform random numbers of theirs, float32 (N, L, ``NUM_PARAMS``).
         index: Positions of the images in the training set, int64 (N,).
         broken: Position that was asked for where that image cannot be read and another one is shown;
             else -1, int64 (N,).
@@ -62,7 +62,7 @@ class SupervisedBatch(NamedTuple):
     Attributes:
         view: View by the policy, uint8 (N, 3, S, S).
         crops: Crops of `PretrainBatch`, uint8 (N, V, 3, S, S); V is 2, or 0 without contrast.
-        params: Uniform random numbers of their augmentation, float32 (N, V, ``NUM_DRAWS``).
+        params: Uniform random numbers of their augmentation, float32 (N, V, ``NUM_PARAMS``).
         target: Labels, int64 (N,).
         index: Positions of the images in the training set, int64 (N,).
         broken: As in `PretrainBatch`.
@@ -97,7 +97,7 @@ class PretrainDataset(Dataset[PretrainBatch]):
         self.local_size = local_side(augment, size)
         self._no_crops = (
             torch.empty(0, 3, self.local_size, self.local_size, dtype=torch.uint8),
-            torch.empty(0, NUM_DRAWS),
+            torch.empty(0, NUM_PARAMS),
         )
 
     def __len__(self) -> int:
@@ -109,35 +109,32 @@ class PretrainDataset(Dataset[PretrainBatch]):
         return PretrainBatch(*crops, *local_crops, torch.tensor(key.index), torch.tensor(broken))
 
     def crops(self, image: Image.Image, key: SampleKey) -> tuple[Tensor, Tensor]:
-        """Full crops of a loaded image, and their random numbers."""
+        """Full crops of a loaded image, and the random numbers of their augmentation."""
         rng = rng_for(self.seed, VIEWS, key.epoch, key.index, key.repeat)
-        uniform = rng.random(2 * (CROP_DRAWS + NUM_DRAWS), dtype=np.float32)
-        end = 2 * (CROP_DRAWS + FIRST_DRAWS)
-        first, later = uniform[:end].reshape(2, -1), uniform[end:].reshape(2, -1)
-        crops = self._cut(image, first, self.augment.crop_scale, self.size)
-        return crops, torch.from_numpy(np.concatenate((first[:, CROP_DRAWS:], later), axis=1))
+        crop_params, params = draw_params(rng, 2)
+        crops = self._cut(image, crop_params, self.augment.crop_scale, self.size)
+        return crops, torch.from_numpy(params)
 
     def _local_crops(self, image: Image.Image, key: SampleKey) -> tuple[Tensor, Tensor]:
-        count = self.augment.local_crops
-        if not count:
+        if not self.augment.local_crops:
             return self._no_crops
-        # A stream of their own: they need not move aside for what the full views may draw some day.
+        # A stream of their own: what the full views draw does not move it.
         rng = rng_for(self.seed, LOCAL, key.epoch, key.index, key.repeat)
-        uniform = rng.random((count, CROP_DRAWS + NUM_DRAWS), dtype=np.float32)
-        crops = self._cut(image, uniform, self.augment.local_scale, self.local_size)
-        return crops, torch.from_numpy(uniform[:, CROP_DRAWS:].copy())
+        crop_params, params = draw_params(rng, self.augment.local_crops, local=True)
+        crops = self._cut(image, crop_params, self.augment.local_scale, self.local_size)
+        return crops, torch.from_numpy(params)
 
     def _cut(
         self,
         image: Image.Image,
-        uniform: NDArray[np.float32],
+        crop_params: NDArray[np.float32],
         scale: tuple[float, float],
         size: int,
     ) -> Tensor:
-        """A random resized crop for each row of ``uniform``, of its first ``CROP_DRAWS`` numbers."""
-        crops = np.empty((len(uniform), 3, size, size), dtype=np.uint8)
-        for view, random_params in enumerate(uniform[:, :CROP_DRAWS].tolist()):
-            box = random_box(*image.size, random_params, scale=scale, ratio=self.augment.crop_ratio)
+        """One random resized crop per row of ``crop_params``."""
+        crops = np.empty((len(crop_params), 3, size, size), dtype=np.uint8)
+        for view, numbers in enumerate(crop_params.tolist()):
+            box = random_box(*image.size, numbers, scale=scale, ratio=self.augment.crop_ratio)
             crops[view] = resized_crop(image, box, size, self.augment.interpolation)
         return torch.from_numpy(crops)
 
@@ -176,7 +173,7 @@ class Weak(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        flip, *random_params = rng_for(self.seed, WEAK, 0, index).random(1 + CROP_DRAWS).tolist()
+        flip, *random_params = rng_for(self.seed, WEAK, 0, index).random(1 + CROP_PARAMS).tolist()
         image = self.images.image(index)
         view = (
             self._shifted(image, random_params)

@@ -42,7 +42,7 @@ MOST_OPS = 2
 # Columns of the draws: the magnitude (two operations), then five for each operation.
 MAGNITUDE = 0
 CHOICE, DONE, SIGN, ACROSS, DOWN = range(5)
-BOOST_DRAWS = 1 + 5 * MOST_OPS
+BOOST_PARAMS = 1 + 5 * MOST_OPS
 
 
 def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops: int) -> Tensor:
@@ -63,7 +63,7 @@ def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops
     Args:
         images: In 0..1, float32 (N, 3, S, S). Not written to.
         strength: In [0, 1], shape (N,); not checked. At 0 an image comes back bit by bit.
-        random_params: Uniform in [0, 1), shape (N, ``BOOST_DRAWS``).
+        random_params: Uniform in [0, 1), shape (N, ``BOOST_PARAMS``).
         ops: Operations of an image, 1 or 2.
 
     Returns:
@@ -73,9 +73,9 @@ def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops
         ValueError: If the shapes do not fit together or ``ops`` is neither.
     """
     n = len(images)
-    if images.ndim != 4 or strength.shape != (n,) or random_params.shape != (n, BOOST_DRAWS):
+    if images.ndim != 4 or strength.shape != (n,) or random_params.shape != (n, BOOST_PARAMS):
         raise ValueError(
-            f"images must be (N, 3, S, S), strength (N,) and draws (N, {BOOST_DRAWS}), got "
+            f"images must be (N, 3, S, S), strength (N,) and draws (N, {BOOST_PARAMS}), got "
             f"{tuple(images.shape)}, {tuple(strength.shape)} and {tuple(random_params.shape)}"
         )
     if ops not in (1, MOST_OPS):

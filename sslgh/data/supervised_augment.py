@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
 
 Policy = Literal["crop-flip", "autoaugment", "randaugment", "none"]
 
@@ -83,7 +83,7 @@ def _shifted(image: Image.Image, size: int, generator: np.random.Generator) -> I
 
 
 def _resized(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
-    random_params = generator.random(CROP_DRAWS).tolist()
+    random_params = generator.random(CROP_PARAMS).tolist()
     box = random_box(*image.size, random_params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
     return Image.fromarray(resized_crop(image, box, size, "bilinear").transpose(1, 2, 0))
 

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import Dataset
 
-from sslgh.data.augment import NUM_DRAWS
+from sslgh.data.augment import NUM_PARAMS
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.broken_images import load_or_replace
 from sslgh.data.datasets import PretrainDataset, SupervisedBatch
@@ -60,7 +60,7 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
         view = torch.from_numpy(random_view(image, self.size, self.policy, generator))
         if self.crops is None:
             crops = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-            params = torch.empty(0, NUM_DRAWS)
+            params = torch.empty(0, NUM_PARAMS)
         else:
             crops, params = self.crops.crops(image, key)
         target = self.labels[key.index]

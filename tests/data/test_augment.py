@@ -1,4 +1,8 @@
+import importlib.util
 import math
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +11,9 @@ import yaml
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data import MEAN, STD, augment_local_views, augment_views, normalize
+from sslgh.data import MEAN, STD, ImageSet, augment_local_views, augment_views, datasets, normalize
 from sslgh.data import augment as augmentation
+from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.rand_augment import rand_augment
 from sslgh.recipe import RecipeError, make_recipe, recipe_text
 from sslgh.recipe.data import Augment
@@ -19,7 +24,7 @@ FULL = Augment(blur=0.5)
 def batch(n, size=16, seed=0, views=2):
     generator = torch.Generator().manual_seed(seed)
     crops = torch.randint(0, 256, (n, views, 3, size, size), dtype=torch.uint8, generator=generator)
-    return crops, torch.rand(n, views, augmentation.NUM_DRAWS, generator=generator)
+    return crops, torch.rand(n, views, augmentation.NUM_PARAMS, generator=generator)
 
 
 def by_torchvision(crop, u, augment, place=0, size=None):
@@ -28,29 +33,30 @@ def by_torchvision(crop, u, augment, place=0, size=None):
         share[place] if isinstance(share, tuple) else share
         for share in (augment.blur, augment.solarize)
     )
-    u = u.tolist()
+    u = {name: u[list(columns)].tolist() for name, columns in augmentation.COLUMNS.items()}
+    whether, *amounts = u["ColorJitter"]
     x = crop.double() / 255
-    if u[augmentation.FLIP] < augment.flip:
+    if u["Flip"][0] < augment.flip:
         x = F.horizontal_flip(x)
-    if u[augmentation.JITTER] < augment.jitter:
+    if whether < augment.jitter:
         strengths = {"brightness": augment.brightness, "contrast": augment.contrast}
         strengths |= {"saturation": augment.saturation, "hue": augment.hue}
         steps = []
         for position, (name, s) in enumerate(strengths.items()):
             center = 0 if name == "hue" else 1
-            factor = center + s * (2 * u[augmentation.BRIGHTNESS + position] - 1)
-            steps.append((u[augmentation.MOMENTS][position], getattr(F, f"adjust_{name}"), factor))
+            factor = center + s * (2 * amounts[position] - 1)
+            steps.append((amounts[4 + position], getattr(F, f"adjust_{name}"), factor))
         for _, adjust, factor in sorted(steps, key=lambda step: step[0]):
             x = adjust(x, factor)
-    if u[augmentation.GRAY] < augment.grayscale:
+    if u["Grayscale"][0] < augment.grayscale:
         x = F.rgb_to_grayscale(x, num_output_channels=3)
-    if u[augmentation.BLUR] < blur:
+    if u["Blur"][0] < blur:
         side = size or crop.shape[-1]
         low, high = augment.blur_sigma
-        sigma = (low + (high - low) * u[augmentation.SIGMA]) * side / 224
+        sigma = (low + (high - low) * u["Blur"][1]) * side / 224
         radius = math.ceil(3 * high * side / 224)
         x = F.gaussian_blur(x, [2 * radius + 1] * 2, [sigma] * 2)
-    if u[augmentation.SOLARIZE] < solarize:
+    if u["Solarize"][0] < solarize:
         # A blur's last digit may decide between 0.5 and what is below, which are the same.
         x = F.solarize(x, 0.5)
     return F.normalize(x, list(MEAN), list(STD))
@@ -135,10 +141,9 @@ def test_a_strength_adds_rand_augment_before_the_normalization(ops):
     plain = augment_views(crops, random_params, FULL)
     boosted = augment_views(crops, random_params, FULL, strength=strength, ops=ops)
     for view in range(2):
-        boost = random_params[:, view, augmentation.BOOST].clone()
-        boost[:, 0] = random_params[:, 0, augmentation.BOOST][
-            :, 0
-        ]  # both views have the first one's magnitude
+        columns = list(augmentation.COLUMNS["RandAugment"])
+        boost = random_params[:, view, columns]
+        boost[:, 0] = random_params[:, 0, columns[0]]  # both views have the first one's magnitude
         images = undone(plain[view]).clamp(0, 1)
         expected = normalize(rand_augment(images, strength, boost, ops=ops))
         # A level of 256 is another where the last digit decides on it.
@@ -315,7 +320,7 @@ def test_views_have_the_statistics_of_torchvisions_own_transform():
 
 def test_the_order_of_the_jitter_takes_all_24_orders_alike():
     _, random_params = batch(12_000, 4)
-    order = random_params[:, 0, augmentation.MOMENTS].argsort(dim=1)
+    order = random_params[:, 0, list(augmentation.COLUMNS["ColorJitter"][5:])].argsort(dim=1)
     counts = torch.unique(order, dim=0, return_counts=True)[1]
     assert len(counts) == 24
     assert (counts - 500).abs().max() < 4.5 * math.sqrt(500)
@@ -378,3 +383,83 @@ def test_rendering_never_waits_for_the_device():
     for a, b in zip(boosted, views[2:], strict=True):
         # Steps (equalize, the nearest pixel) may fall to the other side.
         assert ((a - b.cpu()).abs() > 1e-4).float().mean() < 0.01
+
+
+INVERT = """class Invert:
+    params = 1
+
+    def __init__(self, augment, view):
+        self.p = augment.invert
+
+    def __call__(self, images, u):
+        return _choose(u[:, 0] < self.p, 1 - images, images)
+
+
+# In the order of application"""
+
+
+class WithInvert(Augment):
+    """The recipe's settings with the field of the new operation."""
+
+    invert: float = 0.0
+
+
+@pytest.fixture
+def with_invert(monkeypatch):
+    """Module `augment` with one class more, in the middle, and an unchanged `datasets` on top of it."""
+    source = Path(augmentation.__file__).read_text()
+    source = source.replace("# In the order of application", INVERT, 1)
+    source = source.replace(
+        "(Flip, ColorJitter, Grayscale, ", "(Flip, Invert, ColorJitter, Grayscale, ", 1
+    )
+    module = types.ModuleType("sslgh.data.augment")
+    exec(compile(source, "augment.py", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "sslgh.data.augment", module)
+    spec = importlib.util.spec_from_file_location("datasets_on_top", datasets.__file__)
+    on_top = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(on_top)
+    return module, on_top
+
+
+@pytest.mark.parametrize("local_crops", [0, 3])
+def test_a_new_operation_is_a_class_a_name_and_a_field_and_leaves_earlier_runs_as_they_were(
+    with_invert, local_crops
+):
+    module, on_top = with_invert
+    assert module.NUM_PARAMS == augmentation.NUM_PARAMS + 1
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8)
+    images = ImageSet(pixels, None, (), tuple(map(str, range(9))))
+    settings = {"flip": 1.0, "jitter": 0.0, "grayscale": 0.0, "local_crops": local_crops}
+    keys = [SampleKey(epoch, 0, index) for epoch in range(20) for index in range(9)]
+
+    def views(code, data, augment):
+        dataset = data.PretrainDataset(images, augment, size=16, seed=3)
+        samples = [dataset[key] for key in keys]
+        crops, params, local_crops, local_params = (
+            torch.stack(column) for column in list(zip(*samples, strict=True))[:4]
+        )
+        return code.augment_views(crops, params, augment) + code.augment_local_views(
+            local_crops, local_params, augment, size=16
+        )
+
+    for more in ({}, {"jitter": 0.8, "blur": 0.5, "solarize": 0.5}):
+        before = views(augmentation, datasets, Augment(**settings | more))
+        after = views(module, on_top, WithInvert(**settings | more))
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    plain = views(augmentation, datasets, Augment(**settings))
+    inverted = views(module, on_top, WithInvert(**settings, invert=0.3))
+    for a, b in zip(plain, inverted, strict=True):
+        kept = (a == b).flatten(1).all(1)
+        turned = torch.isclose(undone(b), 1 - undone(a), atol=1e-5).flatten(1).all(1)
+        assert (kept ^ turned).all()
+        assert 0.15 < turned.float().mean() < 0.45
+
+
+def test_every_column_belongs_to_one_operation_and_is_drawn_once():
+    columns = [column for found in augmentation.COLUMNS.values() for column in found]
+    assert columns == list(range(augmentation.NUM_PARAMS))
+    for local in (False, True):
+        rng = np.random.default_rng(0)
+        crop, params = augmentation.draw_params(rng, 4, local=local)
+        numbers = np.concatenate((crop, params), axis=1)
+        assert len(np.unique(numbers)) == numbers.size == 4 * (22 + 25)

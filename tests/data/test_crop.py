@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data.crop import CROP_DRAWS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
 
 RNG = np.random.default_rng(0)
 SIZES = [(32, 32), (500, 375), (40, 200), (8, 8)]
@@ -19,7 +19,7 @@ def picture(width, height):
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.9)])
 def test_boxes_have_the_distribution_of_torchvision(width, height, scale):
     ratio = (3 / 4, 4 / 3)
-    random_params = RNG.random((4000, CROP_DRAWS)).tolist()
+    random_params = RNG.random((4000, CROP_PARAMS)).tolist()
     ours = np.array([random_box(width, height, u, scale=scale, ratio=ratio) for u in random_params])
     ours = np.stack(
         [ours[:, 1], ours[:, 0], ours[:, 3] - ours[:, 1], ours[:, 2] - ours[:, 0]], axis=1
@@ -39,7 +39,7 @@ def test_boxes_have_the_distribution_of_torchvision(width, height, scale):
 
 
 def test_boxes_reach_every_corner_and_stay_inside():
-    extreme = [0.0] * CROP_DRAWS, [1 - 2**-24] * CROP_DRAWS
+    extreme = [0.0] * CROP_PARAMS, [1 - 2**-24] * CROP_PARAMS
     for random_params in extreme:
         left, top, right, bottom = random_box(
             32, 24, random_params, scale=(0.1, 1.0), ratio=(0.75, 4 / 3)
@@ -55,7 +55,7 @@ def test_after_ten_failures_the_box_is_torchvisions_central_crop(width, height):
     # Twice the area of the image never fits.
     scale, ratio = (2.0, 2.0), (0.75, 4 / 3)
     left, top, right, bottom = random_box(
-        width, height, [0.5] * CROP_DRAWS, scale=scale, ratio=ratio
+        width, height, [0.5] * CROP_PARAMS, scale=scale, ratio=ratio
     )
     crop = v2.RandomResizedCrop(8, scale=scale, ratio=ratio).make_params(
         [torch.empty(3, height, width)]
@@ -69,7 +69,7 @@ def test_after_ten_failures_the_box_is_torchvisions_central_crop(width, height):
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_a_resized_crop_is_torchvisions_to_the_last_bit(width, height, interpolation):
     image = picture(width, height)
-    for u in RNG.random((5, CROP_DRAWS)).tolist():
+    for u in RNG.random((5, CROP_PARAMS)).tolist():
         box = random_box(width, height, u, scale=(0.1, 1.0), ratio=(0.75, 4 / 3))
         left, top, right, bottom = box
         expected = F.resized_crop(

@@ -5,7 +5,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as F
 
 from sslgh.data import EvalDataset, ImageSet, PretrainDataset, Weak, local_side
-from sslgh.data.augment import NUM_DRAWS
+from sslgh.data.augment import NUM_PARAMS
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.crop import random_box, resized_crop
 from sslgh.data.rng import LOCAL, ORDER, VIEWS, WEAK, rng_for
@@ -30,12 +30,12 @@ def test_an_item_has_two_crops_their_draws_the_index_and_nothing_broken():
     crops, random_params, local_crops, local_draws, index, broken = two_views()[SampleKey(3, 0, 7)]
     assert crops.shape == (2, 3, 16, 16)
     assert crops.dtype == torch.uint8
-    assert random_params.shape == (2, NUM_DRAWS)
+    assert random_params.shape == (2, NUM_PARAMS)
     assert random_params.dtype == torch.float32
     assert random_params.min() >= 0
     assert random_params.max() < 1
     assert (local_crops.shape, local_crops.dtype) == ((0, 3, 8, 8), torch.uint8)
-    assert (local_draws.shape, local_draws.dtype) == ((0, NUM_DRAWS), torch.float32)
+    assert (local_draws.shape, local_draws.dtype) == ((0, NUM_PARAMS), torch.float32)
     assert (index, broken) == (7, -1)
     assert len(two_views()) == N
 
@@ -45,17 +45,18 @@ def test_an_item_has_as_many_local_crops_as_the_recipe_says():
         SampleKey(3, 0, 7)
     ]
     assert (local_crops.shape, local_crops.dtype) == ((5, 3, 6, 6), torch.uint8)
-    assert (local_draws.shape, local_draws.dtype) == ((5, NUM_DRAWS), torch.float32)
+    assert (local_draws.shape, local_draws.dtype) == ((5, NUM_PARAMS), torch.float32)
     assert len(torch.unique(local_crops.flatten(1), dim=0)) == 5
 
 
 def test_the_full_crops_and_colors_are_those_of_the_first_release():
-    # Its code: 22 numbers for a crop and 13 for the colors, view by view. A change of these
-    # numbers changes every run: it belongs into the changelog.
+    # Its code: 22 numbers for a crop and 13 for the colors, view by view (flip, whether to jitter, gray,
+    # blur and sigma, eight for the jitter). A change changes every run: it belongs into the changelog.
+    drawn = [0, 1, 10, 11, 12, *range(2, 10)]
     for local_crops in (0, 3):
         crops, random_params, *_ = two_views(seed=4, local_crops=local_crops)[SampleKey(3, 0, 7)]
         uniform = rng_for(4, VIEWS, 3, 7).random((2, 35), dtype=np.float32)
-        assert np.array_equal(random_params[:, :13], uniform[:, 22:])
+        assert np.array_equal(random_params[:, drawn], uniform[:, 22:])
         for crop, numbers in zip(crops, uniform.tolist(), strict=True):
             box = random_box(20, 20, numbers[:22], scale=(0.1, 1.0), ratio=(3 / 4, 4 / 3))
             assert np.array_equal(crop, resized_crop(IMAGES.image(7), box, 16, "bilinear"))
@@ -145,8 +146,8 @@ def test_draws_are_uniform():
         [two_views()[SampleKey(epoch, 0, i)][1] for epoch in range(60) for i in range(N)]
     )
     assert (random_params.mean(dim=0) - 0.5).abs().max() < 4.5 / np.sqrt(12 * len(random_params))
-    assert torch.allclose(random_params.var(dim=0), torch.full((NUM_DRAWS,), 1 / 12), rtol=0.1)
-    correlation = torch.corrcoef(random_params.T) - torch.eye(NUM_DRAWS)
+    assert torch.allclose(random_params.var(dim=0), torch.full((NUM_PARAMS,), 1 / 12), rtol=0.1)
+    correlation = torch.corrcoef(random_params.T) - torch.eye(NUM_PARAMS)
     assert correlation.abs().max() < 4.5 / np.sqrt(len(random_params))
 
 
@@ -167,9 +168,9 @@ def test_items_collate_to_a_batch():
     crops, random_params, local_crops, local_draws, index = parts
     assert broken.tolist() == [-1, -1]
     assert crops.shape == (2, 2, 3, 16, 16)
-    assert random_params.shape == (2, 2, NUM_DRAWS)
+    assert random_params.shape == (2, 2, NUM_PARAMS)
     assert local_crops.shape == (2, 3, 3, 8, 8)
-    assert local_draws.shape == (2, 3, NUM_DRAWS)
+    assert local_draws.shape == (2, 3, NUM_PARAMS)
     assert index.tolist() == [4, 2]
     assert index.dtype == torch.int64
 

@@ -22,7 +22,7 @@ from sslgh.data import (
     view_loader,
 )
 from sslgh.data import loader as loader_module
-from sslgh.data.augment import NUM_DRAWS
+from sslgh.data.augment import NUM_PARAMS
 from sslgh.data.datasets import PretrainDataset
 from sslgh.recipe.data import Data
 
@@ -173,7 +173,7 @@ def test_workers_processes_and_resuming_do_not_change_a_labeled_batch(files):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_labeled_batches_without_contrast_hold_empty_crops(files, workers):
     view, crops, random_params, label, *_ = labeled(files, workers, contrast=False)[0][0]
-    assert (crops.shape, random_params.shape) == ((6, 0, 3, 8, 8), (6, 0, NUM_DRAWS))
+    assert (crops.shape, random_params.shape) == ((6, 0, 3, 8, 8), (6, 0, NUM_PARAMS))
     assert normalize(view).shape == (6, 3, 8, 8)
     assert label.dtype == torch.int64
 

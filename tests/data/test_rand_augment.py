@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as F
 
 from sslgh.data import rand_augment as module
-from sslgh.data.rand_augment import BOOST_DRAWS, OPERATIONS, rand_augment
+from sslgh.data.rand_augment import BOOST_PARAMS, OPERATIONS, rand_augment
 
 SIDE = 24
 PIXELS = np.random.default_rng(0).integers(20, 220, (6, SIDE, SIDE, 3), dtype=np.uint8)
@@ -29,7 +29,7 @@ def draws_for(*names, n=1, negative=False, across=0.4, down=0.7, magnitude=0.5, 
             across,
             down,
         ]
-    return torch.tensor(random_params + [0.0] * (BOOST_DRAWS - len(random_params))).expand(n, -1)
+    return torch.tensor(random_params + [0.0] * (BOOST_PARAMS - len(random_params))).expand(n, -1)
 
 
 def strength_for(level):
@@ -167,7 +167,7 @@ def test_one_operation_reads_no_draw_of_magnitude():
 def random(n, size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(n, 3, size, size, generator=generator)
-    random_params = torch.rand(n, BOOST_DRAWS, generator=generator)
+    random_params = torch.rand(n, BOOST_PARAMS, generator=generator)
     return images, torch.rand(n, generator=generator), random_params
 
 
@@ -265,7 +265,7 @@ def test_shapes_and_numbers_of_operations_that_do_not_fit_are_named():
     images, strength, random_params = random(4)
     with pytest.raises(ValueError, match=r"strength \(N,\).*got \(4, 3, 8, 8\), \(3,\) and"):
         rand_augment(images, strength[:3], random_params, ops=1)
-    with pytest.raises(ValueError, match=rf"draws \(N, {BOOST_DRAWS}\), got .* and \(4, 6\)"):
+    with pytest.raises(ValueError, match=rf"draws \(N, {BOOST_PARAMS}\), got .* and \(4, 6\)"):
         rand_augment(images, strength, random_params[:, :6], ops=1)
     with pytest.raises(ValueError, match="ops must be 1 or 2, got 3"):
         rand_augment(images, strength, random_params, ops=3)

@@ -5,7 +5,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from sslgh.data import ImageSet, PretrainDataset, SupervisedDataset
-from sslgh.data.augment import NUM_DRAWS
+from sslgh.data.augment import NUM_PARAMS
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.rng import (
     LABELED,
@@ -46,14 +46,14 @@ def test_an_item_has_view_crops_draws_label_index_and_nothing_broken():
         assert (label, found, broken) == (LABELS[index], index, -1)
     assert (view.shape, view.dtype) == ((3, 20, 20), torch.uint8)
     assert (crops.shape, crops.dtype) == ((2, 3, 20, 20), torch.uint8)
-    assert (random_params.shape, random_params.dtype) == ((2, NUM_DRAWS), torch.float32)
+    assert (random_params.shape, random_params.dtype) == ((2, NUM_PARAMS), torch.float32)
     assert len(views()) == N
 
 
 def test_without_contrast_there_are_no_crops_and_the_view_is_the_same():
     view, crops, random_params, *rest = views(policy="autoaugment")[SampleKey(3, 0, 7)]
     assert (crops.shape, crops.dtype) == ((0, 3, 20, 20), torch.uint8)
-    assert (random_params.shape, random_params.dtype) == ((0, NUM_DRAWS), torch.float32)
+    assert (random_params.shape, random_params.dtype) == ((0, NUM_PARAMS), torch.float32)
     with_crops = views(policy="autoaugment", contrast=True)[SampleKey(3, 0, 7)]
     assert same((view, *rest), (with_crops[0], *with_crops[3:]))
 
@@ -102,7 +102,7 @@ def test_items_collate_to_a_batch():
         assert shapes == [
             (3, 3, 20, 20),
             (3, number, 3, 20, 20),
-            (3, number, NUM_DRAWS),
+            (3, number, NUM_PARAMS),
             (3,),
             (3,),
             (3,),

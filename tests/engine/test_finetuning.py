@@ -117,9 +117,9 @@ def first_part(recipe, epoch: int = 0):
     rows = generator.choice(len(images), 16, replace=False)
     view = torch.from_numpy(generator.integers(0, 256, (16, 3, 8, 8), dtype=np.uint8))
     crops = torch.from_numpy(generator.integers(0, 256, (16, 2, 3, 8, 8), dtype=np.uint8))
-    from sslgh.data.augment import NUM_DRAWS  # noqa: PLC0415
+    from sslgh.data.augment import NUM_PARAMS  # noqa: PLC0415
 
-    params = torch.from_numpy(generator.random((16, 2, NUM_DRAWS), dtype=np.float32))
+    params = torch.from_numpy(generator.random((16, 2, NUM_PARAMS), dtype=np.float32))
     target, index = torch.from_numpy(images.labels[rows]), torch.from_numpy(rows)
     batch = SupervisedBatch(view, crops, params, target, index, torch.full_like(index, -1))
     values = stage.loss(batch, step_info(stage.run, Progress())._replace(epoch=epoch))
