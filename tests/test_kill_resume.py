@@ -19,11 +19,11 @@ def load_script():
 def test_a_run_killed_five_times_two_of_them_while_it_writes_ends_with_the_same_bits(
     tmp_path,
 ) -> None:
-    soak = load_script()
+    script = load_script()
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(soak.RECIPE))
-    whole = soak.unbroken(recipe, tmp_path, 1)
+    recipe.write_text(yaml.safe_dump(script.RECIPE))
+    reference = script.unbroken(recipe, tmp_path, 1)
     plan = ["start", "writing", "stop", "writing", "training"]
-    fate = soak.soak(recipe, tmp_path / "run", whole, 1, plan, random.Random(0))
+    fate = script.kill_and_resume(recipe, tmp_path / "run", reference, 1, plan, random.Random(0))
     assert fate.differing == []
     assert fate.kills == 5

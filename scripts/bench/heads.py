@@ -96,7 +96,7 @@ def sweep(data: Data, classes: int, training: HeadTraining, repeats: int) -> Non
 
 
 def optimizers(features: int, classes: int, steps: int) -> None:
-    """A step of the stacked Adam against `torch.optim.Adam` with one parameter group a head."""
+    """A step of the stacked Adam against `torch.optim.Adam` with one parameter group per head."""
     shape = classes, features + 1
     heads = torch.zeros(1, len(SWEEP), *shape)
     rates, decays = torch.tensor([[head.lr, head.weight_decay] for head in SWEEP]).T

@@ -1,4 +1,4 @@
-"""Break every 50th photo of a folder, train on it, and compare what is reported with what was broken.
+"""Corruption test: break every 50th photo of a folder, train on it, and compare the report with the truth.
 
     python scripts/checks/break_photos.py PHOTOS [--out runs/broken]
 

@@ -94,7 +94,7 @@ FAULTS = [
     Fault("broken weights a traceback", "models/serialization.py", "    except (OSError, SafetensorError) as error:\n        reason = ", "    except ZeroDivisionError as error:\n        reason = ", "models/test_serialization.py"),
     Fault("memory before shapes", "models/serialization.py", "        _check_shapes(directory / WEIGHTS, name, build)\n", "        pass\n", "models/test_serialization.py"),
     Fault("any card believed", "models/serialization.py", "        _check_card(card)\n", "", "models/test_serialization.py"),
-    Fault("any tensors a classifier", "models/serialization.py", 'if shapes != {"weight": (classes, features)} | beside or not classes * features:', "if False:", "models/test_serialization.py"),
+    Fault("any tensors a classifier", "models/serialization.py", 'if shapes != {"weight": (classes, features)} | rest or not classes * features:', "if False:", "models/test_serialization.py"),
     Fault("flipped bit a traceback", "data/arrays.py", "    zlib.error,\n", "", "data/test_arrays.py"),
     Fault("torn head a traceback", "data/arrays.py", "    tokenize.TokenError,\n", "", "data/test_arrays.py"),
     Fault("stray label of an archive", "data/arrays.py", '    check_classes(str(file), int(labels.max()))\n', "", "data/test_arrays.py"),

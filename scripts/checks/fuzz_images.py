@@ -1,10 +1,10 @@
-"""Broken image files by the thousand: each is read or refused, in bounded time and memory.
+"""Corruption test: thousands of damaged image files are each read or refused, in bounded time and memory.
 
     python scripts/checks/fuzz_images.py [--count 1000] [--seed 0] [--keep FOLDER]
 
 Real photos (those in the cache) and drawn images of every format are
 damaged and read by `read_image` and by the scan's `examine`, in child processes that may use `BOUND`
-more address space and `SECONDS` of computing a file. Prints one line of figures; exit 1 if anything but an image or
+more address space and `SECONDS` of CPU time per file. Prints one line of figures; exit 1 if anything but an image or
 a DataError came out. ``--keep`` writes the files that failed there.
 """
 
@@ -36,7 +36,7 @@ from sslgh.scan.scan import examine
 PHOTOS = Path.home() / ".cache/sslgh-data/photos-lt"
 SECONDS = 10
 LARGEST_SIDE = 20_000
-# What `read_image` promises: bytes for a pixel at its dearest, times the most pixels.
+# What `read_image` promises: bytes per pixel in the worst case, times the most pixels.
 BOUND = 24 * MAX_PIXELS
 GOOD = ("read", "refused")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -287,13 +287,13 @@ def _child(paths: list[Path], pipe: multiprocessing.connection.Connection) -> No
 def damaged_files(folder: Path, *, count: int, seed: int, photos: Path = PHOTOS) -> list[Path]:
     """Write ``count`` damaged files, of every kind in turn, and say where."""
     rng = np.random.default_rng(seed)
-    whole = drawn_images(rng)
+    intact = drawn_images(rng)
     real = sorted(photos.glob("*/*/*.JPEG"))
     if real:
-        whole += [real[i].read_bytes() for i in rng.choice(len(real), min(10, len(real)), False)]
+        intact += [real[i].read_bytes() for i in rng.choice(len(real), min(10, len(real)), False)]
     paths = [folder / f"{i:05}.jpg" for i in range(count)]
     for i, path in enumerate(paths):
-        path.write_bytes(damaged(whole[i % len(whole)], whole[rng.integers(len(whole))], rng))
+        path.write_bytes(damaged(intact[i % len(intact)], intact[rng.integers(len(intact))], rng))
     return paths
 
 

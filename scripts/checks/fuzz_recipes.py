@@ -2,10 +2,10 @@
 
     python scripts/checks/fuzz_recipes.py [--count 1000] [--seed 0] [--steps]
 
-Recipes of the shelf are changed at random, as values and as text, and go through what ``sslgh pretrain --dry-run``
-does before its step: read, override, check, cut the data, size the run, build method, companions and optimizer. With
+Bundled recipes are changed at random, as values and as text, and go through what ``sslgh pretrain --dry-run``
+does before its step: read, override, check, cut the data, size the run, build method, auxiliary state and optimizer. With
 ``--steps`` those that were built then take the step too, each in a process of its own. One that takes longer than a
-minute is counted and let go: a recipe may ask for images and batches of any size.
+minute is counted and stopped: a recipe may ask for images and batches of any size.
 
 A violation is a traceback, an exit code other than 0 and 2 (in the step, where numbers may overflow and memory may not
 do, also 1), a refusal that is not one line or names no key, line or override, 20 seconds without an end, or more memory
@@ -51,7 +51,7 @@ SECONDS = 20
 STEP_SECONDS = 60
 # Address space beyond what Python and torch have mapped at the start.
 ROOM = 4 * 2**30
-SHELF = [p for p in recipe_files() if p.parent.name in ("digits-lt", "folder", "imagenet-lt")]
+RECIPES = [p for p in recipe_files() if p.parent.name in ("digits-lt", "folder", "imagenet-lt")]
 
 
 def keys(
@@ -83,7 +83,7 @@ words = st.one_of(
         ["1e-3", "1:30", "010", "0x1f", "1_000", "yes", "no", "on", "null", "~", "", "."]
     ),
     st.sampled_from(
-        ["../../x", "/", "~", "~nobody/x", "a" * 300, "x\0y", "<script>", "=", "<<", "*a"]
+        ["../../x", "/", "~", "~unknown/x", "a" * 300, "x\0y", "<script>", "=", "<<", "*a"]
     ),
     st.sampled_from(
         ["2024-01-01", "timm:../../x", "timm:resnet10t", "torchvision:resnet18", "vit_tiny"]
@@ -161,8 +161,8 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Recipes of the shelf with one to three changes, and up to two overrides."""
-    recipe = yaml.safe_load(draw(st.sampled_from(SHELF)).read_text())
+    """Bundled recipes with one to three changes, and up to two overrides."""
+    recipe = yaml.safe_load(draw(st.sampled_from(RECIPES)).read_text())
     for _ in range(draw(st.integers(0, 3))):
         path = draw(st.sampled_from(KEYS))
         value = draw(CHANGES[path])
@@ -208,10 +208,10 @@ def build(path: Path, overrides: list[str]) -> None:
     build_optimizer(method, recipe.optim)
 
 
-def take_step(path: Path, overrides: list[str], said: Path) -> None:
+def take_step(path: Path, overrides: list[str], output: Path) -> None:
     """What a dry run does, in a process that is there for it; what it says goes to a file."""
     os.setsid()  # so that its workers can be ended with it
-    with said.open("w") as file:
+    with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
@@ -224,12 +224,12 @@ def take_step(path: Path, overrides: list[str], said: Path) -> None:
 
 
 def step_outcome(case: Case, folder: Path) -> tuple[str, str]:
-    """How the first step of a recipe that can be built ends, and what was said."""
-    path, said = folder / "fuzzed.yaml", folder / "said"
+    """How the first step of a recipe that can be built ends, and its output."""
+    path, output = folder / "fuzzed.yaml", folder / "output"
     path.write_bytes(case.text.encode("utf-8", "surrogatepass"))
     # A fork, which has torch imported already.
     process = multiprocessing.get_context("fork").Process(
-        target=take_step, args=(path, case.overrides, said)
+        target=take_step, args=(path, case.overrides, output)
     )
     process.start()
     process.join(STEP_SECONDS)
@@ -237,7 +237,7 @@ def step_outcome(case: Case, folder: Path) -> tuple[str, str]:
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
         return "unfinished", ""
-    text = said.read_text(errors="replace")
+    text = output.read_text(errors="replace")
     if process.exitcode not in (0, 1, 2) or "Traceback" in text:
         return f"exit {process.exitcode}", text
     return ("stepped", "failed in one sentence", "refused")[process.exitcode], text
@@ -252,14 +252,14 @@ def _hang(*_: Any) -> None:
 
 
 def outcome(case: Case, folder: Path) -> tuple[str, str]:
-    """How a case ended: "built", "refused", or what is wrong, and what was said."""
+    """How a case ended: "built", "refused", or what is wrong, and its output."""
     path = folder / "fuzzed.yaml"
     path.write_bytes(case.text.encode("utf-8", "surrogatepass"))
-    said = io.StringIO()
+    output = io.StringIO()
     signal.signal(signal.SIGALRM, _hang)
     signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             code = run_command(lambda: build(path, case.overrides))
     except HangError:
         return "hang", ""
@@ -269,11 +269,11 @@ def outcome(case: Case, folder: Path) -> tuple[str, str]:
         signal.alarm(0)
     if code == 0:
         return "built", ""
-    lines = said.getvalue().splitlines()
+    lines = output.getvalue().splitlines()
     if code != 2:
-        return f"exit {code}", said.getvalue()
+        return f"exit {code}", output.getvalue()
     if len(lines) != 1 or not lines[0].isprintable() or not _names_a_place(lines[0]):
-        return "poor sentence", said.getvalue()
+        return "poor sentence", output.getvalue()
     return "refused", lines[0]
 
 
@@ -307,12 +307,12 @@ def fuzz(count: int, start: int = 0) -> Fuzzed:
     )
     @given(cases())
     def look(case: Case) -> None:
-        kind, said = outcome(case, folder)
+        kind, output = outcome(case, folder)
         outcomes[kind] += 1
         if kind == "built":
             built.append(case)
         elif kind != "refused":
-            violations.append((case, kind, said))
+            violations.append((case, kind, output))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -326,10 +326,10 @@ def fuzz_steps(cases_: list[Case]) -> Fuzzed:
     violations: list[tuple[Case, str, str]] = []
     with tempfile.TemporaryDirectory() as name:
         for case in cases_:
-            kind, said = step_outcome(case, Path(name))
+            kind, output = step_outcome(case, Path(name))
             outcomes[kind] += 1
             if kind.startswith("exit"):
-                violations.append((case, kind, said))
+                violations.append((case, kind, output))
             print(f"{sum(outcomes.values())} of {len(cases_)}", end="\r", file=sys.stderr)
     return Fuzzed(outcomes, cases_, violations)
 
@@ -359,10 +359,10 @@ def main() -> int:
 
 def report(what: str, found: Fuzzed) -> bool:
     """Print violations and one line of figures; whether there are none."""
-    for case, kind, said in found.violations[:20]:
-        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{said[-3000:]}")
-    who = resource.RUSAGE_CHILDREN if what == "steps" else resource.RUSAGE_SELF
-    peak = resource.getrusage(who).ru_maxrss / 1e6
+    for case, kind, output in found.violations[:20]:
+        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{output[-3000:]}")
+    usage_of = resource.RUSAGE_CHILDREN if what == "steps" else resource.RUSAGE_SELF
+    peak = resource.getrusage(usage_of).ru_maxrss / 1e6
     counts = ", ".join(f"{number} {kind}" for kind, number in found.outcomes.most_common())
     print(
         f"{found.outcomes.total()} {what}: {counts}; {len(found.violations)} violations; peak {peak:.2f} GB resident, "

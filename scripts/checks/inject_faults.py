@@ -1,9 +1,9 @@
-r"""Damage checkpoints and fill disks, one fault at a time, and count what is survived.
+r"""Fault injection: damage checkpoints and fill disks, one fault at a time, and count what a run survives.
 
     .venv/bin/python scripts/checks/inject_faults.py --out runs/faults
 
 Altered: each file of a checkpoint with one bit flipped at each of many places, cut at many lengths, or gone; the
-checkpoint before must be found. Operations: every call by which a checkpoint or the journal touches the disk fails once
+checkpoint before must be found. Operations: every call by which a checkpoint or the logger touches the disk fails once
 with each of several errors, in the middle of training; the run must end with the bits of an undisturbed one. Limits: the
 command runs under file-size limits; it must fail in one sentence, keep its last good checkpoint and go on without them.
 """
@@ -96,12 +96,12 @@ def main() -> int:
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    whole = run(options.out / "whole")
+    intact = run(options.out / "intact")
     every = run(options.out / "every", keep_last=9)
     parts = {
         "altered files": lambda: altered(every, options.out / "altered", options.places),
-        "file-size limits": lambda: limits(whole, options.out),
-        "failing operations": lambda: operations(whole, options.out),
+        "file-size limits": lambda: limits(intact, options.out),
+        "failing operations": lambda: operations(intact, options.out),
     }
     sound = True
     for name, part in parts.items():
@@ -126,9 +126,9 @@ def run(directory: Path, **train: Any) -> Path:
         return pretrain(settings(directory, **train), init_accelerator())
 
 
-def altered(whole: Path, folder: Path, places: int) -> Outcome:
+def altered(intact: Path, folder: Path, places: int) -> Outcome:
     """Bits flipped, files cut and files gone."""
-    shutil.copytree(whole / "checkpoints", folder)
+    shutil.copytree(intact / "checkpoints", folder)
     before, after = list_checkpoints(folder)[-2:]
     tried = survived = 0
     lost: list[str] = []
@@ -154,7 +154,7 @@ def altered(whole: Path, folder: Path, places: int) -> Outcome:
     return tried, survived, lost
 
 
-def operations(whole: Path, out: Path) -> Outcome:
+def operations(intact: Path, out: Path) -> Outcome:
     """Every disk operation of a run's middle fails once, with each error, and once for good."""
     fault = Fault()
     for name, place in (("save_file", 1), ("_flush", 0)):
@@ -173,7 +173,7 @@ def operations(whole: Path, out: Path) -> Outcome:
                     break
                 tried += 1
                 print(f"operation {tried}", end="\r", file=sys.stderr)
-                reason = reason or "; ".join(differences(run(directory), whole))
+                reason = reason or "; ".join(differences(run(directory), intact))
                 survived += not reason
                 lost += (
                     [f"operation {countdown}, {os.strerror(number)}: {reason}"] if reason else []
@@ -219,7 +219,7 @@ def begun(directory: Path) -> None:
     shutil.copytree(first, directory)
 
 
-def limits(whole: Path, out: Path) -> Outcome:
+def limits(intact: Path, out: Path) -> Outcome:
     """The real command under limits of the size of a file."""
     tried = survived = 0
     lost: list[str] = []
@@ -230,22 +230,22 @@ def limits(whole: Path, out: Path) -> Outcome:
         file.write_text(yaml.safe_dump(SETTINGS | {"run_dir": str(directory)}))
         good = last_whole_checkpoint(directory / "checkpoints")[0]
         assert good is not None
-        code, told = command(file, kib * 1024)
+        code, output = command(file, kib * 1024)
         tried += 1
         found = last_whole_checkpoint(directory / "checkpoints")[0]
         reasons = [
-            "a traceback" if "Traceback" in told else "",
+            "a traceback" if "Traceback" in output else "",
             "" if code in (0, 1) else f"exit code {code}",
             "" if found is not None and found.name >= good.name else "the last good one is lost",
         ]
         code, _ = command(file, None)
         reasons += [
             f"exit code {code} without the limit" if code else "",
-            *differences(directory, whole),
+            *differences(directory, intact),
         ]
         reason = "; ".join(filter(None, reasons))
         survived += not reason
-        lost += [f"{kib} KiB: {reason}: {told[-300:]}"] if reason else []
+        lost += [f"{kib} KiB: {reason}: {output[-300:]}"] if reason else []
     return tried, survived, lost
 
 

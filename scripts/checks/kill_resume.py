@@ -1,6 +1,6 @@
-r"""Kill runs with SIGKILL at random moments, start them again until they are done, and compare all bits.
+r"""Kill-resume test: kill runs with SIGKILL at random times, restart them until they finish, compare all bits.
 
-    .venv/bin/python scripts/checks/kill_resume.py --runs 50 --out runs/soak
+    .venv/bin/python scripts/checks/kill_resume.py --runs 50 --out runs/kill-resume
 
 Runs are small MoCo v2 + GH runs on long-tailed digits, one in five of them on two processes. A third of the kills
 is aimed at the writing of a checkpoint; on two processes half of them hit one worker only. A run counts as alike
@@ -27,7 +27,7 @@ from sslgh.engine.checkpoint_manager import list_checkpoints
 from sslgh.engine.run_dir import read_status
 
 RECIPE = {
-    "name": "soak",
+    "name": "kill-resume",
     "data": {
         "source": "digits",
         "size": 8,
@@ -42,7 +42,7 @@ RECIPE = {
 }
 # When a run is killed: while it starts, while it writes a checkpoint, or at any time in training.
 # A "stop" is SIGTERM, which saves within an epoch; the others are SIGKILL.
-MOMENTS = {"start": 1, "writing": 4, "training": 6, "stop": 2}
+KILL_AT = {"start": 1, "writing": 4, "training": 6, "stop": 2}
 MOST_KILLS = 6
 STEPS = 4  # of an epoch, after each of which there is a checkpoint
 
@@ -69,20 +69,22 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--out", type=Path, default=Path("runs/kill-resume"))
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     recipe = options.out / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
-    whole = {size: unbroken(recipe, options.out, size) for size in (1, 2)}
+    reference = {size: unbroken(recipe, options.out, size) for size in (1, 2)}
 
     def fate(number: int) -> Fate:
         size = 2 if number % 5 == 4 else 1
         chance = random.Random(1_000 * options.seed + number)
         count = chance.randint(1, MOST_KILLS)
-        plan = chance.choices(list(MOMENTS), list(MOMENTS.values()), k=count)
-        found = soak(recipe, options.out / f"run-{number}", whole[size], size, plan, chance)
+        plan = chance.choices(list(KILL_AT), list(KILL_AT.values()), k=count)
+        found = kill_and_resume(
+            recipe, options.out / f"run-{number}", reference[size], size, plan, chance
+        )
         print(f"run {number}, {size} process(es): {found}", file=sys.stderr)
         return found
 
@@ -98,8 +100,8 @@ def main() -> int:
 
 
 def unbroken(recipe: Path, out: Path, size: int) -> Path:
-    """The directory of a run that nobody disturbs."""
-    directory = out / f"whole-{size}"
+    """Directory of an uninterrupted run."""
+    directory = out / f"unbroken-{size}"
     child = start(recipe, directory, size)
     assert child.wait() == 0, f"see {directory}.log"
     return directory
@@ -119,10 +121,15 @@ def start(recipe: Path, directory: Path, size: int) -> subprocess.Popen[bytes]:
         )
 
 
-def soak(
-    recipe: Path, directory: Path, whole: Path, size: int, plan: list[str], chance: random.Random
+def kill_and_resume(
+    recipe: Path,
+    directory: Path,
+    reference: Path,
+    size: int,
+    plan: list[str],
+    chance: random.Random,
 ) -> Fate:
-    """Kill a run at the planned moments, and start it again until it is done."""
+    """Kill a run as planned, and restart it until it is done."""
     kills = writing = 0
     for _ in range(2 * len(plan) + 2):
         left = unfinished(directory)
@@ -136,12 +143,12 @@ def soak(
             kills += 1
         child.wait()
         if read_status(directory).get("state") == "done":
-            return Fate(kills, writing, differences(directory, whole))
+            return Fate(kills, writing, differences(directory, reference))
     return Fate(kills, writing, ["it never ends"])
 
 
 def wait_for(
-    moment: str,
+    when: str,
     child: subprocess.Popen[bytes],
     directory: Path,
     chance: random.Random,
@@ -151,14 +158,14 @@ def wait_for(
 
     What an earlier kill has ``left`` unfinished is not being written.
     """
-    if moment == "start":
+    if when == "start":
         return still_running(child, chance.uniform(0.5, 4))
     wanted = last_step(directory) + STEPS * chance.randrange(4)
     while child.poll() is None:
         ready = last_step(directory) >= wanted
-        if moment == "writing" and ready and unfinished(directory) - left:
+        if when == "writing" and ready and unfinished(directory) - left:
             return True
-        if moment in ("training", "stop") and last_step(directory) > wanted:
+        if when in ("training", "stop") and last_step(directory) > wanted:
             return still_running(child, chance.uniform(0, 0.2))
         time.sleep(0.0005)
     return False
@@ -205,10 +212,10 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid in listed]
 
 
-def differences(directory: Path, whole: Path) -> list[str]:
+def differences(directory: Path, reference: Path) -> list[str]:
     """Names of what is not alike."""
-    pairs = {"backbone": (directory / "backbone.safetensors", whole / "backbone.safetensors")}
-    last = [list_checkpoints(folder / "checkpoints")[-1] for folder in (directory, whole)]
+    pairs = {"backbone": (directory / "backbone.safetensors", reference / "backbone.safetensors")}
+    last = [list_checkpoints(folder / "checkpoints")[-1] for folder in (directory, reference)]
     for file in sorted(path.name for path in last[1].iterdir()):
         pairs[file] = (last[0] / file, last[1] / file)
     found = [
@@ -216,7 +223,7 @@ def differences(directory: Path, whole: Path) -> list[str]:
         for name, (one, other) in pairs.items()
         if not one.is_file() or one.read_bytes() != other.read_bytes()
     ]
-    return found + (["metrics"] if metrics(directory) != metrics(whole) else [])
+    return found + (["metrics"] if metrics(directory) != metrics(reference) else [])
 
 
 def metrics(directory: Path) -> list[dict[str, object]]:

@@ -1,9 +1,9 @@
-"""Plant one-line faults in a copy of the package and see a test fail for each.
+"""Mutation test: plant one-line faults in a copy of the package; a test must fail for each.
 
     python scripts/checks/plant_faults.py
     python scripts/checks/plant_faults.py moco
 
-The second form plants those alone that have all the words in their name or file. A fault whose text
+The second form plants only the faults that have all the words in their name or file. A fault whose text
 is no longer in the file, or that no test notices, makes the exit code 1.
 """
 

@@ -35,14 +35,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--only", default="", help="methods, separated by commas")
     options = parser.parse_intermixed_args()
-    chosen = shelf(options)
+    chosen = chosen_recipes(options)
     with ThreadPoolExecutor(options.jobs) as pool:
         codes = list(pool.map(lambda file: train(options, file), chosen))
     print(table(options, chosen))
     return max(codes)
 
 
-def shelf(options: argparse.Namespace) -> dict[Path, Recipe]:
+def chosen_recipes(options: argparse.Namespace) -> dict[Path, Recipe]:
     """The recipes that pretrain, each plain one before its GH twin."""
     files = sorted(options.recipes.glob("small-*.yaml"), key=_plain_first)
     recipes = {file: load_recipe(file) for file in files}
@@ -71,8 +71,8 @@ def train(options: argparse.Namespace, file: Path) -> int:
         text=True,
         check=False,
     )
-    said = f"done, {minutes(folder)}" if done.returncode == 0 else done.stderr[-400:]
-    print(f"{folder.name}: {said}", file=sys.stderr)
+    state = f"done, {minutes(folder)}" if done.returncode == 0 else done.stderr[-400:]
+    print(f"{folder.name}: {state}", file=sys.stderr)
     return done.returncode
 
 
@@ -121,8 +121,8 @@ def epoch_seconds(folder: Path) -> float:
 
 def note(folder: Path) -> str:
     """A star where the run raised the alarm of a collapse."""
-    told = (folder / "metrics.jsonl").read_text()
-    return " (collapsed)" if '"kind": "alarm"' in told else ""
+    metrics = (folder / "metrics.jsonl").read_text()
+    return " (collapsed)" if '"kind": "alarm"' in metrics else ""
 
 
 if __name__ == "__main__":

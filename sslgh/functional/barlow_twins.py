@@ -1,6 +1,6 @@
 """Barlow Twins' loss, on moments in which the instance weights are frequencies.
 
-Shapes: N images here, M over all processes, D embedding width.
+Shapes: N images here, M over all ranks, D embedding width.
 """
 
 import torch
@@ -34,12 +34,12 @@ def barlow_twins(
         z2: Second view, shape (N, D).
         lambd: Weight of the redundancy term, the off-diagonal entries; positive.
         weights: Instance weights, shape (N,), non-negative; None: all ones.
-        gather: Stacks a tensor over all processes, with gradient; see :func:`nt_xent`. None: this
-            process alone.
+        gather: Stacks a tensor over all ranks, with gradient; see :func:`nt_xent`. None: this
+            rank alone.
 
     Returns:
-        Shape (): the loss of the global batch, the same number on every process. With a `gather`
-        whose backward sums over processes, DDP's mean of the gradients is that of one process.
+        Shape (): the loss of the global batch, the same number on every rank. With a `gather`
+        whose backward sums over ranks, DDP's mean of the gradients is that of one rank.
 
     Raises:
         ValueError: If the views differ in shape, the weights are not (N,) or ``lambd`` is not positive.
@@ -63,7 +63,7 @@ def barlow_twins(
 def global_views(
     z1: Tensor, z2: Tensor, weights: Tensor | None, gather: Gather | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both views (M, D), with gradient, and the weights (M,) of all processes by one collective.
+    """Both views (M, D), with gradient, and the weights (M,) of all ranks by one collective.
 
     Raises:
         ValueError: If the views differ in shape or the weights are not (N,).
@@ -73,7 +73,7 @@ def global_views(
         weights = z1.new_ones(len(z1))
     if weights.shape != z1.shape[:1]:
         raise ValueError(
-            f"weights must have shape ({len(z1)},), one an image, got {tuple(weights.shape)}"
+            f"weights must have shape ({len(z1)},), one per image, got {tuple(weights.shape)}"
         )
     local = torch.cat([z1, z2, weights.detach().to(z1.dtype)[:, None]], dim=1)
     gathered = gather(local)[0] if gather else local

@@ -52,7 +52,7 @@ def check_positive(**values: float) -> None:
 
 
 def check_labels(rows: Tensor, target: Tensor) -> None:
-    """Raise ``ValueError`` unless ``rows`` is (N, ...) with one integer label a row."""
+    """Raise ``ValueError`` unless ``rows`` is (N, ...) with one integer label per row."""
     if rows.ndim != 2 or target.shape != rows.shape[:1]:
         raise ValueError(
             f"expected rows (N, .) with labels (N,), got {tuple(rows.shape)} and {tuple(target.shape)}"
@@ -62,8 +62,8 @@ def check_labels(rows: Tensor, target: Tensor) -> None:
 
 
 def check_prior(prior: Tensor, classes: int) -> None:
-    """Raise ``ValueError`` unless ``prior`` is (C,); its values are the caller's to vouch for."""
+    """Raise ``ValueError`` unless ``prior`` is (C,): its values are not checked."""
     if prior.shape != (classes,):
         raise ValueError(
-            f"prior must have shape ({classes},), one share a class, got {tuple(prior.shape)}"
+            f"prior must have shape ({classes},), one share per class, got {tuple(prior.shape)}"
         )

@@ -66,8 +66,8 @@ def gini(counts: Tensor) -> Tensor:
     """Gini coefficient: the mean difference between two classes over twice the mean size.
 
     Args:
-        counts: Shape (K,), non-negative, not all 0; integer or not. Empty classes count: take them out
-            to judge those in use.
+        counts: Shape (K,), non-negative, not all 0; integer or not. Empty classes count: remove them
+            to describe only the classes in use.
 
     Returns:
         Shape (), float64, from 0 (equal sizes) to 1 - 1/K (all in one class).

@@ -1,4 +1,4 @@
-"""What is taken for what: F1 of classes, and groups of classes confused with each other.
+"""F1 of classes, and how often one group of classes is confused with another.
 
 Shapes: N predictions, C classes.
 """

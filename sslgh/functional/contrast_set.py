@@ -1,4 +1,4 @@
-"""What an anchor is compared with: the embeddings of all processes and one proxy a class.
+"""What an anchor is compared with: the embeddings of all ranks and one proxy per class.
 
 Shapes: N anchors here, M members, D embedding width, C classes.
 """
@@ -58,7 +58,7 @@ def contrast_set(
         classes: C, where there are proxies.
         proxies: One more member for each class, shape (C, D); never anchors. The same on all
             processes, so that they are not gathered.
-        gather: Stacks over all processes, with gradient, and tells the first own row.
+        gather: Stacks over all ranks, with gradient, and returns the first local row.
 
     Raises:
         ValueError: If shapes do not fit.

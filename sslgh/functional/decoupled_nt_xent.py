@@ -1,6 +1,6 @@
 """Decoupled contrastive loss: the positive leaves the denominator.
 
-Shapes: N images here, M over all processes, D embedding width.
+Shapes: N images here, M over all ranks, D embedding width.
 """
 
 from torch import Tensor
@@ -24,7 +24,7 @@ def decoupled_nt_xent(
     -w s(z1, z2) / temperature + log of the sum over both views of all other images, s the cosine.
     w is 1, or with ``sigma`` (DCLW) 2 - M softmax(s(z1, z2) / sigma), the softmax over the M
     images of the batch: pairs that differ count more. w has mean 1 and no gradient, as in the
-    reference code and lightly. lightly takes that softmax over the images of one process; here
+    reference code and lightly. lightly takes that softmax over the images of one rank; here
     it is over those of all, so that the loss does not depend on their number.
 
     Args:
@@ -32,8 +32,8 @@ def decoupled_nt_xent(
         z2: Second view, shape (N, D).
         temperature: Divides the cosine similarities; positive.
         sigma: Divides the cosines in the weights; positive. None: no weights.
-        gather: Stacks a tensor over all processes, with gradient, and tells which row is this
-            process's first. None: this process alone.
+        gather: Stacks a tensor over all ranks, with gradient, and returns which row is this
+            rank's first. None: this rank alone.
 
     Returns:
         Shape (N,): for each image the mean over its two anchors; may be negative.

@@ -19,11 +19,11 @@ from sslgh.functional.nt_xent import Gather
 
 
 def has_mate(labels: Tensor, *, gather: Gather | None = None) -> Tensor:
-    """Which samples share their class with another of the batch, on any process.
+    """Which samples share their class with another of the batch, on any rank.
 
     Args:
         labels: Shape (N,).
-        gather: Stacks a tensor over all processes. None: this process alone.
+        gather: Stacks a tensor over all ranks. None: this rank alone.
 
     Returns:
         Shape (N,), bool. The losses over pairs of one class average over these anchors.
@@ -65,8 +65,8 @@ def embedding_margin(
         temperature: T, positive.
         proxies: One more member for each class, shape (C, D), so that no anchor is without a
             mate and no class without a rival. They are never anchors.
-        gather: Stacks a tensor over all processes and tells which row is this process's
-            first. Gradients must flow through it. None: this process alone.
+        gather: Stacks a tensor over all ranks and returns which row is this rank's
+            first. Gradients must flow through it. None: this rank alone.
 
     Returns:
         Shape (N,). 0 for an anchor without a mate: average over :func:`has_mate`.
@@ -122,8 +122,8 @@ def embedding_hinge(
         prior: Class shares, shape (C,).
         tau: Largest margin, in squared distance; not negative.
         proxies: One more member for each class, shape (C, D); never anchors.
-        gather: Stacks a tensor over all processes and tells which row is this process's
-            first. Gradients must flow through it. None: this process alone.
+        gather: Stacks a tensor over all ranks and returns which row is this rank's
+            first. Gradients must flow through it. None: this rank alone.
 
     Returns:
         Shape (N,). 0 for an anchor without a mate: average over :func:`has_mate`.
@@ -181,8 +181,8 @@ def embedding_pull(
         prior: Class shares, shape (C,).
         tau: Strength of the weights; 0 pulls all classes alike.
         proxies: One more member for each class, shape (C, D); never anchors.
-        gather: Stacks a tensor over all processes and tells which row is this process's
-            first. Gradients must flow through it. None: this process alone.
+        gather: Stacks a tensor over all ranks and returns which row is this rank's
+            first. Gradients must flow through it. None: this rank alone.
 
     Returns:
         Shape (N,). 0 for an anchor without a mate: average over :func:`has_mate`.

@@ -31,8 +31,8 @@ def focal_nt_xent(
         z2: Second view, shape (N, D).
         temperature: Divides the cosine similarities; positive.
         gamma: Focus; 0 is NT-Xent.
-        gather: Stacks a tensor over all processes, with gradient, and tells which row is this
-            process's first. None: this process alone.
+        gather: Stacks a tensor over all ranks, with gradient, and returns which row is this
+            rank's first. None: this rank alone.
 
     Returns:
         Shape (N,): for each image the mean over its two anchors.

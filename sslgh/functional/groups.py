@@ -115,7 +115,7 @@ def group_means(values: Tensor, groups: dict[str, Tensor]) -> dict[str, float | 
 def group_metrics(
     accuracy: Tensor, groups: dict[str, Tensor], *, test_counts: Tensor
 ) -> dict[str, float | None]:
-    """What a long-tailed result is reported by.
+    """Metrics by which a long-tailed result is reported.
 
     Args:
         accuracy: Shape (C,), as `class_accuracy` gives it; a nan class is left out.

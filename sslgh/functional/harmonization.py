@@ -27,14 +27,14 @@ def harmonization_loss(
     Not the same as one term with twice the temperature: the labels carry no gradient.
 
     Args:
-        z1: First view, shape (N, D), of any length; several processes pass the gathered batch.
+        z1: First view, shape (N, D), of any length; several ranks pass the gathered batch.
         z2: Second view, shape (N, D).
         vertices: Geometric uniform structure, shape (K, D), unit rows.
         prior: Shares of the surrogate classes, shape (K,).
         epsilon: Regularization of Sinkhorn, 1/lambda in the paper.
-        temperature: Of the geometric prediction, gamma_GH in the paper.
-        iterations: Of Sinkhorn.
-        tolerance: Of Sinkhorn; see :func:`sinkhorn`.
+        temperature: Temperature of the geometric prediction, gamma_GH in the paper.
+        iterations: Iterations of Sinkhorn.
+        tolerance: Tolerance of Sinkhorn; see :func:`sinkhorn`.
 
     Returns:
         Shape (): the loss, averaged over the samples.
@@ -43,7 +43,7 @@ def harmonization_loss(
         ValueError: If shapes do not fit or a parameter is not positive.
 
     Examples:
-        Embeddings orthogonal to every vertex say nothing: each term is log K.
+        Embeddings orthogonal to every vertex carry no information: each term is log K.
 
         >>> outside = torch.tensor([[0.0, 0.0, 1.0]] * 2)
         >>> harmonization_loss(outside, outside, torch.eye(3)[:2], torch.ones(2))

@@ -1,6 +1,6 @@
 """InfoNCE: a query finds its key among others, of its batch or of a queue.
 
-Shapes: N queries here, M over all processes, K rows in a queue, D embedding width.
+Shapes: N queries here, M over all ranks, K rows in a queue, D embedding width.
 """
 
 import torch
@@ -17,15 +17,15 @@ def info_nce(
 ) -> Tensor:
     """Each query against the keys of the batch (MoCo v3, eq. 1, arXiv:2104.02057).
 
-    Row i of ``keys`` is the positive of row i of ``queries``; every other key, on any process,
+    Row i of ``keys`` is the positive of row i of ``queries``; every other key, on any rank,
     is a negative. Queries are never compared with each other, unlike NT-Xent's anchors.
 
     Args:
         queries: Shape (N, D). Need not be normalized.
         keys: Shape (N, D). Gradients flow to them, too: detach what is to stand still.
         temperature: Divides the cosine similarities; positive.
-        gather: Stacks the keys over all processes, with gradient, and tells which row is this
-            process's first. None: this process alone.
+        gather: Stacks the keys over all ranks, with gradient, and returns which row is this
+            rank's first. None: this rank alone.
 
     Returns:
         Shape (N,), without MoCo v3's factor 2 * temperature.

@@ -27,7 +27,7 @@ def margin_cross_entropy(
         target: Classes y, shape (N,), in [0, C).
         margin: Delta. A pair (row, column), each (C,), means Delta_yy' = row_y + column_y' and
             never builds a matrix; -inf in ``column`` takes a class out of the sum. A tensor is
-            (C, C), or (N, C) with one row a sample; (C, C) is meant where N = C. The entry of
+            (C, C), or (N, C) with one row per sample; (C, C) is meant where N = C. The entry of
             the true class is never read.
         weight: alpha, shape (C,).
 

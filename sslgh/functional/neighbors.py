@@ -27,7 +27,7 @@ def nearest_neighbor_votes(
     """Share of the votes that every class gets from the nearest neighbors of a query.
 
     With a temperature a neighbor votes with exp(cosine / temperature) (Wu et al.,
-    arXiv:1805.01978, section 3.4, who use 0.1 and 200 neighbors), without one all votes count the same.
+    arXiv:1805.01978, section 3.4, which uses 0.1 and 200 neighbors), without one all votes count the same.
 
     Args:
         queries: Shape (Q, F). Need not be normalized.

@@ -1,6 +1,6 @@
-"""SimCLR's contrastive loss, per sample, with negatives from all processes.
+"""SimCLR's contrastive loss, per sample, with negatives from all ranks.
 
-Shapes: N images here, M over all processes, D embedding width.
+Shapes: N images here, M over all ranks, D embedding width.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 from sslgh.functional.checks import check_positive, check_views, in_float32
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
-"""Stacks (N, ...) over all processes to (M, ...) with gradient; tells the first own row."""
+"""Stacks (N, ...) over all ranks to (M, ...) with gradient; returns the first local row."""
 
 
 @in_float32
@@ -20,14 +20,14 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, gather: Gather | None
     """Normalized temperature-scaled cross-entropy (SimCLR, eq. 1, arXiv:2002.05709).
 
     Row i of ``z1`` and row i of ``z2`` embed the same image; every other row of either view,
-    on any process, is a negative.
+    on any rank, is a negative.
 
     Args:
         z1: First view, shape (N, D). Need not be normalized.
         z2: Second view, shape (N, D).
         temperature: Divides the cosine similarities; positive.
-        gather: Stacks a tensor over all processes and tells which row is this process's
-            first. Gradients must flow through it. None: this process alone.
+        gather: Stacks a tensor over all ranks and returns which row is this rank's
+            first. Gradients must flow through it. None: this rank alone.
 
     Returns:
         Shape (N,): for each image the mean over its two anchors. The caller weighs and averages.
@@ -36,7 +36,7 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, gather: Gather | None
         ValueError: If the views differ in shape or ``temperature`` is not positive.
 
     Examples:
-        Two identical images cannot be told apart, so each of the 3 candidates is equally
+        Two identical images cannot be distinguished, so each of the 3 candidates is equally
         likely and the loss is log 3:
 
         >>> same = torch.ones(2, 8)

@@ -1,6 +1,6 @@
 """The two views of an image against each other, and against all other images.
 
-Shapes: N images here, M over all processes, D embedding width.
+Shapes: N images here, M over all ranks, D embedding width.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ class Pairs(NamedTuple):
     """Similarities of the two views of each image, as anchors.
 
     Attributes:
-        positive: Of the two views, shape (N,), divided by the temperature.
+        positive: Similarity of the two views, shape (N,), divided by the temperature.
         negatives: Log of the summed exponentials over all views of other images, shape (2, N):
-            one row an anchor; -inf where there is no other image.
-        cosines: Of the two views of every image on any process, shape (M,), without gradient.
-        first: Which of the M is this process's first.
+            one row per anchor; -inf where there is no other image.
+        cosines: Cosine of the two views of every image on any rank, shape (M,), without gradient.
+        first: Which of the M is this rank's first.
     """
 
     positive: Tensor
@@ -39,8 +39,8 @@ def contrast_pairs(
         z1: First view, shape (N, D), of any length.
         z2: Second view, shape (N, D).
         temperature: Divides the cosine similarities; positive.
-        gather: Stacks a tensor over all processes, with gradient, and tells which row is this
-            process's first. None: this process alone.
+        gather: Stacks a tensor over all ranks, with gradient, and returns which row is this
+            rank's first. None: this rank alone.
 
     Raises:
         ValueError: If the views differ in shape or ``temperature`` is not positive.

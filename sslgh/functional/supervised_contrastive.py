@@ -18,14 +18,14 @@ def supervised_contrastive(
     """Supervised contrastive loss (SupCon, L_out of eq. 2, arXiv:2004.11362).
 
     The mean over positives stands outside the log. Every other view of an image of the same class is a positive; every other view of any
-    image, on any process, stands in the denominator.
+    image, on any rank, stands in the denominator.
 
     Args:
         z: Shape (N, V, D), V views of each image, of any length. V may be 1.
         labels: Classes, shape (N,).
         temperature: Divides the cosine similarities; positive.
-        gather: Stacks a tensor over all processes and tells which row is this process's
-            first. Gradients must flow through it. None: this process alone.
+        gather: Stacks a tensor over all ranks and returns which row is this rank's
+            first. Gradients must flow through it. None: this rank alone.
 
     Returns:
         Shape (N,): for each image the mean over its V anchors. 0 where V is 1 and no other
@@ -58,13 +58,13 @@ def balanced_contrastive(
     """Balanced contrastive loss: every class counts once in the denominator (BCL, CVPR 2022).
 
     After the official code (FlamieZhu/Balanced-Contrastive-Learning), the paper was not at hand:
-    SupCon over all views and one prototype a class, where each term of the denominator is
+    SupCon over all views and one prototype per class, where each term of the denominator is
     divided by the number of members of its class, the anchor not counted.
 
     Args:
         z: Shape (N, V, D), V views of each image, of any length.
         labels: Classes, shape (N,), in [0, C).
-        prototypes: Shape (C, D), the same on all processes. Positives and negatives, so that no
+        prototypes: Shape (C, D), the same on all ranks. Positives and negatives, so that no
             anchor is without a positive and no class absent; never anchors.
         temperature: Divides the cosine similarities; positive. In the code 0.1 is the default
             and 0.07 what ImageNet-LT is run with.
@@ -77,7 +77,7 @@ def balanced_contrastive(
         ValueError: If shapes do not fit or ``temperature`` is not positive.
 
     Examples:
-        Nothing can be told apart and each of the 3 classes counts once, however many members:
+        All rows are equal and each of the 3 classes counts once, however many members:
 
         >>> z, labels = torch.ones(4, 2, 8), torch.tensor([0, 0, 0, 1])
         >>> balanced_contrastive(z, labels, torch.ones(3, 8), temperature=0.1)
@@ -132,7 +132,7 @@ def rebalanced_contrastive(
             ``gamma`` is negative.
 
     Examples:
-        Nothing can be told apart, and class 0 has three images of four: log(3 + 1).
+        All rows are equal, and class 0 has three images of four: log(3 + 1).
 
         >>> z, labels, counts = torch.ones(2, 2, 8), torch.tensor([0, 1]), torch.tensor([3, 1])
         >>> rebalanced_contrastive(z, labels, torch.ones(2, 8), counts, temperature=0.1)

@@ -1,6 +1,6 @@
 """SwAV's loss: each view predicts to which prototypes the other view is assigned.
 
-Shapes: N images here, M over all processes, V views of which 2 are full, K prototypes, Q queued.
+Shapes: N images here, M over all ranks, V views of which 2 are full, K prototypes, Q queued.
 """
 
 import torch
@@ -24,19 +24,19 @@ def swapped_assignment(
     """Swapped prediction of equally partitioned codes (SwAV, eq. 2 and 3, arXiv:2006.09882).
 
     The codes of a full view are surrogate labels by Sinkhorn with the uniform prior over the batch of
-    all processes and the queue. Each of its iterations updates the prototypes, then the
+    all ranks and the queue. Each of its iterations updates the prototypes, then the
     images, so that the codes of an image sum to 1 and the partition is equal up to convergence: the
     public code's order. Every other view predicts them. No gradient flows through the codes.
 
     Args:
         scores: Cosines of embeddings and prototypes, shape (V, N, K), the full views first.
-        temperature: Of the predictions; positive.
+        temperature: Temperature of the predictions; positive.
         epsilon: Entropic regularization of Sinkhorn; positive.
-        iterations: Of Sinkhorn.
-        queue: Cosines of earlier embeddings of the two full views, shape (2, Q, K), on all processes
+        iterations: Iterations of Sinkhorn.
+        queue: Cosines of earlier embeddings of the two full views, shape (2, Q, K), on all ranks
             the same. They share in the partition and predict nothing.
-        gather: Stacks a tensor over all processes and tells which row is this process's first.
-            None: this process alone.
+        gather: Stacks a tensor over all ranks and returns which row is this rank's first.
+            None: this rank alone.
 
     Returns:
         Shape (N,): for each image the mean over the 2 (V - 1) pairs of a full view and another.
@@ -73,8 +73,8 @@ def other_views_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
     """Mean cross-entropy over all pairs of a target and the prediction of another view.
 
     Args:
-        targets: Of the first T views, shape (T, N, K), rows summing to 1.
-        logits: Of all V views, shape (V, N, K).
+        targets: Assignments of the first T views, shape (T, N, K), rows summing to 1.
+        logits: Logits of all V views, shape (V, N, K).
 
     Returns:
         Shape (N,).

@@ -1,6 +1,6 @@
 """VICReg's loss, on moments in which the instance weights are frequencies.
 
-Shapes: N images here, M over all processes, D embedding width.
+Shapes: N images here, M over all ranks, D embedding width.
 """
 
 import torch
@@ -40,12 +40,12 @@ def vicreg(
         eps: Added to a variance before its root.
         weights: Instance weights, shape (N,), non-negative; None: all ones. Real weights of which
             fewer than two images are left (a sum below 2) take 1 for n - 1.
-        gather: Stacks a tensor over all processes, with gradient; see :func:`nt_xent`. None: this
-            process alone.
+        gather: Stacks a tensor over all ranks, with gradient; see :func:`nt_xent`. None: this
+            rank alone.
 
     Returns:
-        Shape (): the loss of the global batch, the same number on every process. With a `gather`
-        whose backward sums over processes, DDP's mean of the gradients is that of one process.
+        Shape (): the loss of the global batch, the same number on every rank. With a `gather`
+        whose backward sums over ranks, DDP's mean of the gradients is that of one rank.
 
     Raises:
         ValueError: If the views differ in shape, the weights are not (N,), ``eps`` is not positive or

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 class CheckpointedStage(nn.Sequential):
     """Blocks in a row of which only the input is kept for the backward; (N, ...) -> (N, ...)."""
 
-    grad_checkpointing = True  # what timm's modules say of themselves
+    grad_checkpointing = True  # timm's name for it
 
     def forward(self, input: Tensor) -> Tensor:
         """The blocks one after another."""
@@ -25,13 +25,13 @@ class CheckpointedStage(nn.Sequential):
         return result
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What the first and the second forward run in."""
+        """Contexts of the first and the second forward."""
         return nullcontext(), _statistics_stand_still(self)
 
 
 @contextmanager
 def _statistics_stand_still(module: nn.Module) -> Iterator[None]:
-    """Batch norms remember what they see in copies that are thrown away."""
+    """Batch norms update copies of their buffers, which are thrown away."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     kept = [(norm, norm._buffers) for norm in norms]
     for norm, buffers in kept:
@@ -46,13 +46,13 @@ def _statistics_stand_still(module: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_activations(backbone: nn.Module) -> nn.Module:
-    """Let a backbone keep fewer activations; loss, gradients and running statistics stay what they are.
+    """Let a backbone keep fewer activations; loss, gradients and running statistics do not change.
 
     ResNets (ours, torchvision's, timm's) keep the input of each stage; other backbones of timm that have
-    no batch norm keep what timm lets them keep, of a ViT the input of each block.
+    no batch norm use timm's own checkpointing; a ViT keeps the input of each block.
 
     Args:
-        backbone: Of `build_backbone`; changed in place, parameter names stay.
+        backbone: A backbone of `build_backbone`; changed in place, parameter names stay.
 
     Returns:
         The backbone.

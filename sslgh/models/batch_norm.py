@@ -1,7 +1,7 @@
 """Batch normalization over the global batch, on CPU as well as GPU.
 
 torch's SyncBatchNorm refuses CPU tensors, so that a run on several CPU processes would
-normalize each part by itself and no longer equal the run on one.
+normalize each shard by itself and no longer equal the run on one.
 """
 
 import importlib
@@ -16,11 +16,11 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalization whose training statistics are those of the samples of all processes.
+    """Batch normalization whose training statistics are those of the samples of all ranks.
 
-    Each process contributes count, mean and sum of squared deviations, combined by Chan's
+    Each rank contributes count, mean and sum of squared deviations, combined by Chan's
     formula: unlike a difference of raw moments it loses nothing to cancellation. Gradients
-    flow through the statistics of every process. With one process, or in eval mode, it is
+    flow through the statistics of every rank. With one rank, or in eval mode, it is
     plain batch normalization.
     """
 
@@ -51,9 +51,9 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _normalize(self, input: Tensor) -> Tensor:
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         with torch.autocast(device_type=input.device.type, enabled=False):
-            mean, square, count = _global_moments(wide)
+            mean, square, count = _global_statistics(wide)
         self._remember(mean.detach(), square.detach() / (count - 1))
-        # Folded to one scale and one shift a channel: a single pass over the activations.
+        # Folded to one scale and one shift per channel: a single pass over the activations.
         scale = (square / count + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
@@ -74,8 +74,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), sum of squared deviations (C,) and count () over all processes, with gradient."""
+def _global_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), sum of squared deviations (C,) and count () over all ranks, with gradient."""
     axes = [axis for axis in range(input.ndim) if axis != 1]
     count = input.new_tensor(input.numel() / input.shape[1])
     mean = input.mean(axes) if len(input) else input.sum(axes)

@@ -8,14 +8,14 @@ from sslgh.functional.checks import in_float32
 
 
 class CosineClassifier(nn.Module):
-    """Cosines between the features and one weight a class, times a scale.
+    """Cosines between the features and one weight per class, times a scale.
 
     The default scale and the start, directions uniform on the sphere, are those of BCL's code.
 
     Args:
         features: F.
         classes: C.
-        scale: Of the cosines; the range of the logits.
+        scale: Factor of the cosines; the range of the logits.
 
     Attributes:
         weight: Shape (C, F), of any length.

@@ -100,7 +100,7 @@ def resize_patched(model: nn.Module, name: str, *, patch: int, image_size: int) 
     """Interpolate the positions of a trained backbone to another image side, in place.
 
     Args:
-        model: Of `build_patched`.
+        model: A model of `build_patched`.
         name: A key of ``FAMILIES``.
         patch: Its patch side (pixels).
         image_size: The new side (pixels).

@@ -19,10 +19,10 @@ def magnitude_masks(weights: Sequence[Tensor], *, share: float) -> list[Tensor]:
 
     Args:
         weights: Any shapes.
-        share: Of the weights that are pruned, in [0, 1].
+        share: Share of the weights that are pruned, in [0, 1].
 
     Returns:
-        One bool tensor a weight tensor, of its shape; False where pruned.
+        One bool tensor per weight tensor, of its shape; False where pruned.
 
     Examples:
         >>> magnitude_masks([torch.tensor([3.0, -1.0]), torch.tensor([[0.5], [-2.0]])], share=0.5)
@@ -41,7 +41,7 @@ def magnitude_masks(weights: Sequence[Tensor], *, share: float) -> list[Tensor]:
 
 
 class PrunedBranch(nn.Module):
-    """What a network's pruned branch does not share with it: masks and batch norms.
+    """Masks and batch norms of a network's pruned branch; all else is shared with the network.
 
     It holds only tensors, under the network's names with "/" for "."; the computation is the
     network's own with these in place of its own. So the network stays an ordinary module whose

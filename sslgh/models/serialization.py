@@ -1,4 +1,4 @@
-"""A network on disk: ``backbone.safetensors`` beside ``backbone.json``, and its classifier."""
+"""A network on disk: ``backbone.safetensors`` with ``backbone.json``, and its classifier."""
 
 import json
 import os
@@ -28,8 +28,8 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
     Args:
         backbone: The module.
         directory: The run directory.
-        card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and whatever else a reader of
-            the file should know (mean, std, versions).
+        card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and other metadata
+            (mean, std, versions).
     """
     weights = {
         name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()
@@ -59,13 +59,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 def load_backbone(
     directory: Path, *, image_size: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The backbone of a run, ready to give features, and its card.
+    """The backbone of a run, in eval mode, and its card.
 
-    It is in eval mode: in training mode the features of an image would depend on its batch. It wants images
+    In training mode the features of an image would depend on its batch. It expects images
     normalized by the card's ``mean`` and ``std``; `sslgh.data.normalize` does that.
 
     Args:
-        directory: Of the run.
+        directory: The run directory.
         image_size: Side (pixels) that a transformer is to be made for; None: that of its training.
 
     Raises:
@@ -188,8 +188,8 @@ def load_classifier(directory: Path) -> nn.Linear | CosineClassifier:
     tensors = _tensors(path)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     classes, features = (*shapes.get("weight", ()), 0, 0)[:2]
-    beside = {"scale": (1,)} if "scale" in shapes else {"bias": (classes,)}
-    if shapes != {"weight": (classes, features)} | beside or not classes * features:
+    rest = {"scale": (1,)} if "scale" in shapes else {"bias": (classes,)}
+    if shapes != {"weight": (classes, features)} | rest or not classes * features:
         raise ValueError(
             f"{path} is no classifier, but holds {str(shapes)[:200]}; copy it from its run again, or "
             "finetune again"
