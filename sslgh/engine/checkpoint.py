@@ -1,9 +1,11 @@
-"""Checkpoints: everything that decides the next step, written whole or not at all."""
+"""Checkpoints: all state that the next step depends on, written whole or not at all."""
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,30 +14,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sslgh.engine.fsdp import cut_optimizer_state, gather_full, shard_like
-from sslgh.engine.manifest import write_manifest
+from sslgh.engine.fsdp import gather_full, shard_like
 
 FORMAT = 4
-MODULE, AUX_STATE, OPTIMIZER, PROGRESS = (
+MODULE, AUX_STATE, OPTIMIZER, PROGRESS, MANIFEST = (
     "module.safetensors",
     "aux_state.safetensors",
     "optimizer.pt",
     "progress.json",
+    "manifest.json",
 )
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, and the way out."""
+    """A checkpoint that cannot be used."""
+
+
+class DamagedError(OSError):
+    """A checkpoint whose files differ from its manifest."""
 
 
 class Progress(NamedTuple):
-    """Where a run stands.
+    """Position of a run.
 
     Attributes:
-        epoch: The epoch of the next step.
+        epoch: Epoch of the next step.
         step_in_epoch: Steps of that epoch already taken.
         global_step: Steps taken since the start.
-        skipped_in_a_row: The last of them in a row that were skipped.
+        skipped_in_a_row: Number of steps that were skipped directly before the next one.
     """
 
     epoch: int = 0
@@ -45,11 +51,11 @@ class Progress(NamedTuple):
 
 
 class RunEnvironment(NamedTuple):
-    """What a run's numbers depend on beside its recipe.
+    """Conditions other than the recipe that change a run's numbers.
 
     Attributes:
-        processes: Their number.
-        threads: Of the CPU, each process's.
+        processes: Number of processes.
+        threads: CPU threads per process.
         images: Fingerprint of the training set's names and labels.
     """
 
@@ -59,72 +65,90 @@ class RunEnvironment(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A copy of a run on the CPU, which training no longer touches.
+    """Copy of a run's state on the CPU, which training no longer changes.
 
     Attributes:
-        progress: Where the run stood.
-        setting: In which it ran.
+        progress: Position of the run.
+        environment: Processes, threads and images of the run.
         module: Weights and buffers by name.
-        aux_state: The same of what stands beside the module; None where nothing does.
-        optimizer: Its state dictionary.
+        aux_state: Weights and buffers of the auxiliary state; None without any.
+        optimizer: State dictionary of the optimizer with parameter names as keys.
     """
 
     progress: Progress
-    setting: RunEnvironment
+    environment: RunEnvironment
     module: dict[str, Tensor]
     aux_state: dict[str, Tensor] | None
     optimizer: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the checkpoint's folder."""
         return f"step-{self.progress.global_step:09d}"
 
 
 def copy_to_cpu(
     progress: Progress,
-    setting: RunEnvironment,
+    environment: RunEnvironment,
     *,
     module: nn.Module,
     aux_state: nn.Module | None,
     optimizer: torch.optim.Optimizer,
 ) -> Snapshot:
-    """Copy what a checkpoint holds. Collective: call it on every rank where FSDP has cut the weights.
+    """Copy all state of a checkpoint. Collective with FSDP: call it on every rank.
 
     No random state is in it: order, augmentation and the generator of a step are functions of the
     seed and the step.
     """
-    beside = None if aux_state is None else _tensors(aux_state)
-    state = _copied(gather_full(optimizer.state_dict()))
-    return Snapshot(progress, setting, _tensors(module), beside, state)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    state = module.state_dict()
-    return {name: _copied(gather_full(value)).contiguous() for name, value in state.items()}
+    extras = None if aux_state is None else _copied(aux_state.state_dict())
+    state = _copied(_by_name(optimizer, module))
+    return Snapshot(progress, environment, _copied(module.state_dict()), extras, state)
 
 
 def _copied(value: Any) -> Any:
-    """The same with every tensor copied to the CPU, of a tensor or of dictionaries and lists of them."""
+    """Copy of a tensor, or of dictionaries and lists of tensors, on the CPU."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return gather_full(value.detach()).to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _copied(held) for key, held in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_copied(held) for held in value]
+        return [_copied(item) for item in value]
     return value
+
+
+def _parameter_names(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[list[str]]:
+    """Names of the parameters of each group."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
+    """State dictionary with names in place of positions.
+
+    Not by `torch.distributed.checkpoint.state_dict`: for an optimizer without state yet it takes a step with
+    zero gradients, which counts for AdamW and gives SGD a momentum.
+    """
+    groups = _parameter_names(optimizer, module)
+    names, state = list(chain.from_iterable(groups)), optimizer.state_dict()
+    return {
+        "state": {names[position]: value for position, value in state["state"].items()},
+        "param_groups": [
+            group | {"params": params}
+            for group, params in zip(state["param_groups"], groups, strict=True)
+        ],
+    }
 
 
 def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     """Write ``directory/step-N``: under another name, with a manifest, flushed, then renamed.
 
     Args:
-        directory: The folder of the checkpoints. It is not made here: where it has gone, so has the
-            mount it was on, and a new one would fill the disk below.
-        snapshot: What is written.
+        directory: Folder of the checkpoints. It is not made here: if it is gone, so is the mount
+            it was on, and a new one would fill the disk below.
+        snapshot: The state to write.
 
     Raises:
-        OSError: If that fails. The checkpoints that were there are still there.
+        OSError: If it cannot be written. Earlier checkpoints are still there.
     """
     target = directory / snapshot.name
     temporary = directory / f".{target.name}.tmp"
@@ -149,17 +173,21 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
 
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
-    save_file(snapshot.module, folder / MODULE)
+    _save_tensors(snapshot.module, folder / MODULE)
     if snapshot.aux_state is not None:
-        save_file(snapshot.aux_state, folder / AUX_STATE)
+        _save_tensors(snapshot.aux_state, folder / AUX_STATE)
     with (folder / OPTIMIZER).open("wb") as file:
         torch.save(snapshot.optimizer, file)
-    progress = {"format": FORMAT, **snapshot.progress._asdict(), **snapshot.setting._asdict()}
+    progress = {"format": FORMAT, **snapshot.progress._asdict(), **snapshot.environment._asdict()}
     (folder / PROGRESS).write_text(json.dumps(progress) + "\n")
     write_manifest(folder)
     for file_path in folder.iterdir():
         _flush(file_path)
     _flush(folder)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _flush(path: Path) -> None:
@@ -171,10 +199,10 @@ def _flush(path: Path) -> None:
 
 
 def read_progress(path: Path) -> tuple[Progress, RunEnvironment]:
-    """Where the run of a checkpoint stood, and in which setting.
+    """Position and environment of a checkpoint's run.
 
     Raises:
-        CheckpointError: If it is of another format.
+        CheckpointError: If it has another format.
         OSError, ValueError, KeyError, TypeError: If it is damaged.
     """
     held = json.loads((path / PROGRESS).read_text())
@@ -193,20 +221,20 @@ def read_progress(path: Path) -> tuple[Progress, RunEnvironment]:
 def load_checkpoint(
     path: Path, *, module: nn.Module, aux_state: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Restore the modules and the optimizer in place; every process reads the same files.
+    """Restore the modules and the optimizer in place; every rank reads the same files.
 
     Returns:
-        Where the run stood.
+        Position of the run.
 
     Raises:
         CheckpointError: If a file is damaged, of another format, or of another model.
     """
     try:
         progress, _ = read_progress(path)
-        _load(module, load_file(path / MODULE), path / MODULE)
+        _load_module(module, path / MODULE)
         if aux_state is not None:
-            _load(aux_state, load_file(path / AUX_STATE), path / AUX_STATE)
-        optimizer.load_state_dict(cut_optimizer_state(_read_optimizer(path / OPTIMIZER), optimizer))
+            _load_module(aux_state, path / AUX_STATE)
+        _load_optimizer(optimizer, module, path / OPTIMIZER)
     except CheckpointError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -217,24 +245,82 @@ def load_checkpoint(
     return progress
 
 
-def _read_optimizer(path: Path) -> dict[str, Any]:
+def _load_module(module: nn.Module, path: Path) -> None:
+    tensors, live = load_file(path), module.state_dict()
+    tensors |= {name: shard_like(tensors[name], live[name]) for name in tensors.keys() & live}
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise OSError(f"{path.name}: {str(error).splitlines()[0]}") from None
-    return state
-
-
-def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    examples = module.state_dict()
-    cut = {
-        name: shard_like(value, examples[name]) if name in examples else value
-        for name, value in tensors.items()
-    }
-    try:
-        module.load_state_dict(cut)
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise CheckpointError(
             f"{path} belongs to another model ({reason}); choose another run_dir"
         ) from None
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise OSError(f"{path.name}: {str(error).splitlines()[0]}") from None
+    groups, parameters = _parameter_names(optimizer, module), dict(module.named_parameters())
+    if [group["params"] for group in saved["param_groups"]] != groups:
+        raise ValueError(f"{path.name} lists other parameters than the optimizer has")
+    positions = {name: number for number, name in enumerate(chain.from_iterable(groups))}
+    state = {
+        positions[name]: {key: shard_like(value, parameters[name]) for key, value in values.items()}
+        for name, values in saved["state"].items()
+    }
+    numbered = [
+        group | {"params": [positions[name] for name in group["params"]]}
+        for group in saved["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": numbered})
+
+
+def write_manifest(folder: Path) -> None:
+    """Write ``manifest.json``: size (bytes) and SHA-256 of every other file of ``folder``."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
+    # With a hash of itself: one altered character in it must not go unseen.
+    text = json.dumps(listed, sort_keys=True)
+    held = {"files": listed, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    # No space and no line end: every byte counts.
+    text = json.dumps(held, separators=(",", ":"))
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare the files of ``folder`` with its manifest.
+
+    Raises:
+        DamagedError: If one is missing, or has another size or other bytes; it is named.
+    """
+    listed = _read_manifest(folder / MANIFEST)
+    missing = listed.keys() - {path.name for path in folder.iterdir()}
+    if missing:
+        raise DamagedError(f"{min(missing)} is missing")
+    for name, expected in listed.items():
+        size = (folder / name).stat().st_size
+        if size != expected["bytes"]:
+            raise DamagedError(f"{name} has {size} bytes instead of {expected['bytes']}")
+        if _digest(folder / name) != expected["sha256"]:
+            raise DamagedError(f"{name} was altered")
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, int | str]]:
+    try:
+        held = json.loads(path.read_bytes())
+        listed: dict[str, dict[str, int | str]] = held["files"]
+        text = json.dumps(listed, sort_keys=True)
+        if held["sha256"] != hashlib.sha256(text.encode()).hexdigest():
+            raise DamagedError(f"{path.name} was altered")
+    except FileNotFoundError:
+        raise DamagedError(f"{path.name} is missing") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path.name} cannot be read ({type(error).__name__})") from None
+    return listed
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

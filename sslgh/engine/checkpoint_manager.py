@@ -1,33 +1,45 @@
-"""The folder of a run's checkpoints: which are there, which is whole, which stay."""
+"""The folder of a run's checkpoints, and the thread that writes them."""
 
 import errno
 import json
 import shutil
+import threading
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from sslgh.engine.checkpoint import PROGRESS, CheckpointError, Progress, read_progress
-from sslgh.engine.manifest import MANIFEST, DamagedError, check_manifest
+from sslgh.engine.checkpoint import (
+    MANIFEST,
+    PROGRESS,
+    CheckpointError,
+    DamagedError,
+    Progress,
+    Snapshot,
+    check_manifest,
+    read_progress,
+    write_checkpoint,
+)
 
-# What a broken progress.json raises when it is read; all of it means damaged.
+# Errors of reading a damaged progress.json.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints under their final name, in the order of the run; damaged ones may be among them."""
-    return sorted(directory.glob("step-*[0-9]"), key=_place)
+    """Checkpoints in the order of the run; damaged ones may be among them."""
+    return sorted(directory.glob("step-*[0-9]"), key=_sort_key)
 
 
-def _place(path: Path) -> tuple[float, float, str]:
-    """Epoch and step: the total may fall when a run goes on with another number of processes."""
+def _sort_key(path: Path) -> tuple[float, float, str]:
+    """Epoch and step: the global step may fall when a run is resumed with another number of processes."""
     try:
         held = json.loads((path / PROGRESS).read_text())
         return float(held["epoch"]), float(held["step_in_epoch"]), path.name
     except _BROKEN:
-        return float("inf"), 0.0, path.name  # looked at first, and found to be damaged
+        return float("inf"), 0.0, path.name  # checked first, and found to be damaged
 
 
-def tidy(directory: Path) -> None:
-    """Put right what a run that was killed in the middle of a rename left behind; process 0 only."""
+def clean_up(directory: Path) -> None:
+    """Finish the renames and deletions of a killed run; rank 0 only."""
     for old in directory.glob(".step-*.old"):
         target = directory / old.name[1 : -len(".old")]
         if target.exists():
@@ -40,18 +52,18 @@ def tidy(directory: Path) -> None:
 
 
 def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
-    """The latest checkpoint whose files are those that were written; process 0 only.
+    """The latest checkpoint whose files match its manifest; rank 0 only.
 
-    Damaged ones are renamed to ``step-N.damaged``: kept for whoever wants to look, counted no more.
+    Damaged ones are renamed to ``step-N.damaged``: kept for inspection, but not counted.
 
     Returns:
-        The checkpoint, None where there never was one, and a sentence for each that is damaged.
+        The checkpoint, None if there never was one, and a message per damaged one.
 
     Raises:
-        CheckpointError: If there are checkpoints and none is whole, or the last whole one is of
+        CheckpointError: If there are checkpoints and none is whole, or the last whole one has
             another format.
     """
-    said: list[str] = []
+    messages: list[str] = []
     found = list_checkpoints(directory)
     for path in reversed(found):
         try:
@@ -63,20 +75,20 @@ def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
             if isinstance(error, OSError) and not _is_damage(error):
                 raise
             _refuse_other_format(path)
-            said.append(f"{path} is damaged ({_reason(error)}) and was set aside")
+            messages.append(f"{path} is damaged ({_reason(error)}) and was set aside")
             _mark_damaged(path)
             continue
-        return path, said
+        return path, messages
     if found or list(directory.glob("step-*.damaged")):
-        reason = said[0] if said else "all were set aside before"
+        reason = messages[0] if messages else "all were set aside before"
         raise CheckpointError(
             f"no checkpoint in {directory} is whole ({reason}); delete that folder to begin anew, or restore one"
         )
-    return None, said
+    return None, messages
 
 
 def _refuse_other_format(path: Path) -> None:
-    """A checkpoint from before there were manifests is of another format, not damaged."""
+    """Raise for a checkpoint without manifest: it has an older format, and is not damaged."""
     if (path / MANIFEST).exists():
         return
     try:
@@ -88,7 +100,7 @@ def _refuse_other_format(path: Path) -> None:
 
 
 def _is_damage(error: OSError) -> bool:
-    """Whether a file is torn or lies on a bad sector; no permission or a lost mount may pass."""
+    """Whether a file is torn or on a bad sector; missing rights or a lost mount may be temporary."""
     return isinstance(error, DamagedError | FileNotFoundError) or error.errno == errno.EIO
 
 
@@ -101,7 +113,7 @@ def _mark_damaged(path: Path) -> None:
     try:
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
-    except OSError:  # a directory that cannot be written to; the run will say so when it saves
+    except OSError:  # a read-only directory; reported when the run saves
         return
 
 
@@ -111,26 +123,26 @@ def drop_old_checkpoints(
     """Delete all but the latest ``keep_last`` and those at the end of every ``keep_every``-th epoch.
 
     Args:
-        directory: The folder of the checkpoints.
-        newest: What was written last, which always stays. One whose place cannot be read counts as the
-            oldest: it must not take the room of a whole one.
-        keep_last: At least 1.
-        keep_every: Epochs, or None.
+        directory: Folder of the checkpoints.
+        newest: The checkpoint written last, which always stays. One whose progress cannot be read counts as
+            the oldest: it must not take the place of a whole one.
+        keep_last: Number of the latest checkpoints to keep, at least 1.
+        keep_every: Epochs between checkpoints that are kept for good, or None.
 
     Raises:
         OSError: If one cannot be deleted.
     """
     others = [path for path in directory.glob("step-*[0-9]") if path != newest]
-    others.sort(key=lambda path: (_place(path)[0] < float("inf"), _place(path)))
+    others.sort(key=lambda path: (_sort_key(path)[0] < float("inf"), _sort_key(path)))
     for path in others[: max(len(others) - (keep_last - 1), 0)]:
-        if not _stays(path, keep_every):
-            # Under another name first: a kill in the middle of the deletion leaves no torn checkpoint.
+        if not _is_kept_at(path, keep_every):
+            # Renamed first: a kill in the middle of the deletion leaves no torn checkpoint.
             gone = path.with_name(f".{path.name}.gone")
             path.rename(gone)
             shutil.rmtree(gone)
 
 
-def _stays(path: Path, keep_every: int | None) -> bool:
+def _is_kept_at(path: Path, keep_every: int | None) -> bool:
     try:
         return is_kept(read_progress(path)[0], keep_every)
     except _BROKEN:
@@ -138,7 +150,7 @@ def _stays(path: Path, keep_every: int | None) -> bool:
 
 
 def is_kept(progress: Progress, keep_every: int | None) -> bool:
-    """Whether a checkpoint is one that ``train.keep_every`` keeps for good.
+    """Whether ``train.keep_every`` keeps a checkpoint for good.
 
     Examples:
         >>> [is_kept(Progress(epoch, 0, 0), 10) for epoch in (9, 10, 20)]
@@ -147,3 +159,110 @@ def is_kept(progress: Progress, keep_every: int | None) -> bool:
     return (
         keep_every is not None and progress.step_in_epoch == 0 and progress.epoch % keep_every == 0
     )
+
+
+class CheckpointWriter:
+    """A background thread that writes the most recent snapshot; training blocks only for the copy to the CPU.
+
+    A snapshot that waits while another is written is replaced by the next one, unless it is to be kept
+    for good: at most two copies of the run are in memory. A write error becomes a message; training
+    continues, and earlier checkpoints stay.
+
+    Args:
+        directory: Folder of the checkpoints.
+        keep_last: Number of the latest checkpoints to keep.
+        keep_every: Epochs between checkpoints that are kept for good, or None.
+    """
+
+    def __init__(self, directory: Path, *, keep_last: int, keep_every: int | None) -> None:
+        self.directory, self.keep_last, self.keep_every = directory, keep_last, keep_every
+        self._messages: list[str] = []
+        self._waiting: Snapshot | None = None
+        self._busy = self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        # A daemon: a second Ctrl-C ends the process at once, and a partial checkpoint is harmless.
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Hand over a snapshot to be written."""
+        with self._changed:
+            if self._waiting is not None and is_kept(self._waiting.progress, self.keep_every):
+                self._changed.wait_for(lambda: self._waiting is None)
+            self._waiting = snapshot
+            self._changed.notify_all()
+
+    def messages(self) -> list[str]:
+        """Errors since the last call."""
+        with self._changed:
+            messages, self._messages = self._messages, []
+        return messages
+
+    def finish(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            OSError: If the last snapshot could not be written.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None and not self._busy)
+        if isinstance(self._error, OSError):
+            raise OSError(
+                f"the last checkpoint could not be written to {self.directory} ({_cause(self._error)}); those "
+                "before it are as they were: make room, then run the same command to go on from the latest"
+            )
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write the snapshot that waits, also after an error; a second Ctrl-C does not wait."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if kind is not KeyboardInterrupt:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+                if self._waiting is None:
+                    return
+                snapshot, self._waiting, self._busy = self._waiting, None, True
+                self._changed.notify_all()
+            error: BaseException | None = None
+            try:
+                messages = self._write(snapshot)
+            except BaseException as caught:  # other than OSError: a bug, which `finish` raises
+                error = caught
+                step = f"the checkpoint of step {snapshot.progress.global_step}"
+                kept = "training goes on, the checkpoints before it are as they were"
+                messages = [f"{step} could not be written ({_cause(error)}); {kept}"]
+            with self._changed:
+                self._error, self._busy = error, False
+                self._messages += messages
+                self._changed.notify_all()
+
+    def _write(self, snapshot: Snapshot) -> list[str]:
+        written = write_checkpoint(self.directory, snapshot)
+        try:
+            drop_old_checkpoints(
+                self.directory, written, keep_last=self.keep_last, keep_every=self.keep_every
+            )
+        except OSError as error:
+            return [f"an old checkpoint could not be deleted ({_cause(error)})"]
+        return []
+
+
+def _cause(error: BaseException) -> str:
+    """The operating system's words without its number and path."""
+    return getattr(error, "strerror", None) or _reason(error)

@@ -1,7 +1,7 @@
-"""Weights and optimizer state that FSDP has cut over the processes, and made whole again for files.
+"""FSDP2: weights and optimizer state sharded over the ranks, and full tensors for files.
 
-FSDP2 holds a parameter as a DTensor: of its first axis each process has a part. A checkpoint holds whole
-tensors under the same names as without FSDP, so that a run may go on with it or without it.
+FSDP2 holds a parameter as a DTensor, of whose first axis each rank has a shard. A checkpoint holds full
+tensors under the same names as without FSDP, so that a run may be resumed with it or without it.
 """
 
 import os
@@ -18,7 +18,7 @@ from sslgh.models import PrunedBranch
 
 
 class FSDPError(ValueError):
-    """A run that cannot be cut over processes, and the way out."""
+    """A run that FSDP cannot train."""
 
 
 def sharding_asked() -> bool:
@@ -38,22 +38,22 @@ def sharding_asked() -> bool:
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Let FSDP of the launcher's configuration hold on the CPU too.
+    """Use FSDP on the CPU too if the launcher's configuration asks for it.
 
-    Accelerate (1.15) reads it for accelerators only, and would run DDP on several CPU processes silently.
+    Accelerate (1.15) reads it for accelerators only, and would silently run DDP on several CPU processes.
     """
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        # Every new state copies the type from the partial one.
+        # Every new state copies the type of the partial one.
         PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
 
 
 def prepare_for_fsdp(module: nn.Module, aux_state: nn.Module | None) -> None:
-    """Before `Accelerator.prepare`: FSDP takes contiguous parameters, and moves only what learns.
+    """Make parameters contiguous, before `Accelerator.prepare`.
 
     Raises:
-        FSDPError: If weights are read or written beside the forward and the optimizer.
+        FSDPError: If weights are read or written outside of the forward pass and the optimizer.
     """
     if any(not parameter.requires_grad for parameter in module.parameters()):
         raise FSDPError(
@@ -72,46 +72,25 @@ def prepare_for_fsdp(module: nn.Module, aux_state: nn.Module | None) -> None:
     module.to(memory_format=torch.contiguous_format)
 
 
-def gather_full(value: Any) -> Any:
-    """The same with every tensor whole, of a tensor or of dictionaries and lists of them. Collective: call it on every rank."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, dict):
-        return {key: gather_full(held) for key, held in value.items()}
-    if isinstance(value, list):
-        return [gather_full(held) for held in value]
-    return value
+def gather_full(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one. Collective with FSDP: call it on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; all of it where nothing is cut."""
+    """This rank's shard of a tensor; the whole tensor without FSDP."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """This process's part of a whole tensor that all processes have read, as that of ``example``."""
-    if not isinstance(example, DTensor) or tensor.shape != example.shape:
-        return tensor
-    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
-
-
-def cut_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state dictionary of an optimizer with what belongs to a cut parameter cut like it."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not any(isinstance(parameter, DTensor) for parameter in parameters):
-        return state
-    cut = {
-        index: {
-            key: shard_like(value, parameters[index]) if isinstance(value, Tensor) else value
-            for key, value in held.items()
-        }
-        for index, held in state["state"].items()
-    }
-    return state | {"state": cut}
+def shard_like(value: Any, example: Tensor) -> Any:
+    """This rank's shard of a full tensor that all ranks have read, cut as ``example``; else the value itself."""
+    if isinstance(example, DTensor) and isinstance(value, Tensor) and value.shape == example.shape:
+        return distribute_tensor(value, example.device_mesh, example.placements, src_data_rank=None)
+    return value
 
 
 def unshard_(module: nn.Module) -> None:
-    """Replace the cut parameters of a trained module by whole ones, for its last file. Collective: call it on every rank."""
+    """Replace sharded parameters of a trained module by full ones, for its last file. Collective: call it on every rank."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if isinstance(parameter, DTensor):

@@ -23,7 +23,7 @@ from sslgh.engine.checkpoint import (
     load_checkpoint,
     read_progress,
 )
-from sslgh.engine.checkpoint_manager import last_whole_checkpoint, list_checkpoints, tidy
+from sslgh.engine.checkpoint_manager import clean_up, last_whole_checkpoint, list_checkpoints
 from sslgh.engine.fsdp import prepare_for_fsdp
 from sslgh.engine.launch import (
     check_num_processes,
@@ -205,7 +205,7 @@ def _open_directory(run: Run, processes: str) -> Path | None:
     run.lock = open_directory(run.recipe, {"world": processes, **launch_environment()})
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
-    tidy(run.checkpoints)
+    clean_up(run.checkpoints)
     found, messages = last_whole_checkpoint(run.checkpoints)
     for message in messages:
         accelerator.print(message)

@@ -15,7 +15,7 @@ from sslgh.data import micro_batch_weights
 from sslgh.distributed import any_of, any_rank
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
-from sslgh.engine.checkpoint_writer import CheckpointWriter
+from sslgh.engine.checkpoint_manager import CheckpointWriter
 from sslgh.engine.finite import MAX_SKIPPED, NotFiniteError, gradient_norm, non_finite_reason
 from sslgh.engine.fsdp import local_shard, unshard_
 from sslgh.engine.launch import Stopped, StopRequest, determinism, run_on_main

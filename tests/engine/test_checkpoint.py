@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sslgh.engine.checkpoint import (
     CheckpointError,
@@ -39,20 +40,78 @@ def test_a_snapshot_is_not_touched_by_training_that_goes_on(parts, snapshot) -> 
     held["aux_state"].observe(torch.randn(20, 4), torch.arange(20))
     assert all(torch.equal(taken.module[name], value) for name, value in before.items())
     assert not torch.equal(before["0.weight"], held["module"][0].weight)
-    assert torch.equal(taken.optimizer["state"][0]["momentum_buffer"], momentum)
+    assert torch.equal(taken.optimizer["state"]["0.weight"]["momentum_buffer"], momentum)
     assert any(
         not torch.equal(taken.aux_state[name], value)
         for name, value in held["aux_state"].state_dict().items()
     )
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_checkpoint_before_the_first_update_changes_nothing_and_comes_back(
+    tmp_path, parts, save, kind
+) -> None:
+    held, fresh = parts(), parts()
+    for each in (held, fresh):  # the last layer gets no gradient, and has no state either
+        each["module"].append(torch.nn.Linear(3, 2))
+        each["optimizer"] = kind(each["module"].parameters(), lr=0.1, weight_decay=0.1)
+    path = save(tmp_path, **held)
+    assert not held["optimizer"].state
+    load_checkpoint(path, **fresh)
+    assert not fresh["optimizer"].state
+    held["module"][0](torch.ones(2, 4)).sum().backward()
+    held["optimizer"].step()
+    load_checkpoint(save(tmp_path, **held), **fresh)
+    assert len(fresh["optimizer"].state) == len(held["optimizer"].state)
+
+
+def test_the_state_of_the_optimizer_goes_by_names_and_groups_keep_their_settings(
+    tmp_path, parts, save
+) -> None:
+    def grouped(order: int) -> dict:
+        held = parts()
+        weight, *others = held["module"].parameters()
+        groups = [{"params": [weight], "lr_scale": 0.5}, {"params": others}]
+        held["optimizer"] = torch.optim.SGD(groups[::order], lr=0.1, momentum=0.9)
+        held["module"](torch.randn(8, 4)).square().mean().backward()
+        held["optimizer"].step()
+        return held
+
+    saved, fresh = grouped(1), grouped(1)
+    path = save(tmp_path, **saved)
+    state = torch.load(path / "optimizer.pt", weights_only=True)
+    assert set(state["state"]) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert state["param_groups"][0]["params"] == ["0.weight"]
+    fresh["optimizer"].param_groups[0]["lr_scale"] = 9.0
+    load_checkpoint(path, **fresh)
+    assert fresh["optimizer"].param_groups[0]["lr_scale"] == 0.5
+    for one, other in zip(saved["module"].parameters(), fresh["module"].parameters(), strict=True):
+        buffers = [
+            held["optimizer"].state[p]["momentum_buffer"]
+            for held, p in ((saved, one), (fresh, other))
+        ]
+        assert torch.equal(*buffers)
+    with pytest.raises(CheckpointError, match="lists other parameters than the optimizer has"):
+        load_checkpoint(path, **grouped(-1))
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, parts, save, name) -> None:
+    path = save(tmp_path)
+    tensors = load_file(path / "module.safetensors")
+    del tensors[name]
+    save_file(tensors, path / "module.safetensors")
+    with pytest.raises(CheckpointError, match=f"belongs to another model .*{name}"):
+        load_checkpoint(path, **parts())
+
+
 def test_saving_a_step_again_replaces_it(tmp_path, parts, save) -> None:
     save(tmp_path)
-    method = parts()["module"]
-    path = save(tmp_path, module=method)
+    held = parts()
+    path = save(tmp_path, **held)
     fresh = parts()
     load_checkpoint(path, **fresh)
-    assert torch.equal(fresh["module"][0].weight, method[0].weight)
+    assert torch.equal(fresh["module"][0].weight, held["module"][0].weight)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000000007"]
 
 

@@ -153,7 +153,9 @@ def test_a_cut_module_is_saved_whole_and_comes_back_cut(two_processes, tmp_path)
     saved = load_file(tmp_path / "step-000000001" / "module.safetensors")
     torch.testing.assert_close(saved, dict(plain.state_dict()))
     state = torch.load(tmp_path / "step-000000001" / "optimizer.pt", weights_only=True)
-    torch.testing.assert_close(state["state"], optimizer.state_dict()["state"])
+    names = [name for name, _ in plain.named_parameters()]
+    expected = {names[i]: values for i, values in optimizer.state_dict()["state"].items()}
+    torch.testing.assert_close(state["state"], expected)
     step(plain, optimizer)
     assert len(answers) == 2
     for found, weights in answers:

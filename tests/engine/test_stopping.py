@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from sslgh.engine import run as run_module
 from sslgh.engine import trainer
-from sslgh.engine.checkpoint_writer import CheckpointWriter
+from sslgh.engine.checkpoint_manager import CheckpointWriter
 from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.launch import Stopped, init_accelerator
