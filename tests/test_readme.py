@@ -25,7 +25,7 @@ def test_gh_runs_in_the_plain_lightly_loop_of_the_readme() -> None:
     exec(compile(loop, "README.md", "exec"), names)
     harmonizer = names["harmonizer"]
     assert harmonizer.last_refresh.epoch == 1
-    assert harmonizer.scale == 1
+    assert harmonizer.loss_weight == 1
     assert torch.isfinite(names["loss"])
 
 

@@ -1,4 +1,4 @@
-"""Which vertex each group belongs to, and the turn that brings the vertices to the groups.
+"""Which vertex each group belongs to, and the rotation that brings the vertices to the groups.
 
 Shapes: K vertices, K' groups (at most K), D embedding width.
 """
@@ -39,12 +39,12 @@ def match_groups(means: Tensor, vertices: Tensor) -> Tensor:
 
 
 def align_vertices(vertices: Tensor, means: Tensor) -> Tensor:
-    """Turn the vertices onto the group means, keeping all angles between them.
+    """Rotate the vertices onto the group means, keeping all angles between them.
 
     The mean of the means is subtracted (SSL embeddings share a direction, vertices do not), then
     assignment and orthogonal Procrustes (Schönemann 1966) alternate until the assignment stands
-    still. No step lowers the sum of matched cosines, so no turn is the worst that can come out. The
-    turn may mirror. One group alone turns nothing.
+    still. No step lowers the sum of matched cosines, so the result is never worse than no rotation.
+    It may be a reflection. A single group rotates nothing.
 
     Args:
         vertices: Shape (K, D), unit rows.
@@ -65,31 +65,31 @@ def align_vertices(vertices: Tensor, means: Tensor) -> Tensor:
                 [0., 1.]])
     """
     _check(means, vertices)
-    if len(means) == 1:  # its own mean is subtracted: no direction is left to turn to
+    if len(means) == 1:  # its own mean is subtracted: no direction is left to rotate to
         return vertices.clone()
     targets = F.normalize((means - means.mean(dim=0)).double().to(vertices.device), dim=1)
-    turned = vertices.double()
-    matched = match_groups(targets, turned)
+    rotated = vertices.double()
+    matched = match_groups(targets, rotated)
     for _ in range(ROUNDS):
-        turned = vertices.double() @ _turn(vertices.double()[matched].T @ targets)
-        before, matched = matched, match_groups(targets, turned)
+        rotated = vertices.double() @ _rotation(vertices.double()[matched].T @ targets)
+        before, matched = matched, match_groups(targets, rotated)
         if torch.equal(before, matched):
             break
-    return turned.to(vertices.dtype)
+    return rotated.to(vertices.dtype)
 
 
-def _turn(cross: Tensor) -> Tensor:
+def _rotation(cross: Tensor) -> Tensor:
     """The orthogonal map R of the largest trace of R^T ``cross``, (D, D).
 
-    Fewer groups than dimensions leave a part of it free. There it turns as little as it can: else
-    the rounding of the means would choose, and two processes would not agree with one.
+    Fewer groups than dimensions leave a part of it free. There it rotates as little as it can: else
+    the rounding of the means would decide, and two processes would differ from one.
     """
     left, strength, right = torch.linalg.svd(cross)
     rank = int((strength > RANK_TOLERANCE * strength[0]).sum())
     free_from, free_to = left[:, rank:], right[rank:].T
     inner, _, outer = torch.linalg.svd(free_from.T @ free_to)
-    rotate: Tensor = left[:, :rank] @ right[:rank] + free_from @ (inner @ outer) @ free_to.T
-    return rotate
+    rotation: Tensor = left[:, :rank] @ right[:rank] + free_from @ (inner @ outer) @ free_to.T
+    return rotation
 
 
 def _check(means: Tensor, vertices: Tensor) -> None:

@@ -96,11 +96,11 @@ def _spread_clusters(
 ) -> tuple[Tensor, Tensor]:
     """Centroids (M, D) and the cluster of each point (N,); none is empty."""
     centroids, labels = spherical_kmeans(points, count, seed=seed, iterations=ITERATIONS)
-    for rotate in range(1, rounds + 1):
+    for turn in range(1, rounds + 1):
         near = points[_nearest(points, centroids, labels, kept)]
         # From a new start: from the old one, k-means would find the centroids where it left them.
         centroids, _ = spherical_kmeans(
-            near, min(count, len(near)), seed=seed + rotate, iterations=ITERATIONS
+            near, min(count, len(near)), seed=seed + turn, iterations=ITERATIONS
         )
         labels = torch.cat([(p @ centroids.T).argmax(1) for p in torch.split(points, ROWS_AT_ONCE)])
     used, labels = torch.unique(labels, return_inverse=True)

@@ -11,11 +11,11 @@ class MomentumLoss(nn.Module):
     """Momentum losses of Boosted Contrastive Learning (BCL, ICML 2022, arXiv:2205.12693).
 
     A sample's first loss is taken as it is, later ones move it by 1 - momentum. When an epoch
-    begins, the losses remembered so far become strengths in [0, 1], which rule how likely and how
+    begins, the losses stored so far become strengths in [0, 1], which rule how likely and how
     strongly a sample is augmented: rare kinds keep large losses, and get harder views.
 
-    Plugs into any method with a loss a sample. All state is buffers; keep it outside a DDP
-    wrapper, and make it after torch.distributed is initialized (the memory lives on process 0)::
+    Plugs into any method with a per-sample loss. All state is buffers; keep it outside a DDP
+    wrapper, and make it after torch.distributed is initialized (the bank lives on rank 0)::
 
         momentum_loss.begin_epoch(epoch)
         strength = momentum_loss.strength(index)
@@ -43,13 +43,13 @@ class MomentumLoss(nn.Module):
         self.register_buffer("epoch", torch.tensor(-1))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Turn the losses remembered so far into strengths. Collective: call it on every rank.
+        """Turn the stored losses into strengths. Collective: call it on every rank.
 
         Idempotent: the last begun epoch is remembered, so that a resume in its middle keeps the
         strengths it began with.
 
         Args:
-            epoch: From 0.
+            epoch: Epoch that begins, counted from 0.
         """
         if epoch <= int(self.epoch):
             return
@@ -63,7 +63,7 @@ class MomentumLoss(nn.Module):
         return self.strengths[index]
 
     def observe(self, per_sample: Tensor, index: Tensor) -> None:
-        """Remember losses (n,) of the samples at ``index`` (n,), once a step. Collective: call it on every rank.
+        """Store losses (n,) of the samples at ``index`` (n,), once per step. Collective: call it on every rank.
 
         No gradient is kept. Samples that occur twice count once; losses that are not finite are
         left out.
@@ -88,7 +88,7 @@ def loss_strengths(losses: Tensor, seen: Tensor) -> Tensor:
 
     Args:
         losses: Shape (N,).
-        seen: Which of them count, shape (N,), bool.
+        seen: Mask of the losses that count, shape (N,), bool.
 
     Returns:
         Shape (N,), dtype of ``losses``; 0 where not seen, 0.5 where all seen losses are equal.

@@ -1,4 +1,4 @@
-"""What is remembered of every training sample, by index."""
+"""Per-sample EMA bank, indexed by dataset position."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from sslgh.distributed import dist_info, gather
 
 
 class EmaBank(nn.Module):
-    """Exponential moving average of one row a sample, kept on process 0.
+    """Exponential moving average of one row per sample, kept on rank 0.
 
     A sample's first row is taken as it is: nothing is ever read from uninitialized memory.
 
     Args:
         num_samples: N, size of the training set.
-        width: W, numbers a sample.
+        width: W, numbers per sample.
     """
 
     rows: Tensor
@@ -28,9 +28,9 @@ class EmaBank(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, index: Tensor, *, momentum: float) -> None:
-        """Blend in the rows of all processes. Collective: call it on every rank. One process does not synchronize.
+        """Blend in the rows of all ranks. Collective: call it on every rank. One process does not synchronize.
 
-        A sample that occurs twice counts once, the first finite row in process order; rows
+        A sample that occurs twice counts once, the first finite row in rank order; rows
         that are not finite are left out.
 
         Args:
@@ -58,6 +58,6 @@ class EmaBank(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
     ) -> None:
-        if dist_info().rank != 0:  # checkpoints come from process 0; the others keep no rows
+        if dist_info().rank != 0:  # checkpoints come from rank 0; the others keep no rows
             state_dict[f"{prefix}rows"], state_dict[f"{prefix}seen"] = self.rows, self.seen
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,4 +1,4 @@
-"""Spherical k-means with FAISS: the only module that knows FAISS.
+"""Spherical k-means with FAISS: the only module that imports FAISS.
 
 Shapes: N points, D embedding width, M clusters.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GPU_SCRATCH_BYTES = 256 * 2**20  # FAISS would reserve 1.5 GB beside a training step
+GPU_SCRATCH_BYTES = 256 * 2**20  # FAISS would reserve 1.5 GB during training
 
 
 def faiss_device() -> str:
@@ -31,16 +31,16 @@ def spherical_kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Cluster directions: k-means on the unit sphere over *all* points, k-means++ start.
 
-    FAISS by default keeps 256 points a cluster and drops the others, which thins the tail before
+    FAISS by default keeps 256 points per cluster and drops the others, which thins the tail before
     it is clustered; here every point counts. Where the points have fewer distinct directions than
     ``num_clusters``, some clusters stay empty. The same arguments give the same bits.
 
     Args:
         points: Shape (N, D), any length; they are normalized in float32.
         num_clusters: M, between 1 and N.
-        seed: Of the k-means++ start, 0 or more.
+        seed: Seed of the k-means++ start, 0 or more.
         start: Centroids of an earlier run, shape (at most M, D); k-means++ adds those that are missing.
-        iterations: Of Lloyd's algorithm.
+        iterations: Iterations of Lloyd's algorithm.
 
     Returns:
         Unit centroids (M, D) float32 and the nearest one of each point (N,) int64, on the device of

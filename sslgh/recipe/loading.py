@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError, create_model
 
@@ -11,6 +11,8 @@ from sslgh.recipe.base import ConfigModel
 from sslgh.recipe.errors import RecipeError, explain, shown
 from sslgh.recipe.schema import Recipe
 from sslgh.recipe.yaml_io import MOST_LEVELS, parse, read, to_yaml
+
+Block = TypeVar("Block", bound=ConfigModel)
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -119,11 +121,25 @@ def check_arguments(
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given
     }
     model = create_model("Arguments", __base__=ConfigModel, **fields)
+    checked = check_block(model, arguments, prefix=prefix)
+    return {name: getattr(checked, name) for name in fields}
+
+
+def check_block(model: type[Block], settings: Mapping[str, Any], *, prefix: str) -> Block:
+    """Check one block of a recipe.
+
+    Args:
+        model: Schema of the block.
+        settings: Keys and values of the block.
+        prefix: Key path of the block.
+
+    Raises:
+        RecipeError: As :func:`load_recipe`.
+    """
     try:
-        checked = model.model_validate(dict(arguments))
+        return model.model_validate(dict(settings))
     except ValidationError as error:
         raise explain(error, model, "", prefix) from None
-    return {name: getattr(checked, name) for name in fields}
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -38,7 +38,7 @@ def test_the_weight_of_the_term_is_zero_in_warmup_then_ramps_then_stays() -> Non
     scales = []
     for epoch in range(8):
         harmonizer.begin_epoch(epoch)
-        scales.append(harmonizer.scale)
+        scales.append(harmonizer.loss_weight)
     assert scales == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
 
 
@@ -356,7 +356,7 @@ def test_the_term_expects_the_shares_that_the_epoch_shows() -> None:
         assert (float((shares - harmonizer.prior).abs().max()) > 0.1) == moved
         z1, z2 = z[:50], z[50:100]
         expected = harmonization_loss(z1, z2, harmonizer.vertices, shares)
-        torch.testing.assert_close(harmonizer(z1, z2), harmonizer.scale * expected)
+        torch.testing.assert_close(harmonizer(z1, z2), harmonizer.loss_weight * expected)
     assert harmonizer.prior.max() > 0.7  # that of the population stays what it is
 
 
@@ -409,7 +409,7 @@ def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
                 batch = next(rng_for)
                 index = torch.tensor([key.index for key in batch])
                 harmonizer.observe(z[index] * (1 + epoch + step), index)
-                shown.append((batch, harmonizer.expected.tolist()))
+                shown.append((batch, harmonizer.target_marginal.tolist()))
         return shown
 
     whole = run(resampling(refresh_every=2), (0, 0), (epochs, 0))
@@ -546,7 +546,9 @@ def test_two_processes_have_the_state_value_and_gradient_of_one(two_processes, k
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match="num_vertices is 20, but there are 10 samples"):
         GeometricHarmonizer(10, 4, num_vertices=20)
-    with pytest.raises(ValueError, match="population must be"):
+    with pytest.raises(
+        ValueError, match="population: expected 'faiss' or 'prototypes', got 'fais'"
+    ):
         make(population="fais")
     with pytest.raises(ValueError, match="meaningless"):
         make(population="prototypes", align=True)
