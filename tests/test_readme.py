@@ -1,4 +1,4 @@
-"""The README's code runs and its commands exist."""
+"""The code of README and docs runs, the README is short and its commands exist."""
 
 import re
 import shlex
@@ -13,26 +13,27 @@ REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    text = (REPOSITORY / page).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_gh_runs_in_the_plain_lightly_loop_of_the_readme() -> None:
-    (loop,) = (block for block in blocks("python") if "GeometricHarmonizer" in block)
+def test_gh_runs_in_the_plain_lightly_loop_of_the_docs() -> None:
+    (loop,) = (b for b in blocks("python", "docs/methods.md") if "GeometricHarmonizer" in b)
     assert len(loop.splitlines()) < 30
     torch.manual_seed(0)
     names: dict[str, object] = {}
-    exec(compile(loop, "README.md", "exec"), names)
+    exec(compile(loop, "methods.md", "exec"), names)
     harmonizer = names["harmonizer"]
     assert harmonizer.last_refresh.epoch == 1
     assert harmonizer.loss_weight == 1
     assert torch.isfinite(names["loss"])
 
 
-def test_the_estimator_of_the_readme_fits() -> None:
-    (code,) = (block for block in blocks("python") if "LongTailProbe" in block)
+def test_the_estimator_of_the_docs_fits() -> None:
+    (code,) = (b for b in blocks("python", "docs/classification.md") if "LongTailProbe" in b)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "classification.md", "exec"), names)
     assert names["probe"].score(names["X"], names["y"]) > 0.95
 
 
@@ -56,4 +57,16 @@ def test_the_commands_of_the_readme_exist() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 180
+    lines = README.splitlines()
+    assert len(lines) <= 110
+    assert max(len(line) for line in lines) <= 120
+
+
+def test_the_links_of_the_pages_lead_to_files() -> None:
+    links = [
+        (page, link)
+        for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    ]
+    assert len(links) >= 10
+    assert [link for page, link in links if not (page.parent / link).exists()] == []
