@@ -205,7 +205,7 @@ def doctor(
     def work() -> None:
         from sslgh.doctor.run_checks import run_checks
 
-        print_stderr(run_checks(_load(words)[0] if words else None, run_dir))
+        print_stderr(run_checks(_load_checked(words)[0] if words else None, run_dir))
 
     print_stderr(software())
     if unusable(failed):  # nothing else can be imported then
@@ -242,6 +242,18 @@ def _load(words: Sequence[str]) -> "list[Recipe]":
     return recipes
 
 
+def _load_checked(words: Sequence[str]) -> "list[Recipe]":
+    """Recipes whose names of objectives and protocols are known, before any data are read."""
+    from sslgh.engine.build import check_objective
+    from sslgh.evaluation import plan_probes
+
+    recipes = _load(words)
+    for recipe in recipes:
+        check_objective(recipe)
+        plan_probes(recipe.probe)
+    return recipes
+
+
 def _each_recipe(
     words: Sequence[str],
     work: "Callable[[Recipe], Row]",
@@ -253,7 +265,7 @@ def _each_recipe(
 
     recipes: list[Recipe] = []
     rows: list[Row] = []
-    code = run_command(lambda: recipes.extend(_load(words)))
+    code = run_command(lambda: recipes.extend(_load_checked(words)))
     for recipe in recipes:
         code = code or run_command(
             lambda recipe=recipe: rows.append(work(recipe)),  # type: ignore[misc]

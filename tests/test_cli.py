@@ -132,6 +132,14 @@ BAD = [
         "harmonize.warmup_epochs is 99, but the run ends after epoch 3",
     ),
     (["harmonize={vertices: 500}"], "harmonize.vertices is 500, but there are only 118 images"),
+    (
+        ["probe=[{protocol: knn}, {protocol: longtial}]", "data={source: cifar10, root: /nowhere}"],
+        "probe.1.protocol: unknown key 'longtial'; did you mean 'longtail'?",
+    ),
+    (
+        ["probe=[{protocol: longtail, objectives: [la, la-post]}]"],
+        "probe.0.objectives.1: unknown key 'la-post'; did you mean 'la-posthoc'?",
+    ),
     (["train.accumulation=2"], "set train.allow_fewer_negatives: true"),
     (["train={batch_size: 500, drop_last: true, epochs: 20}"], "lower train.batch_size"),
     (["data={source: cifar10, root: /nowhere}"], "/nowhere"),
@@ -170,6 +178,17 @@ def test_bad_input_is_one_sentence_on_stderr_exit_code_2_and_nothing_overwritten
         status = json.loads((tmp_path / "run" / "status.json").read_text())
         assert status["state"] == "failed"
         assert sentence in status["message"]
+
+
+def test_an_objective_that_trains_no_network_is_refused_before_data_are_read(
+    recipe_file, tmp_path, capsys
+) -> None:
+    missing = "data={source: cifar10, root: /nowhere}"
+    for command in ("run", "finetune", "doctor"):
+        words = ("method=null", "finetune={objective: la-posthoc}", missing)
+        assert call(command, recipe_file, *words) == 2
+        assert "finetune.objective: unknown key 'la-posthoc'" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("metrics.jsonl"))
 
 
 def test_probes_that_the_data_cannot_serve_are_refused_before_pretraining(

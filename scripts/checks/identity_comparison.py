@@ -20,7 +20,12 @@ from torch import Tensor
 RENAMED = {"labelled.": "labeled.", "centre": "center"}  # tensors
 RENAMED_METRICS = {"neighbourhood": "neighborhood"}  # fields of metrics.jsonl
 # Words of tables, keys and texts of results, texts of events.
-RENAMED_WORDS = {"standardised": "standardized", "equalised": "equalized", "neighbours": "neighbors"}
+RENAMED_WORDS = {
+    "standardise": "standardize",
+    "standardised": "standardized",
+    "equalised": "equalized",
+    "neighbours": "neighbors",
+}
 # Fields that depend on the clock, and fields of probe results that may differ.
 RATES = {"images_per_second", "seconds", "time"}
 FREE_FIELDS: set[str] = set()

@@ -65,11 +65,14 @@ class Objective:
         embedding: Term on the embeddings that the classifier reads; None: none.
         embedding_weight: What that term is multiplied by.
         term: Its temperature and balance; its tau is the objective's.
+        contrast_heads: Heads of a network for two contrast views of their own; empty: the term reads the
+            features of the classifier's view.
         head: Objective whose trained head is used; None: one of its own is trained.
-        sampling: How often an image is drawn: each alike, or each class alike.
+        sampling: How images are drawn: uniformly over images, or over classes.
         decision: Scores are the ``logits``, logits ``adjusted`` post hoc, those of ``normalized``
             class weights, or cosines to the class ``means``.
-        takes_tau: Whether a tau is read; otherwise it is 1 wherever it enters.
+        reads: Settings of finetuning that this objective reads, of those that not all read. A tau that is not
+            read is 1 wherever it enters.
     """
 
     margins: Rule = plain_margins
@@ -78,14 +81,25 @@ class Objective:
     embedding: EmbeddingTerm | None = None
     embedding_weight: float = EMBEDDING_WEIGHT
     term: TermSettings = field(default_factory=TermSettings)
+    contrast_heads: tuple[str, ...] = ()
     head: str | None = None
     sampling: Literal["instance", "class-balanced"] = "instance"
     decision: Literal["logits", "adjusted", "normalized", "means"] = "logits"
-    takes_tau: bool = False
+    reads: frozenset[str] = frozenset()
+
+    @property
+    def takes_tau(self) -> bool:
+        """Whether a strength is read."""
+        return "tau" in self.reads
+
+    @property
+    def trains_network(self) -> bool:
+        """Whether a whole network can be trained by it; others decide by, or retrain, the head of one trained with ce."""
+        return self.head is None and self.sampling == "instance" and self.decision == "logits"
 
     @property
     def rescales(self) -> bool:
-        """Whether the head of another objective is taken and one factor a class is learned on top."""
+        """Whether one factor per class is learned on top of the head of another objective."""
         return self.head is not None and self.sampling != "instance"
 
     @property
@@ -245,8 +259,15 @@ def _deferred_weights(
     return adaptive_margins(prior, tau=tau)._replace(weight=weight / (prior * weight).sum())
 
 
-def _adjusted_with(term: EmbeddingTerm) -> Objective:
-    return Objective(adjusted_margins, embedding=term, takes_tau=True)
+def _adjusted_with(
+    term: EmbeddingTerm, *reads: str, contrast_heads: tuple[str, ...] = ()
+) -> Objective:
+    return Objective(
+        adjusted_margins,
+        embedding=term,
+        contrast_heads=contrast_heads,
+        reads=TAU | {"embedding_weight", *reads},
+    )
 
 
 # Cross-entropy, and weights instead of margins.  la: the logit-adjusted loss (arXiv:2007.07314, eq. 10); la-posthoc:
@@ -255,27 +276,34 @@ def _adjusted_with(term: EmbeddingTerm) -> Objective:
 # Kang et al., arXiv:1910.09217.  elm: after Embedding and Logit Margins for Long-Tail Learning (arXiv:2204.13208),
 # whose exact form was not at hand: the LA loss plus a term on the embeddings, the four variants of the facts.  supcon,
 # bcl (CVPR 2022), rcl (after arXiv:2312.01753, exact form not at hand): the LA loss plus that contrastive term.
+TAU = frozenset({"tau"})
+# SupCon has no prototypes: a head without gradient would stop DDP.
+PROTOTYPES = ("projector", "prototype_head")
 OBJECTIVES: dict[str, Objective] = {
     "ce": Objective(),
     "balanced": Objective(balanced_margins),
     "effective": Objective(effective_number_margins),
     "focal": Objective(focus=2.0),
-    "la": Objective(adjusted_margins, takes_tau=True),
-    "la-posthoc": Objective(head="ce", decision="adjusted", takes_tau=True),
-    "la-weighted": Objective(weighted_adjusted_margins, takes_tau=True),
+    "la": Objective(adjusted_margins, reads=TAU),
+    "la-posthoc": Objective(head="ce", decision="adjusted", reads=TAU),
+    "la-weighted": Objective(weighted_adjusted_margins, reads=TAU),
     "balanced-softmax": Objective(adjusted_margins),
-    "ldam": Objective(adaptive_margins, takes_tau=True),
-    "ldam-drw": Objective(adaptive_margins, deferred=_deferred_weights, takes_tau=True),
-    "equalized": Objective(equalized_margins, takes_tau=True),
-    "tau-norm": Objective(head="ce", decision="normalized", takes_tau=True),
+    "ldam": Objective(adaptive_margins, reads=TAU),
+    "ldam-drw": Objective(
+        adaptive_margins, deferred=_deferred_weights, reads=TAU | {"deferred_epoch"}
+    ),
+    "equalized": Objective(equalized_margins, reads=TAU),
+    "tau-norm": Objective(head="ce", decision="normalized", reads=TAU),
     "crt": Objective(sampling="class-balanced"),
     "lws": Objective(head="ce", sampling="class-balanced"),
     "ncm": Objective(decision="means"),
-    "elm": _adjusted_with(margin_term),
-    "elm-contrast": _adjusted_with(contrast_term),
+    "elm": _adjusted_with(margin_term, "temperature"),
+    "elm-contrast": _adjusted_with(contrast_term, "temperature"),
     "elm-hinge": _adjusted_with(hinge_term),
     "elm-pull": _adjusted_with(pull_term),
-    "supcon": _adjusted_with(supervised_term),
-    "bcl": _adjusted_with(balanced_term),
-    "rcl": _adjusted_with(rebalanced_term),
+    "supcon": _adjusted_with(supervised_term, "temperature", contrast_heads=("projector",)),
+    "bcl": _adjusted_with(balanced_term, "temperature", contrast_heads=PROTOTYPES),
+    "rcl": _adjusted_with(
+        rebalanced_term, "temperature", "gamma", "scale", contrast_heads=PROTOTYPES
+    ),
 }

@@ -15,7 +15,6 @@ from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.loader import end_workers, labeled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
 from sslgh.data.sources import input_size, load_images, training_set
-from sslgh.data.supervised_augment import Policy
 from sslgh.data.supervised_dataset import SupervisedDataset
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "DataError",
     "EvalDataset",
     "ImageSet",
-    "Policy",
     "PretrainBatch",
     "PretrainDataset",
     "ResumableBatchSampler",

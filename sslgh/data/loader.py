@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from sslgh.data.batch_sampler import ResumableBatchSampler
 from sslgh.data.datasets import PretrainDataset
 from sslgh.data.image_set import ImageSet
-from sslgh.data.supervised_augment import Policy
 from sslgh.data.supervised_dataset import SupervisedDataset
 from sslgh.recipe.data import Data
+from sslgh.recipe.finetune import Policy
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ is after the code of ProCo, and randaugment above 64 pixels after that of BCL (a
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,8 +25,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
-
-Policy = Literal["crop-flip", "autoaugment", "randaugment", "none"]
+from sslgh.recipe.finetune import Policy
 
 SMALL = 64  # the largest side that is treated like CIFAR's (pixels)
 PADDING = 4

@@ -9,8 +9,9 @@ from sslgh.data.broken_images import load_or_replace
 from sslgh.data.datasets import PretrainDataset, SupervisedBatch
 from sslgh.data.image_set import ImageSet
 from sslgh.data.rng import LABELED, rng_for
-from sslgh.data.supervised_augment import Policy, random_view
+from sslgh.data.supervised_augment import random_view
 from sslgh.recipe.data import Augment
+from sslgh.recipe.finetune import Policy
 
 
 class SupervisedDataset(Dataset[SupervisedBatch]):

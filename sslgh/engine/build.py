@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
@@ -18,13 +19,11 @@ from sslgh.models import (
     load_backbone,
     use_global_batch_norm,
 )
-from sslgh.recipe import Recipe, RecipeError, check_arguments
+from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
 from sslgh.recipe.schema import Model, fewer_negatives
 
 SHAPE = ("hidden", "out", "layers")
-# Objectives that contrast two views of their own behind a projector.
-CONTRAST_VIEWS = frozenset({"supcon", "bcl", "rcl"})
 
 
 def build_method(recipe: Recipe, image_size: int) -> Method:
@@ -117,14 +116,40 @@ def _named_backbone(model: Model, image_size: int) -> nn.Module:
         ) from None
 
 
+def check_objective(recipe: Recipe) -> None:
+    """Refuse a ``finetune`` section that does not fit its objective; nothing without such a section.
+
+    Raises:
+        RecipeError: If the objective is unknown or trains no network, a setting is not read by it, or accumulation
+            would take negatives from its contrast.
+    """
+    settings, train = recipe.finetune, recipe.train
+    if settings is None:
+        return
+    trainable = {name: value for name, value in OBJECTIVES.items() if value.trains_network}
+    if settings.objective not in trainable:
+        raise RecipeError(f"finetune.objective: {unknown_key(settings.objective, trainable)}")
+    objective = trainable[settings.objective]
+    for name in sorted(frozenset().union(*(value.reads for value in trainable.values()))):
+        default = Finetune.model_fields[name].default
+        if name not in objective.reads and getattr(settings, name) != default:
+            raise RecipeError(
+                f"finetune: {name} is not read by objective {settings.objective}; leave it out"
+            )
+    if objective.embedding and train.accumulation > 1 and not train.allow_fewer_negatives:
+        raise RecipeError(fewer_negatives(train))
+
+
 def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     """The network of ``finetune``, initialized from the recipe's seed.
 
     Raises:
+        RecipeError: As `check_objective`.
         ValueError: If the backbone cannot be built, or there are no such weights.
     """
     settings = recipe.finetune
     assert settings is not None
+    check_objective(recipe)
     torch.manual_seed(recipe.seed)
     backbone = initial_backbone(recipe, image_size)
     features = backbone.num_features
@@ -136,14 +161,9 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     else:
         classifier = linear_classifier(features, num_classes)
     heads = {}
-    if settings.objective in CONTRAST_VIEWS:
-        shape = recipe.model.projector
-        # SupCon has no prototypes: a head that gets no gradient would stop DDP.
-        names = (
-            ("projector",) if settings.objective == "supcon" else ("projector", "prototype_head")
-        )
-        for name in names:
-            heads[name] = contrast_head(features, hidden=shape.hidden or 512, out=shape.out or 128)
+    shape = recipe.model.projector
+    for name in OBJECTIVES[settings.objective].contrast_heads:
+        heads[name] = contrast_head(features, hidden=shape.hidden or 512, out=shape.out or 128)
     network = Network(backbone, classifier, **heads, freeze=settings.freeze)
     if recipe.model.batch_norm == "global":
         use_global_batch_norm(network)

@@ -32,7 +32,7 @@ from sslgh.distributed import gather, weighted_mean
 from sslgh.engine import trainer
 from sslgh.engine.backbone_card import backbone_metadata
 from sslgh.engine.broken_images import BrokenImages
-from sslgh.engine.build import CONTRAST_VIEWS, build_network
+from sslgh.engine.build import build_network
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_estimate import check_size
@@ -120,9 +120,9 @@ class Finetuning:
             )
         self.recipe, self.settings, self.images = recipe, settings, images
         self.image_size = input_size(recipe.data, images)
-        self.contrasts = settings.objective in CONTRAST_VIEWS
         check_size(recipe, images, self.image_size)
         self.network = build_network(recipe, self.image_size, len(images.class_names))
+        self.contrasts = bool(OBJECTIVES[settings.objective].contrast_heads)
         if recipe.train.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.ema: AveragedModel | None = None

@@ -18,11 +18,9 @@ from sslgh.recipe.base import ConfigModel, Count, PathOrWord, Positive, Probabil
 from sslgh.recipe.data import Data
 from sslgh.recipe.finetune import Finetune
 from sslgh.recipe.harmonize import Boost, Harmonize
-from sslgh.recipe.objectives import TERMS, Objective
 
 # One number, or several to choose from: a list in a recipe, or a bare number.
 Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
-ProtocolName = Literal["gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"]
 
 
 class Projector(ConfigModel):
@@ -167,11 +165,11 @@ def fewer_negatives(train: Train) -> str:
 class Probe(ConfigModel):
     """One evaluation of the frozen backbone by a named protocol."""
 
-    protocol: ProtocolName = Field(description="see sslgh.evaluation.protocols")
-    objectives: tuple[Objective, ...] = Field(
+    protocol: str = Field(description="a key of sslgh.evaluation.PROTOCOLS")
+    objectives: tuple[str, ...] = Field(
         ("ce", "la", "la-posthoc", "elm"),
         min_length=1,
-        description="longtail: which objectives to train",
+        description="longtail: objectives to train, keys of sslgh.classify.OBJECTIVES",
     )
     tau: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Choices] = Field(
         (1.0,),
@@ -275,7 +273,9 @@ class Recipe(ConfigModel):
                 f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulation "
                 f"{self.train.accumulation}"
             )
-        self._negatives_are_not_lost()
+        few = self.train.accumulation > 1 and not self.train.allow_fewer_negatives
+        if few and self.harmonize is not None:
+            raise ValueError(fewer_negatives(self.train))
         return self
 
     def _two_stages_have_a_middle(self) -> None:
@@ -287,9 +287,3 @@ class Recipe(ConfigModel):
             raise ValueError(
                 f"optim.warmup_epochs is {self.optim.warmup_epochs}, after GH begins in epoch {self.gh_start}"
             )
-
-    def _negatives_are_not_lost(self) -> None:
-        few = self.train.accumulation > 1 and not self.train.allow_fewer_negatives
-        contrasts = self.harmonize or (self.finetune and self.finetune.objective in TERMS)
-        if few and contrasts:
-            raise ValueError(fewer_negatives(self.train))

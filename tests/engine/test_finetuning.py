@@ -228,10 +228,14 @@ def test_recipes_that_cannot_be_trained_are_refused(supervised, tiny, tmp_path) 
         finetune(tiny(), init_accelerator())
     with pytest.raises(RecipeError, match="sslgh finetune"):
         pretrain(supervised(), init_accelerator())
-    with pytest.raises(RecipeError, match=r"finetune\.objective"):
-        supervised("finetune.objective=crt")
-    with pytest.raises(RecipeError, match="gamma is not read by objective la"):
-        supervised("finetune.gamma=3")
+    with pytest.raises(
+        RecipeError, match=r"finetune\.objective: unknown key 'crt'; known keys: balanced,"
+    ):
+        finetune(supervised("finetune.objective=crt"), init_accelerator())
+    with pytest.raises(RecipeError, match="finetune: gamma is not read by objective la; leave it"):
+        finetune(supervised("finetune.gamma=3"), init_accelerator())
+    with pytest.raises(RecipeError, match=r"set train\.allow_fewer_negatives: true"):
+        finetune(supervised("finetune.objective=elm", "train.accumulation=2"), init_accelerator())
     with pytest.raises(RecipeError, match=r"freeze needs model\.init"):
         supervised("finetune.freeze=true")
     with pytest.raises(RecipeError, match="one of method: and finetune:"):

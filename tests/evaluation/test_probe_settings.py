@@ -7,7 +7,7 @@ import torch
 from sslgh.classify import Head, select_heads
 from sslgh.data import DataError
 from sslgh.evaluation import PROTOCOLS, check_probes, probe_features, read_results
-from sslgh.evaluation.probe_settings import plan_probe
+from sslgh.evaluation.probe_settings import plan_probe, plan_probes
 from sslgh.recipe import RecipeError
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe
@@ -237,3 +237,12 @@ def test_too_few_images_for_the_neighbors_are_refused():
     check(protocol="knn", neighbors=30)
     with pytest.raises(DataError, match="31 neighbors to vote, but there are 30"):
         check(protocol="knn", neighbors=31)
+
+
+def test_an_unknown_name_is_refused_with_its_key_and_the_nearest_known_one():
+    probes = [Probe(protocol="knn"), Probe(protocol="longtail", objectives=("la", "la-post"))]
+    message = r"probe\.1\.objectives\.1: unknown key 'la-post'; did you mean 'la-posthoc'\?"
+    with pytest.raises(RecipeError, match=message):
+        plan_probes(probes)
+    with pytest.raises(RecipeError, match=r"probe\.0\.protocol: unknown key 'longtial'; did you"):
+        plan_probes([Probe(protocol="longtial")])
