@@ -8,14 +8,13 @@ from sslgh.data.datasets import (
     PretrainBatch,
     PretrainDataset,
     SupervisedBatch,
-    Weak,
+    SupervisedDataset,
     local_side,
 )
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.loader import end_workers, labeled_loader, view_loader
 from sslgh.data.long_tail import select_long_tail
 from sslgh.data.sources import input_size, load_images, training_set
-from sslgh.data.supervised_dataset import SupervisedDataset
 
 __all__ = [
     "MEAN",
@@ -30,7 +29,6 @@ __all__ = [
     "Sampling",
     "SupervisedBatch",
     "SupervisedDataset",
-    "Weak",
     "augment_local_views",
     "augment_views",
     "class_sampling",

@@ -1,4 +1,4 @@
-"""Datasets over a set of images: two random views and local crops, the plain image, one weak view."""
+"""Datasets over a set of images: for pretraining, supervised training and evaluation."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,16 @@ from torch.utils.data import Dataset
 from sslgh.data.augment import NUM_PARAMS, draw_params
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.broken_images import load_or_replace
-from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import pixels, plain_crop, random_box, resized_crop
 from sslgh.data.image_set import ImageSet
-from sslgh.data.rng import LOCAL, VIEWS, WEAK, rng_for
+from sslgh.data.rng import LABELED, LOCAL, VIEWS, WEAK, rng_for
+from sslgh.data.supervised_augment import random_view, weak_view
 from sslgh.recipe.data import Augment
+from sslgh.recipe.finetune import Policy
 
 
 def local_side(augment: Augment, size: int) -> int:
-    """Side s of a local crop (pixels) beside full views of ``size``.
+    """Side s of a local crop (pixels) with full views of ``size``.
 
     Without a ``local_size`` the 96 of 224 pixels of SwAV and DINO, as a multiple of 4 for the patches
     of a ViT.
@@ -139,54 +141,85 @@ class PretrainDataset(Dataset[PretrainBatch]):
         return torch.from_numpy(crops)
 
 
+class SupervisedDataset(Dataset[SupervisedBatch]):
+    """A view by the policy, the two crops of ``PretrainDataset``, the label and the index.
+
+    A sample depends on the seed and its ``SampleKey`` alone, and the crops are those of self-supervised
+    training. An image that cannot be read is replaced by ``load_or_replace``; label and index are then
+    those of the replacement.
+
+    Args:
+        images: The training set, with labels.
+        augment: Settings of the two crops.
+        size: S (pixels).
+        seed: Random seed of the run.
+        policy: Augmentation of the view.
+        contrast: Whether the crops are wanted.
+
+    Raises:
+        ValueError: If the images have no labels.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        augment: Augment,
+        *,
+        size: int,
+        seed: int,
+        policy: Policy = "crop-flip",
+        contrast: bool = False,
+    ) -> None:
+        if images.labels is None:
+            raise ValueError("supervised training needs labels, and this set of images has none")
+        self.images = images
+        self.labels: list[int] = images.labels.tolist()
+        self.size = size
+        self.seed = seed
+        self.policy: Policy = policy
+        self.crops = PretrainDataset(images, augment, size=size, seed=seed) if contrast else None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: SampleKey) -> SupervisedBatch:
+        image, key, broken = load_or_replace(self.images, key, seed=self.seed)
+        generator = rng_for(self.seed, LABELED, key.epoch, key.index, key.repeat)
+        view = torch.from_numpy(random_view(image, self.size, self.policy, generator))
+        if self.crops is None:
+            crops = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+            params = torch.empty(0, NUM_PARAMS)
+        else:
+            crops, params = self.crops.crops(image, key)
+        target = self.labels[key.index]
+        return SupervisedBatch(view, crops, params, *map(torch.tensor, (target, key.index, broken)))
+
+
 class EvalDataset(Dataset[tuple[Tensor, int]]):
-    """The image as evaluation sees it: uint8 (3, S, S) and its index.
+    """The image as evaluation sees it, uint8 (3, S, S), and its index.
 
     Images of S x S pixels are left alone; others get a short side of S * 256 / 224 and are cut to the
     central square.
+
+    Args:
+        images: N images.
+        size: S (pixels).
+        weak_seed: Random seed of a weakly augmented view instead, drawn once for each image
+            (``weak_view``); None: no augmentation.
     """
 
-    def __init__(self, images: ImageSet, *, size: int) -> None:
+    def __init__(self, images: ImageSet, *, size: int, weak_seed: int | None = None) -> None:
         self.images = images
         self.size = size
+        self.weak_seed = weak_seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.from_numpy(pixels(plain_crop(self.images.image(index), self.size))), index
-
-
-class Weak(Dataset[tuple[Tensor, int]]):
-    """One weakly augmented view, uint8 (3, S, S), drawn once for a seed and an index.
-
-    Up to 64 pixels: zero padding of 4, a random crop and a flip, as on CIFAR. Above: torchvision's
-    random resized crop with its own defaults (area 0.08 to 1) and a flip.
-    """
-
-    def __init__(self, images: ImageSet, *, size: int, seed: int) -> None:
-        self.images = images
-        self.size = size
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        flip, *random_params = rng_for(self.seed, WEAK, 0, index).random(1 + CROP_PARAMS).tolist()
         image = self.images.image(index)
-        view = (
-            self._shifted(image, random_params)
-            if self.size <= 64
-            else self._resized(image, random_params)
-        )
-        return torch.from_numpy(view[..., ::-1].copy() if flip < 0.5 else view), index
-
-    def _shifted(self, image: Image.Image, random_params: list[float]) -> NDArray[np.uint8]:
-        padded = np.pad(pixels(plain_crop(image, self.size)), ((0, 0), (4, 4), (4, 4)))
-        top, left = int(random_params[0] * 9), int(random_params[1] * 9)
-        return padded[:, top : top + self.size, left : left + self.size].copy()
-
-    def _resized(self, image: Image.Image, random_params: list[float]) -> NDArray[np.uint8]:
-        box = random_box(*image.size, random_params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
-        return resized_crop(image, box, self.size, "bilinear")
+        if self.weak_seed is None:
+            view = pixels(plain_crop(image, self.size))
+        else:
+            view = weak_view(image, self.size, rng_for(self.weak_seed, WEAK, 0, index))
+        return torch.from_numpy(view), index

@@ -14,9 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from sslgh.data.batch_sampler import ResumableBatchSampler
-from sslgh.data.datasets import PretrainDataset
+from sslgh.data.datasets import PretrainDataset, SupervisedDataset
 from sslgh.data.image_set import ImageSet
-from sslgh.data.supervised_dataset import SupervisedDataset
 from sslgh.recipe.data import Data
 from sslgh.recipe.finetune import Policy
 

@@ -37,24 +37,42 @@ FILL = (124, 116, 104)
 def random_view(
     image: Image.Image, size: int, policy: Policy, generator: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """One view, uint8 (3, S, S); crop and flip are the same whatever the policy adds.
+    """One random view, uint8 (3, S, S); crop and flip are the same whatever the policy adds.
 
     Args:
         image: RGB, of any size.
         size: S (pixels).
-        policy: What is done to it.
-        generator: Where every random number comes from.
+        policy: Augmentation.
+        generator: Source of every random number.
     """
     if policy == "none":
         return pixels(plain_crop(image, size))
     small = size <= SMALL
-    crop = _shifted(image, size, generator) if small else _resized(image, size, generator)
+    if small:
+        crop = _shifted(image, size, *generator.integers(2 * PADDING + 1, size=2).tolist())
+    else:
+        crop = _resized(image, size, generator.random(CROP_PARAMS).tolist())
     flipped = ImageOps.mirror(crop) if generator.random() < 0.5 else crop
     if policy == "crop-flip":
         return pixels(flipped)
     changed = _apply(_strong(policy, small), flipped, seed=int(generator.integers(2**63)))
     view = pixels(changed)
     return cut_out(view, generator) if small and policy == "autoaugment" else view
+
+
+def weak_view(image: Image.Image, size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """A view of the policy crop-flip, uint8 (3, S, S), as the ``gh-*`` protocols draw it.
+
+    They drew other random numbers before there were policies; to draw those of ``random_view`` would be
+    a new version of the protocols.
+    """
+    flip, *params = generator.random(1 + CROP_PARAMS).tolist()
+    if size <= SMALL:
+        top, left = (int(u * (2 * PADDING + 1)) for u in params[:2])
+        crop = _shifted(image, size, left, top)
+    else:
+        crop = _resized(image, size, params)
+    return pixels(ImageOps.mirror(crop) if flip < 0.5 else crop)
 
 
 def cut_out(view: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -74,15 +92,13 @@ def cut_out(view: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[
     return view
 
 
-def _shifted(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
+def _shifted(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
     padded = ImageOps.expand(plain_crop(image, size), PADDING)
-    left, top = generator.integers(2 * PADDING + 1, size=2).tolist()
     return padded.crop((left, top, left + size, top + size))
 
 
-def _resized(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
-    random_params = generator.random(CROP_PARAMS).tolist()
-    box = random_box(*image.size, random_params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
+def _resized(image: Image.Image, size: int, params: list[float]) -> Image.Image:
+    box = random_box(*image.size, params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
     return Image.fromarray(resized_crop(image, box, size, "bilinear").transpose(1, 2, 0))
 
 

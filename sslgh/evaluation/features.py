@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from sslgh.data import DataError, EvalDataset, ImageSet, Weak, normalize
+from sslgh.data import DataError, EvalDataset, ImageSet, normalize
 from sslgh.data.arrays import UNREADABLE
 from sslgh.data.image_set import check_classes
 from sslgh.data.quarantined import QUARANTINE, READS_NOW, quarantined, reason
@@ -177,8 +177,8 @@ def cached_features(
     Raises:
         DataError: If an image cannot be read: an accuracy over fewer images is another number.
     """
-    dataset = Weak(images, size=size, seed=0) if weak else EvalDataset(images, size=size)
-    view = f"{type(dataset).__name__} size {size} seed 0 version {VERSION}"
+    dataset = EvalDataset(images, size=size, weak_seed=0 if weak else None)
+    view = f"{'Weak' if weak else 'Plain'} size {size} seed 0 version {VERSION}"
     features = None
     if accelerator.is_main_process:  # the others would read all the files once more
         path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"

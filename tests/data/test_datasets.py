@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data import EvalDataset, ImageSet, PretrainDataset, Weak, local_side
+from sslgh.data import EvalDataset, ImageSet, PretrainDataset, local_side
 from sslgh.data.augment import NUM_PARAMS
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.crop import random_box, resized_crop
@@ -188,11 +188,15 @@ def test_plain_cuts_other_images_to_the_center():
     assert np.array_equal(image.permute(1, 2, 0), np.asarray(expected))
 
 
+def weak(size, seed):
+    return EvalDataset(IMAGES, size=size, weak_seed=seed)
+
+
 def test_a_weak_view_is_a_shift_of_at_most_four_pixels_with_zeros_and_a_flip():
     found = set()
     for seed in range(40):
         for i in range(N):
-            view, index = Weak(IMAGES, size=20, seed=seed)[i]
+            view, index = weak(20, seed)[i]
             assert index == i
             found.add(_shift(view.numpy(), PIXELS[i].transpose(2, 0, 1)))
     assert {y for y, _, _ in found} == {x for _, x, _ in found} == set(range(9))
@@ -200,7 +204,7 @@ def test_a_weak_view_is_a_shift_of_at_most_four_pixels_with_zeros_and_a_flip():
 
 
 def test_a_seed_gives_every_image_a_weak_view_of_its_own():
-    views = Weak(IMAGES, size=20, seed=0)
+    views = weak(20, 0)
     shifts = {_shift(views[i][0].numpy(), PIXELS[i].transpose(2, 0, 1)) for i in range(N)}
     assert len(shifts) > N // 2
 
@@ -217,15 +221,28 @@ def _shift(view, image):
 
 
 def test_a_weak_view_is_drawn_once():
-    a, b = Weak(IMAGES, size=20, seed=1), Weak(IMAGES, size=20, seed=1)
+    a, b = weak(20, 1), weak(20, 1)
     assert same(a[2], b[2])
     assert same(a[2], a[2])
-    assert not same(a[2], Weak(IMAGES, size=20, seed=2)[2])
+    assert not same(a[2], weak(20, 2)[2])
 
 
 def test_a_weak_view_of_a_large_image_is_a_resized_crop():
-    views = torch.stack([Weak(IMAGES, size=80, seed=seed)[0][0] for seed in range(20)])
+    views = torch.stack([weak(80, seed)[0][0] for seed in range(20)])
     assert views.shape == (20, 3, 80, 80)
     border = torch.cat([views[..., 0], views[..., -1]])
     assert (border == 0).float().mean() < 0.05  # no zero padding
     assert len(torch.unique(views.flatten(1), dim=0)) == 20
+
+
+def test_weak_views_are_those_of_the_first_release():
+    # A change of these numbers is a new version of the gh-* protocols.
+    for i in range(N):
+        flip, top, left = rng_for(5, WEAK, 0, i).random(3)
+        shift = int(top * 9), int(left * 9), bool(flip < 0.5)
+        assert _shift(weak(20, 5)[i][0].numpy(), PIXELS[i].transpose(2, 0, 1)) == shift
+        flip, *params = rng_for(5, WEAK, 0, i).random(23).tolist()
+        box = random_box(20, 20, params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
+        view = resized_crop(IMAGES.image(i), box, 80, "bilinear")
+        expected = view[..., ::-1] if flip < 0.5 else view
+        assert np.array_equal(weak(80, 5)[i][0], expected)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslgh.data import EvalDataset, ImageSet, Weak, normalize
+from sslgh.data import EvalDataset, ImageSet, normalize
 from sslgh.evaluation import cached_features, extract_features
 
 
@@ -217,7 +217,7 @@ def test_a_damaged_cache_is_extracted_anew_and_said(tmp_path, caplog, damage):
 def test_weak_features_are_those_of_the_weak_views(tmp_path):
     backbone, images = Convolution(), pictures(9)
     expected = extract_features(
-        backbone, Weak(images, size=8, seed=0), accelerator=Accelerator(cpu=True)
+        backbone, EvalDataset(images, size=8, weak_seed=0), accelerator=Accelerator(cpu=True)
     )
     assert torch.equal(cached(backbone, images, tmp_path, weak=True), expected)
 
