@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 # Part of an old name -> part of the new one.
-RENAMED = {"labelled.": "labeled.", "centre": "center"}  # tensors
+RENAMED = {"labelled.": "labeled.", "centre": "center", "alarm.rung": "alarm.triggered"}  # tensors
 RENAMED_METRICS = {"neighbourhood": "neighborhood"}  # fields of metrics.jsonl
 # Words of tables, keys and texts of results, texts of events.
 RENAMED_WORDS = {

@@ -14,7 +14,7 @@ from torch import nn
 
 from sslgh.data import ImageSet
 from sslgh.engine.build import build_method, build_network
-from sslgh.engine.monitor.labels import MOST_TRACKED
+from sslgh.engine.monitor.labels import MAX_TRACKED
 from sslgh.recipe import Recipe, RecipeError
 
 FLOAT = 4
@@ -112,7 +112,7 @@ def _bytes(network: nn.Module) -> int:
 
 
 def _remembered(recipe: Recipe, num_images: int, width: int) -> int:
-    tracked = min(MOST_TRACKED, num_images) * width * FLOAT
+    tracked = min(MAX_TRACKED, num_images) * width * FLOAT
     if recipe.harmonize is None:
         return tracked
     vertices = recipe.harmonize.vertices

@@ -182,7 +182,7 @@ class Pretraining:
         self.method.after_step(step.progress)
         metrics: Metrics = {}
         for output, index in self.outputs:
-            metrics = self.aux.observe(output, index, logged=step.should_log)
+            metrics = self.aux.update(output, index, logged=step.should_log)
         self.outputs.clear()
         return metrics
 

@@ -1,1 +1,1 @@
-"""Health of a run: statistics, alarms, probes on the side."""
+"""Monitoring of pretraining: statistics of the embeddings, a collapse alarm, an online probe."""

@@ -1,4 +1,4 @@
-"""What accompanies a method through pretraining: state beside the module that DDP sees.
+"""Auxiliary state outside the DDP module: harmonizer, EMA of the losses, label monitor, collapse alarm.
 
 Shapes: n samples of a batch, N of the training set, C classes.
 """
@@ -22,13 +22,13 @@ from sslgh.recipe import Recipe
 
 
 class LabelMonitor(nn.Module):
-    """The labels of a training set, and what they judge.
+    """Monitors the embeddings with the labels of a training set, which training never sees.
 
     Args:
-        labels: Shape (N,).
-        class_counts: Shape (C,).
-        features: F, width of the backbone.
-        width: D, of the embedding.
+        labels: Class per training image, shape (N,).
+        class_counts: Training images per class, shape (C,).
+        features: Width F of the backbone's features.
+        width: Embedding width D.
     """
 
     labels: Tensor
@@ -48,32 +48,32 @@ class LabelMonitor(nn.Module):
         self.tracked = TrackedEmbeddings(labels, len(counts), width)
         self.probe = OnlineProbe(features, counts)
 
-    def observe(
+    def update(
         self, features: Tensor, z: Tensor, index: Tensor, *, logged: bool
     ) -> dict[str, Tensor]:
-        """Remember embeddings and train the probe; its accuracies where they are logged."""
-        self.tracked.observe(z, index)
-        accuracy = self.probe.observe(features, self.labels[index])
+        """Store embeddings and train the probe; returns its accuracies if the step is logged."""
+        self.tracked.update(z, index)
+        accuracy = self.probe.update(features, self.labels[index])
         if not logged:
             return {}
         groups = self.probe.group_accuracy(self.groups)
         return {"online": accuracy} | {f"online_{name}": value for name, value in groups.items()}
 
     def report(self, harmonizer: GeometricHarmonizer | None) -> dict[str, float]:
-        """`labeled_health` of what is remembered; process 0 only."""
+        """`labeled_health` of the stored embeddings; rank 0 only."""
         embeddings, index = self.tracked.known()
         surrogate = None if harmonizer is None else harmonizer.labels[index]
         return labeled_health(embeddings, self.labels[index], self.groups, surrogate=surrogate)
 
 
 class AuxiliaryState(nn.Module):
-    """What a recipe asks for beside its method; the state of what is there belongs to a checkpoint.
+    """Everything that is updated with the method but not trained by DDP; saved in every checkpoint.
 
     Args:
         harmonizer: Geometric Harmonization, or None.
-        boost: Losses of the samples, for boosted augmentation, or None.
-        labeled: What the labels are used for, none of it training; None where they are not known.
-        width: D, of the embedding.
+        boost: EMA of the per-sample losses, for boosted augmentation, or None.
+        labeled: Monitor with labels; None for an unlabeled training set.
+        width: Embedding width D.
     """
 
     def __init__(
@@ -90,16 +90,16 @@ class AuxiliaryState(nn.Module):
 
     @property
     def epoch_indices(self) -> Callable[[int], NDArray[np.int64]] | None:
-        """The positions that an epoch shows, where the stream is resampled."""
+        """Positions of an epoch's images, if GH resamples them."""
         if self.harmonizer is None or not self.harmonizer.resample:
             return None
         return self.harmonizer.epoch_indices
 
-    def observe(self, output: MethodOutput, index: Tensor, *, logged: bool) -> dict[str, Tensor]:
-        """Remember what a step showed of the samples at ``index`` (n,). Collective: call it on every rank.
+    def update(self, output: MethodOutput, index: Tensor, *, logged: bool) -> dict[str, Tensor]:
+        """Store the outputs for the samples at ``index`` (n,). Collective: call it on every rank.
 
         Returns:
-            Numbers for the log.
+            Metrics for the log.
         """
         z = output.embeddings[0].detach()
         if self.harmonizer is not None:
@@ -109,20 +109,18 @@ class AuxiliaryState(nn.Module):
             self.boost.observe(output.per_sample.detach(), index)
         if self.labeled is None:
             return {}
-        return self.labeled.observe(output.features, z, index, logged=logged)
+        return self.labeled.update(output.features, z, index, logged=logged)
 
     def report(self) -> dict[str, float]:
-        """What the labels say of the embedding; process 0 only."""
-        if self.labeled is None:
-            return {}
-        return self.labeled.report(self.harmonizer)
+        """Metrics of the embeddings against the labels; rank 0 only."""
+        return {} if self.labeled is None else self.labeled.report(self.harmonizer)
 
 
 def build_auxiliary(recipe: Recipe, images: ImageSet, method: Method) -> AuxiliaryState:
-    """The companions that a recipe and the data ask for.
+    """Build the auxiliary state for a recipe and its training set.
 
     Raises:
-        RecipeError: As `build_harmonizer`.
+        RecipeError: If the harmonizer's settings do not fit.
     """
     harmonizer = build_harmonizer(recipe, len(images), method.embedding_dim)
     boost = None

@@ -1,4 +1,4 @@
-"""The alarm that rings when the embeddings collapse."""
+"""Alarm for collapsed embeddings."""
 
 from collections.abc import Mapping
 
@@ -15,33 +15,33 @@ LINES = 10
 
 
 class CollapseAlarm(nn.Module):
-    """Looks at the logged numbers and says one sentence when the embeddings stay collapsed.
+    """Watches the logged numbers and returns one warning when the embeddings stay collapsed.
 
     Every line that looks collapsed counts one up, every other one down, within 0 and 10: at 10 the alarm
-    rings, once, and is armed again when the count is back at 0. Both are buffers: a resumed run rings as the
-    unbroken one does.
+    is triggered, once, and is armed again when the count is back at 0. Both are buffers: a resumed run warns
+    as an uninterrupted one does.
 
     Args:
-        dim: Embedding width D, to be named.
+        dim: Embedding width D, for the warning.
 
     Examples:
         >>> alarm = CollapseAlarm(128)
-        >>> said = [alarm({"embedding_std": 0.01, "effective_rank": 1.1}) for _ in range(20)]
-        >>> [line for line, sentence in enumerate(said, 1) if sentence]
+        >>> warnings = [alarm({"embedding_std": 0.01, "effective_rank": 1.1}) for _ in range(20)]
+        >>> [line for line, warning in enumerate(warnings, 1) if warning]
         [10]
     """
 
     count: Tensor
-    rung: Tensor
+    triggered: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.register_buffer("count", torch.tensor(0))
-        self.register_buffer("rung", torch.tensor(False))
+        self.register_buffer("triggered", torch.tensor(False))
 
     def forward(self, values: Mapping[str, float]) -> str | None:
-        """The sentence, or None. Lines without the numbers of `batch_health` are passed over."""
+        """The warning, or None. Lines without the numbers of `batch_health` do not count."""
         if "embedding_std" not in values or "effective_rank" not in values:
             return None
         spread, rank = values["embedding_std"], values["effective_rank"]
@@ -49,10 +49,10 @@ class CollapseAlarm(nn.Module):
         count = min(max(int(self.count) + (1 if collapsed else -1), 0), LINES)
         self.count.fill_(count)
         if count == 0:
-            self.rung.fill_(False)
-        if count < LINES or bool(self.rung):
+            self.triggered.fill_(False)
+        if count < LINES or bool(self.triggered):
             return None
-        self.rung.fill_(True)
+        self.triggered.fill_(True)
         return (
             f"the embeddings have collapsed: almost all images are embedded alike (embedding_std {spread:.2f}, "
             f"where 1 fills the sphere and 0 is one point; effective rank {rank:.1f} of {self.dim}); start again "

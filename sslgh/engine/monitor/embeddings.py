@@ -1,7 +1,7 @@
-"""The health of a step: what the embeddings of a batch say without labels.
+"""Health of a step: metrics of a batch's embeddings without labels.
 
-Computed on the steps whose numbers are logged, on the device, from the samples of all processes:
-the values are the same on each. Shapes: N samples here, D embedding width.
+Computed on logged steps, on the device, from the samples of all ranks: the values are equal on all.
+Shapes: N samples of this rank, D embedding width.
 """
 
 import math
@@ -20,13 +20,13 @@ def batch_health(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     """Spread, rank, alignment and uniformity of the normalized embeddings. Collective: call it on every rank.
 
     Args:
-        z1: Own embeddings of the first view, shape (N, D). Need not be normalized.
-        z2: Of the second view, shape (N, D).
+        z1: Local embeddings of the first view, shape (N, D), not necessarily normalized.
+        z2: Local embeddings of the second view, shape (N, D).
 
     Returns:
-        Shape () each. ``alignment`` of the two views; of the first view ``embedding_std``,
-        ``effective_rank`` and ``uniformity``, which a batch of one image does not have. Only
-        ``effective_rank`` waits for the device.
+        Shape () each. ``alignment`` of the two views; for more than one image ``embedding_std``,
+        ``effective_rank`` and ``uniformity`` of the first view. Only ``effective_rank`` waits for
+        the device.
     """
     gathered, _ = gather(torch.cat([z1, z2], dim=1).float())
     z1, z2 = gathered.chunk(2, dim=1)
@@ -43,10 +43,10 @@ def embedding_norm(z1: Tensor, z2: Tensor, *, gathered: bool) -> Tensor:
     """Mean length of the embeddings of both views.
 
     Args:
-        z1: Shape (N, D).
-        z2: Shape (N, D).
-        gathered: Of all processes, a collective: the mean over the processes of what is returned is the mean over
-            all images, however many each has.
+        z1: Local embeddings of the first view, shape (N, D).
+        z2: Local embeddings of the second view, shape (N, D).
+        gathered: Whether to weigh by the ranks' numbers of images, a collective: the mean of the
+            returned values over the ranks is then the mean over all images.
 
     Returns:
         Shape ().
@@ -72,16 +72,16 @@ def spread(z: Tensor) -> Tensor:
 def gh_share(loss_ssl: Tensor, loss_gh: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     """Share of GH in the pull on the embeddings: |g_gh| / (|g_gh| + |g_ssl|). Collective: call it on every rank.
 
-    g is the gradient of a loss by the embeddings of all processes; where the two views are parts of one
-    tensor, as those of `Tensor.chunk` are, by that tensor, since a predictor may sit on it. Call it
-    before the backward, on logged steps only: it goes back through both losses down to the
-    embeddings. The graph stays.
+    g is the gradient of a loss with respect to the embeddings of all ranks; if the two views are chunks of
+    one tensor, with respect to that tensor, since a predictor may be applied to it. Call it before the
+    backward pass, on logged steps only: it goes back through both losses down to the embeddings. The
+    graph is kept.
 
     Args:
-        loss_ssl: Of the method, shape (), as `MethodOutput.loss`.
-        loss_gh: The weighted GH term, shape (), as the harmonizer returns it.
-        z1: Own embeddings of the first view, shape (N, D), that both losses are computed from.
-        z2: Of the second view, shape (N, D).
+        loss_ssl: Loss of the method, shape (), as `MethodOutput.loss`.
+        loss_gh: Weighted GH term, shape (), as the harmonizer returns it.
+        z1: Local embeddings of the first view, shape (N, D), that both losses are computed from.
+        z2: Local embeddings of the second view, shape (N, D).
 
     Returns:
         Shape (), from 0 (GH is off) to 1, without gradient.
@@ -101,7 +101,7 @@ def gh_share(loss_ssl: Tensor, loss_gh: Tensor, z1: Tensor, z2: Tensor) -> Tenso
 
 
 def _square(loss: Tensor, embeddings: list[Tensor]) -> Tensor:
-    """Squared norm of the gradient of a loss by the embeddings."""
+    """Squared norm of the gradient of a loss with respect to the embeddings."""
     gradients = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
     found = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
     if not found:

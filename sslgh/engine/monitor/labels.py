@@ -1,6 +1,6 @@
-"""The health of the embeddings against the labels, where a training set knows them.
+"""Metrics of the embeddings against the labels, which training never sees.
 
-Nothing of it is seen by the training. Shapes: M tracked samples, n of a batch, D width, C classes.
+Shapes: M tracked samples, n samples of a batch, D width, C classes.
 """
 
 import math
@@ -22,7 +22,7 @@ from sslgh.functional.groups import class_accuracy, group_means
 from sslgh.functional.neighbors import nearest_neighbor_votes
 from sslgh.harmonize.ema_bank import EmaBank
 
-MOST_TRACKED = 10_000
+MAX_TRACKED = 10_000
 # Votes as in Wu et al. (arXiv:1805.01978, section 3.4), with a tenth of their neighbors: the memory is
 # smaller than a training set. The temperature lets the nearest decide, so that five images of a class
 # can outvote fifteen of others.
@@ -30,15 +30,15 @@ NEIGHBORS, TEMPERATURE = 20, 0.1
 
 
 class TrackedEmbeddings(nn.Module):
-    """The latest embedding of at most 10,000 training samples, kept on process 0.
+    """The latest embedding of at most 10,000 training samples, stored on rank 0.
 
-    Every class is given the same number of places, ceil(10,000 / C), and its samples are spread evenly
-    over the data set: a class with fewer is there whole.
+    Every class has the same number of places, ceil(10,000 / C), and its samples are spread evenly
+    over the data set; of a smaller class all samples are tracked.
 
     Args:
         labels: Class of every training sample, shape (N,).
-        num_classes: C.
-        width: D.
+        num_classes: Number of classes C.
+        width: Embedding width D.
     """
 
     place: Tensor
@@ -46,7 +46,7 @@ class TrackedEmbeddings(nn.Module):
 
     def __init__(self, labels: NDArray[np.int64], num_classes: int, width: int) -> None:
         super().__init__()
-        index = _spread_evenly(labels, math.ceil(MOST_TRACKED / num_classes))[:MOST_TRACKED]
+        index = _spread_evenly(labels, math.ceil(MAX_TRACKED / num_classes))[:MAX_TRACKED]
         place = torch.full((len(labels),), len(index))
         place[index] = torch.arange(len(index))
         # Both follow from the labels and need not be saved.
@@ -55,18 +55,18 @@ class TrackedEmbeddings(nn.Module):
         # All samples that are not tracked share a last row: to sort them out would wait for the device.
         self.memory = EmaBank(len(index) + 1, width)
 
-    def observe(self, z: Tensor, index: Tensor) -> None:
-        """Remember embeddings (n, D) of the samples at ``index`` (n,), once a step. Collective: call it on every rank."""
+    def update(self, z: Tensor, index: Tensor) -> None:
+        """Store embeddings (n, D) of the samples at ``index`` (n,), once per step. Collective: call it on every rank."""
         self.memory.update(z, self.place[index], momentum=0)
 
     def known(self) -> tuple[Tensor, Tensor]:
-        """Rows (M, D) of the tracked samples seen so far and their indices (M,); none but on process 0."""
+        """Embeddings (M, D) of the tracked samples seen so far and their indices (M,); rank 0 only."""
         seen = self.memory.seen[:-1].nonzero().flatten()
         return self.memory.rows[seen], self.index[seen]
 
 
 def _spread_evenly(labels: NDArray[np.int64], most: int) -> Tensor:
-    """Positions of up to ``most`` samples of every class, in the order of their place in the class' row."""
+    """Positions of up to ``most`` samples of every class, spread evenly over its samples."""
     chosen = []
     for label in np.unique(labels):
         positions = np.flatnonzero(labels == label)
@@ -82,14 +82,13 @@ def labeled_health(
     *,
     surrogate: Tensor | None = None,
 ) -> dict[str, float]:
-    """Neighbors, distances of classes and surrogate labels in numbers; process 0 only, waits for the device.
+    """KNN accuracy, class distances and agreement of the surrogate labels; waits for the device.
 
     Args:
-        embeddings: Shape (M, D), as `TrackedEmbeddings.known` gives them. Need not be normalized.
-        labels: Their classes, shape (M,), integers in [0, C).
+        embeddings: Embeddings, shape (M, D), not necessarily normalized.
+        labels: Class per embedding, shape (M,), integers in [0, C).
         groups: Masks of shape (C,) on the host, as `shot_groups` gives them for the training set.
-        surrogate: Their surrogate labels, shape (M,); -1 where there is none, which is a class of
-            its own.
+        surrogate: Surrogate label per embedding, shape (M,); -1 for none, which counts as a class.
 
     Returns:
         ``knn``: accuracy of a vote of the up to 20 nearest other samples, ``knn_balanced``: mean over the

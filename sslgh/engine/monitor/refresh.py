@@ -1,4 +1,4 @@
-"""A refresh of the population in numbers, against the truth where labels are known."""
+"""Metrics of a refresh of the population."""
 
 from typing import Any
 
@@ -15,19 +15,19 @@ from sslgh.harmonize import GeometricHarmonizer
 def describe_refresh(
     harmonizer: GeometricHarmonizer, images: ImageSet, before: Tensor | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Numbers of the last refresh for the log, and a line for the terminal.
+    """Metrics of the last refresh for the log, and a line for the terminal.
 
-    With labels (never used in training): the total variation between the sorted shares of the
+    With labels, which training never sees: the total variation between the sorted shares of the
     surrogate classes and of the true ones, their normalized mutual information, and the purity of the
     surrogate classes.
 
     Args:
-        harmonizer: Just refreshed.
+        harmonizer: Harmonizer after a refresh.
         images: The training set.
-        before: Surrogate labels before the refresh, shape (N,); None: not compared.
+        before: Surrogate labels before the refresh, shape (N,), to compare with; or None.
 
     Raises:
-        RuntimeError: If nothing was refreshed yet.
+        RuntimeError: If there was no refresh yet.
     """
     refresh = harmonizer.last_refresh
     if refresh is None:
@@ -50,7 +50,7 @@ def describe_refresh(
     if images.labels is not None:
         prior = harmonizer.prior.cpu().numpy()
         values["prior_error"] = sorted_total_variation(prior, np.bincount(images.labels))
-        # Samples without a surrogate label are a class of their own.
+        # Samples without a surrogate label count as a class.
         surrogate, truth = harmonizer.labels.cpu() + 1, torch.from_numpy(images.labels)
         values["nmi"] = mutual_information(surrogate, truth)
         values["purity"] = float(purity(surrogate, truth))
@@ -61,20 +61,20 @@ def describe_refresh(
 def surrogate_health(
     labels: Tensor, weight: Tensor, *, num_vertices: int, before: Tensor | None = None
 ) -> dict[str, float]:
-    """How uneven the surrogate classes and the weights are, and whether the classes stay what they are.
+    """Unevenness of the surrogate classes and of the weights, and stability of the classes.
 
     Args:
-        labels: Surrogate labels, shape (N,); -1 for a sample without.
+        labels: Surrogate labels, shape (N,); -1 for none.
         weight: Instance weights, shape (N,), mean 1.
-        num_vertices: K.
-        before: Surrogate labels before the refresh, shape (N,); None: not compared.
+        num_vertices: Number of vertices K.
+        before: Surrogate labels before the refresh, shape (N,), to compare with; or None.
 
     Returns:
         ``weight_std``, and ``effective_samples``: the share (sum w)^2 / (N sum w^2) that the weights leave
-        of the samples (Kish). ``entropy`` (nats) and ``gini`` of the surrogate classes in use, and how many
-        vertices are ``empty``; where the embeddings show no classes yet, all are one. With ``before``
-        also ``refresh_nmi`` of the two labelings, which unlike churn does not mind other names; samples
-        without a label are a class of their own.
+        of the samples (Kish). ``entropy`` (nats) and ``gini`` of the surrogate classes in use, and the number
+        of ``empty`` vertices; before the first classes are found, all samples are in one. With ``before``
+        also ``refresh_nmi`` of the two labelings, which unlike churn ignores names; samples without a
+        label count as a class.
 
     Examples:
         Two surrogate classes of 3 and 1 of four vertices, and one weight of 4 among zeros, all that
@@ -103,8 +103,8 @@ def sorted_total_variation(first: np.ndarray[Any, Any], second: np.ndarray[Any, 
     """Half the L1 distance between two sets of shares, each sorted and normalized.
 
     Args:
-        first: Shares or counts, of any number of classes.
-        second: Likewise; the shorter is filled with zeros.
+        first: Shares or counts per class.
+        second: Shares or counts per class; the shorter array is filled with zeros.
 
     Examples:
         >>> sorted_total_variation(np.array([1, 3]), np.array([0.75, 0.25, 0.0]))

@@ -79,7 +79,7 @@ def test_what_cannot_be_computed_is_left_out() -> None:
 
 
 def test_classes_share_the_places_and_the_rare_are_there_whole(monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_TRACKED", 50)
+    monkeypatch.setattr(module, "MAX_TRACKED", 50)
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), COUNTS.numpy()))
     tracked = TrackedEmbeddings(labels, 4, 2)
     chosen = torch.from_numpy(labels)[tracked.index]
@@ -91,27 +91,27 @@ def test_classes_share_the_places_and_the_rare_are_there_whole(monkeypatch) -> N
 
 
 def test_it_never_tracks_more_than_it_may(monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_TRACKED", 50)
+    monkeypatch.setattr(module, "MAX_TRACKED", 50)
     assert len(TrackedEmbeddings(np.arange(300) % 49, 49, 2).index) == 50
 
 
 def test_the_latest_embedding_of_tracked_samples_is_known(monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_TRACKED", 4)
+    monkeypatch.setattr(module, "MAX_TRACKED", 4)
     tracked = TrackedEmbeddings(np.array([0] * 8 + [1] * 2), 2, 3)
     assert tracked.index.tolist() == [0, 4, 8, 9]
     z = torch.arange(30.0).view(10, 3)
-    tracked.observe(z[:5], torch.tensor([4, 5, 0, 6, 9]))
-    tracked.observe(z[5:8], torch.tensor([1, 4, 2]))
+    tracked.update(z[:5], torch.tensor([4, 5, 0, 6, 9]))
+    tracked.update(z[5:8], torch.tensor([1, 4, 2]))
     rows, index = tracked.known()
     assert index.tolist() == [0, 4, 9]
     assert torch.equal(rows, z[[2, 6, 4]])
 
 
 def test_its_state_is_the_memory_alone(monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_TRACKED", 4)
+    monkeypatch.setattr(module, "MAX_TRACKED", 4)
     labels = np.array([0] * 8 + [1] * 2)
     tracked, restored = TrackedEmbeddings(labels, 2, 3), TrackedEmbeddings(labels, 2, 3)
-    tracked.observe(torch.randn(10, 3), torch.arange(10))
+    tracked.update(torch.randn(10, 3), torch.arange(10))
     assert set(tracked.state_dict()) == {"memory.rows", "memory.seen"}
     restored.load_state_dict(tracked.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(tracked.known(), restored.known(), strict=True))
@@ -125,7 +125,7 @@ def known_of_part(cuts: list[int]) -> tuple[Tensor, Tensor]:
     z = torch.arange(36.0).view(12, 3)
     for index in (torch.arange(12), torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])):
         local = slice(cuts[rank], cuts[rank + 1])
-        tracked.observe(z[local] + index[local, None], index[local])
+        tracked.update(z[local] + index[local, None], index[local])
     return tracked.known()
 
 

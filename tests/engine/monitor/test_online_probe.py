@@ -30,7 +30,7 @@ def batches(steps: int, n: int = 16, f: int = 6, seed: int = 0) -> list[tuple[Te
 
 def after(steps: list[tuple[Tensor, Tensor]]) -> tuple[OnlineProbe, list[Tensor]]:
     probe = OnlineProbe(6, COUNTS)
-    return probe, [probe.observe(features, labels) for features, labels in steps]
+    return probe, [probe.update(features, labels) for features, labels in steps]
 
 
 def test_it_is_a_linear_layer_trained_with_torch_s_adam() -> None:
@@ -63,8 +63,8 @@ def test_a_batch_is_judged_before_it_is_learned() -> None:
     features, labels = batches(1)[0]
     probe = OnlineProbe(6, COUNTS)
     # Nothing is learned yet, so that every image is taken for class 0.
-    assert probe.observe(features, labels) == (labels == 0).float().mean()
-    assert probe.observe(features, labels) > 0.5
+    assert probe.update(features, labels) == (labels == 0).float().mean()
+    assert probe.update(features, labels) > 0.5
 
 
 def test_a_separable_problem_is_learned_and_rare_classes_with_it() -> None:
@@ -95,7 +95,7 @@ def test_features_that_never_change_are_harmless() -> None:
     constant.weight.zero_()
     constant.weight[1, 0], constant.weight[1, 6] = 100, -1
     # A millionth more is a rounding error, and no reason to leave class 0.
-    assert constant.observe(same * (1 + 1e-6), torch.zeros(15, dtype=torch.int64)) == 1
+    assert constant.update(same * (1 + 1e-6), torch.zeros(15, dtype=torch.int64)) == 1
 
 
 def test_the_moments_follow_a_backbone_that_moves() -> None:
@@ -105,7 +105,7 @@ def test_the_moments_follow_a_backbone_that_moves() -> None:
     torch.testing.assert_close(probe.mean, past.mean(0))
     torch.testing.assert_close(probe.variance, past.var(0, correction=0))
     for features, labels in 4 * steps:
-        probe.observe(10 * features, labels)
+        probe.update(10 * features, labels)
     torch.testing.assert_close(probe.variance, 100 * past.var(0, correction=0), rtol=0.2, atol=0)
 
 
@@ -113,7 +113,7 @@ def test_the_shares_follow_a_stream_that_is_resampled() -> None:
     probe = OnlineProbe(6, COUNTS)
     torch.testing.assert_close(probe.shares, COUNTS / 100)
     for features, _ in batches(400):
-        probe.observe(features, torch.arange(16) % 4)
+        probe.update(features, torch.arange(16) % 4)
     torch.testing.assert_close(probe.shares, torch.full((4,), 0.25), rtol=0.02, atol=0)
 
 
@@ -122,11 +122,11 @@ def test_class_accuracy_counts_the_latest_images_of_a_class() -> None:
     assert probe.class_accuracy.tolist() == [0.25] * 4
     features, labels = batches(1)[0]
     first, others = torch.zeros_like(labels), torch.full_like(labels, 3)
-    probe.observe(features, first)
+    probe.update(features, first)
     kept = (1 - 1 / CLASS_WINDOW) ** 16
     assert probe.class_accuracy[0].item() == pytest.approx((0.25 * kept + 16) / (kept + 16))
     assert probe.class_accuracy[1:].tolist() == [0.25] * 3
-    probe.observe(features, others)  # taken for class 0, the only one learned
+    probe.update(features, others)  # taken for class 0, the only one learned
     assert probe.class_accuracy[3].item() == pytest.approx(0.25 * kept / (kept + 16))
 
 
@@ -141,7 +141,7 @@ def test_groups_are_means_over_their_classes_and_empty_ones_are_left_out() -> No
 def test_a_class_without_images_is_in_no_group() -> None:
     probe = OnlineProbe(6, torch.tensor([0, 50, 50, 0]))
     for features, labels in batches(5):
-        probe.observe(features, labels % 2 + 1)
+        probe.update(features, labels % 2 + 1)
     few, gaps = torch.tensor([True, False, True, True]), torch.tensor([True, False, False, True])
     found = probe.group_accuracy({"few": few, "gaps": gaps})
     assert found == {"few": probe.class_accuracy[2]}
@@ -151,17 +151,17 @@ def test_a_class_without_images_is_in_no_group() -> None:
 def test_a_class_without_images_is_never_predicted() -> None:
     probe = OnlineProbe(6, torch.tensor([0, 50, 50, 0]))
     for features, labels in batches(5):
-        probe.observe(features, labels % 2 + 1)
+        probe.update(features, labels % 2 + 1)
     assert probe.weight.isfinite().all()
     probe.weight[[0, 3]] = 1e6
     features, labels = batches(1)[0]
-    assert probe.observe(features, labels % 2 + 1) > 0.5
+    assert probe.update(features, labels % 2 + 1) > 0.5
 
 
 def test_the_backbone_feels_nothing() -> None:
     features, labels = batches(1)[0]
     features.requires_grad_()
-    assert not OnlineProbe(6, COUNTS).observe(features, labels).requires_grad
+    assert not OnlineProbe(6, COUNTS).update(features, labels).requires_grad
 
 
 def test_half_precision_and_autocast_change_nothing() -> None:
@@ -170,8 +170,8 @@ def test_half_precision_and_autocast_change_nothing() -> None:
     inside, outside = OnlineProbe(6, COUNTS), OnlineProbe(6, COUNTS)
     for _ in range(3):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside.observe(half, labels)
-        outside.observe(half.float(), labels)
+            inside.update(half, labels)
+        outside.update(half.float(), labels)
     assert torch.equal(inside.weight, outside.weight)
 
 
@@ -181,7 +181,7 @@ def test_a_probe_restored_goes_on_exactly() -> None:
     first, _ = after(steps[:9])
     restored = OnlineProbe(6, COUNTS)
     restored.load_state_dict(first.state_dict())
-    rest = [restored.observe(features, labels) for features, labels in steps[9:]]
+    rest = [restored.update(features, labels) for features, labels in steps[9:]]
     assert rest == accuracy[9:]
     for name, value in whole.state_dict().items():
         assert torch.equal(restored.state_dict()[name], value), name
