@@ -1,16 +1,18 @@
-"""Many heads on the same features as one tensor, and the optimizer that trains them.
+"""Many heads on the same features as one tensor: models, loss and optimizer.
 
 Shapes: S seeds, H heads, N samples, F features, D embedding width, C classes.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslgh.classify.ensemble import Classifier
+from sslgh.functional.margin_rules import Margins
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of the paper, and of torch.optim.Adam
 
@@ -132,6 +134,63 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int, seeds: int) 
     members = F.one_hot(labels, num_classes).to(features)
     means = F.normalize(members.T @ features)  # the sum has the direction of the mean
     return Classifier(means.expand(seeds, -1, -1), features.new_zeros(seeds, num_classes))
+
+
+class StackedMargins(NamedTuple):
+    """Margins and focus of H heads; see :class:`sslgh.functional.margin_rules.Margins`.
+
+    Attributes:
+        own: row + column, the margin of the true class: shape (H, C), 0 where a class left the sum.
+        column: Shape (H, C).
+        weight: Shape (H, C).
+        focus: Focal exponents, shape (H,); None: all 0.
+    """
+
+    own: Tensor
+    column: Tensor
+    weight: Tensor
+    focus: Tensor | None
+
+
+def stacked_margins(margins: Sequence[Margins], focus: Sequence[float]) -> StackedMargins:
+    """Margins of H heads as one."""
+    row, column, weight = (torch.stack(parts) for parts in zip(*margins, strict=True))
+    own = (row + column).where(column > -torch.inf, 0)
+    exponents = weight.new_tensor(focus) if any(focus) else None
+    return StackedMargins(own, column, weight, exponents)
+
+
+def stacked_cross_entropy(logits: Tensor, labels: Tensor, margins: StackedMargins) -> Tensor:
+    """Mean loss of every head: ``Objective.loss`` of H heads in one pass.
+
+    Args:
+        logits: Shape (S, H, C, N).
+        labels: Shape (S, N).
+        margins: Margins of the H heads.
+
+    Returns:
+        Shape (S, H).
+
+    Examples:
+        Cross-entropy, and a head whose first class has a margin of log 3:
+
+        >>> plain = Margins(torch.zeros(2), torch.zeros(2), torch.ones(2))
+        >>> wide = plain._replace(row=torch.tensor([3.0, 1.0]).log())
+        >>> margins = stacked_margins([plain, wide], [0, 0])
+        >>> stacked_cross_entropy(torch.zeros(1, 2, 2, 1), torch.tensor([[0]]), margins).exp()
+        tensor([[2., 4.]])
+    """
+    target = labels[:, None].expand(-1, logits.shape[1], -1)  # (S, H, N)
+    # A matrix of margins would be (H, C, C): the own class is corrected instead.
+    own = margins.own[:, labels].transpose(0, 1)
+    shifted = (logits + margins.column[..., None]).scatter_add(
+        2, target[:, :, None], -own[:, :, None]
+    )
+    loss = F.cross_entropy(shifted.flatten(0, 1), target.flatten(0, 1), reduction="none")
+    loss = loss.view(target.shape)
+    if margins.focus is not None:
+        loss = loss * (-torch.expm1(-loss)) ** margins.focus[:, None]
+    return (margins.weight[:, labels].transpose(0, 1) * loss).mean(2)
 
 
 class HeadwiseAdam:

@@ -30,10 +30,11 @@ from sslgh.functional.margin_rules import (
     balanced_margins,
     effective_number_margins,
     equalized_margins,
+    log_prior,
     plain_margins,
     weighted_adjusted_margins,
 )
-from sslgh.functional.margins import log_prior, margin_cross_entropy
+from sslgh.functional.margins import margin_cross_entropy
 
 # LDAM-DRW reweights from epoch 160 of 200 on (arXiv:1906.07413).
 DEFERRED_FROM = 0.8

@@ -15,9 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sslgh.classify.ensemble import Classifier, FeatureScaler, Head, HeadEnsemble, check_finite
-from sslgh.classify.heads import Heads, HeadwiseAdam, Scales, class_means
+from sslgh.classify.heads import (
+    Heads,
+    HeadwiseAdam,
+    Scales,
+    StackedMargins,
+    class_means,
+    stacked_cross_entropy,
+    stacked_margins,
+)
 from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
-from sslgh.classify.stacked_loss import StackedMargins, stacked_cross_entropy, stacked_margins
 from sslgh.data.class_sampling import class_sampling
 
 log = logging.getLogger(__name__)

@@ -155,53 +155,45 @@ def cached_features(
     accelerator: Accelerator,
     workers: int = 0,
 ) -> Tensor | None:
-    """`extract_features` of images, or what ``directory/features`` holds of the same.
+    """`extract_features` of images, cached in ``directory/features``. Collective: call it on every rank.
 
-    The file is named by a hash of weights, architecture, images and transform and carries a
-    hash of its content: what is stale or damaged is extracted again. Images count by their bytes,
-    so that image files are read once also where the cache holds their features. A cache that
-    cannot be written is said in the log and costs nothing but time.
+    A file is named by a hash of weights, architecture, images (their bytes) and transform, and carries a
+    hash of its content: stale or damaged features are extracted again. A failed write is logged.
 
     Args:
         backbone: (N, 3, S, S) to (N, F).
         images: N images.
         size: S.
-        weak: One weakly augmented view of each image, drawn with seed 0, instead of the plain one.
+        weak: Use one weakly augmented view per image, drawn with seed 0.
         directory: The run directory.
-        accelerator: The processes; the main one reads and writes.
+        accelerator: Processes and device; rank 0 reads and writes.
         workers: Loader processes.
 
     Returns:
-        Shape (N, F), float32, on the CPU of the main process; None on the others.
+        Shape (N, F), float32, on the CPU of rank 0; None on other ranks.
 
     Raises:
         DataError: If an image cannot be read: an accuracy over fewer images is another number.
     """
-    dataset = EvalDataset(images, size=size, weak_seed=0 if weak else None)
     view = f"{'Weak' if weak else 'Plain'} size {size} seed 0 version {VERSION}"
     features = None
-    if accelerator.is_main_process:  # the others would read all the files once more
+    if accelerator.is_main_process:  # other ranks would read all files again
         path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
         features = _read(path)
-    # One answer for all: a process that missed the file would wait for gathers that never come.
+    # One answer for all ranks: a rank without the file would wait for gathers that never come.
     held = [features is not None]
     broadcast_object_list(held)
     if not held[0]:
-        with _pointing_to_scan():
+        dataset = EvalDataset(images, size=size, weak_seed=0 if weak else None)
+        try:
             features = extract_features(backbone, dataset, accelerator=accelerator, workers=workers)
+        except DataError as error:
+            raise DataError(
+                f"{error}; an evaluation leaves none out: `sslgh scan` lists all that are broken"
+            ) from error
         if accelerator.is_main_process:
             _write(path, features)
     return features if accelerator.is_main_process else None
-
-
-@contextmanager
-def _pointing_to_scan() -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(
-            f"{error}; an evaluation leaves none out: `sslgh scan` lists all that are broken"
-        ) from error
 
 
 def _fingerprint(backbone: nn.Module, images: ImageSet, view: str) -> str:
@@ -259,17 +251,17 @@ def _write(path: Path, features: Tensor) -> None:
 def unreadable_names(images: ImageSet, directory: Path, accelerator: Accelerator) -> frozenset[str]:
     """Names of the images that the run in ``directory`` found broken and that still are.
 
-    Said once, by the main process. Collective: call it on every rank with one answer for all.
+    Collective: call it on every rank; rank 0 reads the images and logs a warning.
 
     Args:
         images: The training split.
         directory: The run directory.
-        accelerator: The processes; the main one reads.
+        accelerator: Processes of the run.
 
     Raises:
         DataError: If the run's report is damaged.
     """
-    # Read by every process, so that a damaged report stops them all.
+    # Read by every rank, so that a damaged report stops them all.
     named = quarantined(directory)
     found: list[frozenset[str]] = [frozenset()]
     if accelerator.is_main_process and named:

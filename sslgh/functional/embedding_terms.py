@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslgh.functional.checks import check_positive, check_prior, in_float32
 from sslgh.functional.contrast_set import contrast_set
-from sslgh.functional.margins import log_prior
+from sslgh.functional.margin_rules import log_prior
 from sslgh.functional.nt_xent import Gather
 
 

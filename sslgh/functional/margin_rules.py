@@ -13,8 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sslgh.functional.checks import in_float32
-from sslgh.functional.margins import log_prior
+from sslgh.functional.checks import check_prior, in_float32
 
 # The larger end of the grid of Cui et al. 2019, and the value LDAM's deferred weights take.
 BETA = 0.9999
@@ -35,6 +34,14 @@ class Rule(Protocol):
         self, prior: Tensor, *, tau: float = 1.0, num_samples: int | None = None
     ) -> Margins:
         """Margins of shape (C,) each; ``ValueError`` for a negative ``tau`` or shares not (C,)."""
+
+
+def log_prior(prior: Tensor, tau: float, classes: int) -> Tensor:
+    """Tau log prior, shape (C,), with -inf (not nan) where the prior is 0, tau = 0 included."""
+    check_prior(prior, classes)
+    if tau < 0:
+        raise ValueError(f"tau must not be negative, got {tau}")
+    return torch.where(prior > 0, tau * prior.log(), -torch.inf)
 
 
 @in_float32

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslgh.functional.checks import check_labels, check_prior, in_float32
+from sslgh.functional.margin_rules import log_prior
 
 Margin = Tensor | tuple[Tensor, Tensor]
 
@@ -131,11 +132,3 @@ def adjust_logits(logits: Tensor, prior: Tensor, *, tau: float = 1.0) -> Tensor:
         raise ValueError(f"logits must be (N, C), got {tuple(logits.shape)}")
     shift = log_prior(prior.to(logits), tau, logits.shape[1])
     return torch.where(shift == -torch.inf, -torch.inf, logits - shift)
-
-
-def log_prior(prior: Tensor, tau: float, classes: int) -> Tensor:
-    """Tau log prior, shape (C,), with -inf (not nan) where the prior is 0, tau = 0 included."""
-    check_prior(prior, classes)
-    if tau < 0:
-        raise ValueError(f"tau must not be negative, got {tau}")
-    return torch.where(prior > 0, tau * prior.log(), -torch.inf)
