@@ -1,5 +1,6 @@
-"""Code that a page quotes from a file stands in that file, word for word."""
+"""Code that a page quotes from a file stands in that file, word for word; functions it names exist."""
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -47,3 +48,26 @@ def test_a_quote_that_leaves_out_or_changes_a_line_is_noticed() -> None:
     assert not stands_in("def f(self):\n    a = 1\n    return a\n", text)
     assert not stands_in("def f(self):\n    a = 2\n\n    return a\n", text)
     assert not stands_in("def f(self):\n        a = 1\n\n        return a\n", text)
+
+
+NAMED = re.compile(r"`(sslgh/[\w/]+\.py): ([\w.]+)`")
+
+
+def defined(file: Path) -> set[str]:
+    """Functions and classes of a file, and methods as ``Class.method``."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{n.name}" for n in node.body if isinstance(n, ast.FunctionDef)}
+    return found
+
+
+def test_functions_that_the_pages_name_are_in_their_files() -> None:
+    named = [
+        (page.name, file, name) for page in PAGES for file, name in NAMED.findall(page.read_text())
+    ]
+    assert len({file for _, file, _ in named}) >= 10
+    missing = [entry for entry in named if entry[2] not in defined(REPOSITORY / entry[1])]
+    assert missing == []
