@@ -1,11 +1,13 @@
 """The folder of a run's checkpoints, and the thread that writes them."""
 
+import contextlib
 import errno
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from queue import Empty, Queue
 from typing import Self
 
 from sslgh.engine.checkpoint import (
@@ -165,39 +167,40 @@ class CheckpointWriter:
     """A background thread that writes the most recent snapshot; training blocks only for the copy to the CPU.
 
     A snapshot that waits while another is written is replaced by the next one, unless it is to be kept
-    for good: at most two copies of the run are in memory. A write error becomes a message; training
+    for good: at most two copies of the run are in memory. A write error is reported; training
     continues, and earlier checkpoints stay.
 
     Args:
         directory: Folder of the checkpoints.
+        report: Function that prints a message.
         keep_last: Number of the latest checkpoints to keep.
         keep_every: Epochs between checkpoints that are kept for good, or None.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int, keep_every: int | None) -> None:
-        self.directory, self.keep_last, self.keep_every = directory, keep_last, keep_every
-        self._messages: list[str] = []
-        self._waiting: Snapshot | None = None
-        self._busy = self._closed = False
+    def __init__(
+        self,
+        directory: Path,
+        report: Callable[[str], None],
+        *,
+        keep_last: int,
+        keep_every: int | None,
+    ) -> None:
+        self.directory, self.report = directory, report
+        self.keep_last, self.keep_every = keep_last, keep_every
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
+        self._queue: Queue[Snapshot | None] = Queue(maxsize=1)
         # A daemon: a second Ctrl-C ends the process at once, and a partial checkpoint is harmless.
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
     def submit(self, snapshot: Snapshot) -> None:
         """Hand over a snapshot to be written."""
-        with self._changed:
-            if self._waiting is not None and is_kept(self._waiting.progress, self.keep_every):
-                self._changed.wait_for(lambda: self._waiting is None)
-            self._waiting = snapshot
-            self._changed.notify_all()
-
-    def messages(self) -> list[str]:
-        """Errors since the last call."""
-        with self._changed:
-            messages, self._messages = self._messages, []
-        return messages
+        with contextlib.suppress(Empty):
+            waiting = self._queue.get_nowait()
+            if waiting is not None and is_kept(waiting.progress, self.keep_every):
+                self._queue.put(waiting)
+            self._queue.task_done()
+        self._queue.put(snapshot)
 
     def finish(self) -> None:
         """Wait until all is written.
@@ -205,8 +208,7 @@ class CheckpointWriter:
         Raises:
             OSError: If the last snapshot could not be written.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and not self._busy)
+        self._queue.join()
         if isinstance(self._error, OSError):
             raise OSError(
                 f"the last checkpoint could not be written to {self.directory} ({_cause(self._error)}); those "
@@ -218,49 +220,32 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the snapshot that waits, also after an error; a second Ctrl-C does not wait."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
         if kind is not KeyboardInterrupt:
+            self._queue.put(None)
             self._thread.join()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
-                if self._waiting is None:
-                    return
-                snapshot, self._waiting, self._busy = self._waiting, None, True
-                self._changed.notify_all()
-            error: BaseException | None = None
+        while (snapshot := self._queue.get()) is not None:
+            self._error = None
             try:
-                messages = self._write(snapshot)
-            except BaseException as caught:  # other than OSError: a bug, which `finish` raises
-                error = caught
+                written = write_checkpoint(self.directory, snapshot)
+                self._drop_old(written)
+            except BaseException as error:  # other than OSError: a bug, which `finish` raises
+                self._error = error
                 step = f"the checkpoint of step {snapshot.progress.global_step}"
                 kept = "training goes on, the checkpoints before it are as they were"
-                messages = [f"{step} could not be written ({_cause(error)}); {kept}"]
-            with self._changed:
-                self._error, self._busy = error, False
-                self._messages += messages
-                self._changed.notify_all()
+                self.report(f"{step} could not be written ({_cause(error)}); {kept}")
+            self._queue.task_done()
 
-    def _write(self, snapshot: Snapshot) -> list[str]:
-        written = write_checkpoint(self.directory, snapshot)
+    def _drop_old(self, newest: Path) -> None:
         try:
             drop_old_checkpoints(
-                self.directory, written, keep_last=self.keep_last, keep_every=self.keep_every
+                self.directory, newest, keep_last=self.keep_last, keep_every=self.keep_every
             )
         except OSError as error:
-            return [f"an old checkpoint could not be deleted ({_cause(error)})"]
-        return []
+            self.report(f"an old checkpoint could not be deleted ({_cause(error)})")
 
 
 def _cause(error: BaseException) -> str:

@@ -114,7 +114,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
     with (
         closing(run),
         logger,
-        _checkpoint_writer(run) as writer,
+        _checkpoint_writer(run, logger) as writer,
         StopRequest() as stop,
         closing(batches),
         determinism(recipe.train.deterministic),
@@ -135,10 +135,9 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
                 log_step(stage, step, result, progress.skipped_in_a_row, logger)
                 if result.broken:
                     report_broken_images(run, batches, progress, logger)
-                log_writer_messages(logger, writer)
                 if result.stop:
                     save(run, batches, progress, logger, writer)
-                    finish_writing(run, logger, writer)
+                    finish_writing(run, writer)
                     raise Stopped(
                         f"stopped after step {step.global_step}; run the same command to go on"
                     )
@@ -146,7 +145,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
             if _is_checkpoint_due(recipe, epoch + 1):
                 stage.end_epoch(epoch, progress.global_step, logger)
                 save(run, batches, progress, logger, writer)
-        finish_writing(run, logger, writer)
+        finish_writing(run, writer)
         # A probe or the next recipe must not begin in a job that is about to end.
         if any_rank(stop.asked, run.accelerator.device):
             raise Stopped("stopped after the last step; run the same command to finish")
@@ -295,28 +294,25 @@ def save(
             writer.submit(snapshot)
 
 
-def finish_writing(run: Run, logger: MetricLogger, writer: CheckpointWriter | None) -> None:
+def finish_writing(run: Run, writer: CheckpointWriter | None) -> None:
     """Wait for the last checkpoint. Collective: call it on every rank.
 
     Raises:
         OSError: On every rank, if it cannot be written.
     """
     run_on_main(lambda: writer.finish() if writer else None, run.accelerator)
-    log_writer_messages(logger, writer)
 
 
-def log_writer_messages(logger: MetricLogger, writer: CheckpointWriter | None) -> None:
-    """Log checkpoints that could not be written; training goes on."""
-    for message in writer.messages() if writer else ():
-        logger.info(message)
-
-
-def _checkpoint_writer(run: Run) -> AbstractContextManager[CheckpointWriter | None]:
+def _checkpoint_writer(
+    run: Run, logger: MetricLogger
+) -> AbstractContextManager[CheckpointWriter | None]:
     """The writer on rank 0, None elsewhere."""
     if not run.accelerator.is_main_process:
         return nullcontext()
     train = run.recipe.train
-    return CheckpointWriter(run.checkpoints, keep_last=train.keep_last, keep_every=train.keep_every)
+    return CheckpointWriter(
+        run.checkpoints, logger.info, keep_last=train.keep_last, keep_every=train.keep_every
+    )
 
 
 def _is_checkpoint_due(recipe: Recipe, epochs: int) -> bool:
