@@ -36,8 +36,7 @@ from sslgh.engine.build import build_network
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_estimate import check_size
-from sslgh.engine.optim import build_optimizer
-from sslgh.engine.run import is_done, open_run, prepare_run, watched_batches
+from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.models import save_backbone
@@ -132,12 +131,11 @@ class Finetuning:
             self.ema = AveragedModel(self.network, multi_avg_fn=decay, use_buffers=True)
         kind, epochs = settings.sampling, recipe.train.epochs
         drawn = class_sampling(images.labels, kind, seed=recipe.seed, epochs=epochs)
-        self.run = prepare_run(
+        self.run = Run(
             recipe,
             accelerator,
             images,
             self.network,
-            build_optimizer(self.network, recipe.optim),
             self.ema,
             epoch_indices=None if kind == "instance" else drawn,
             views=3 if self.contrasts else 1,
@@ -168,7 +166,7 @@ class Finetuning:
             policy=self.settings.policy,
             contrast=self.contrasts,
         )
-        return watched_batches(self.run, loader, directory)
+        return self.run.watched(loader, directory)
 
     def begin_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
         """Nothing to prepare: priors and margins of all epochs are known."""

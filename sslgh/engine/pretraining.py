@@ -27,8 +27,7 @@ from sslgh.engine.memory_estimate import check_size
 from sslgh.engine.monitor.aux_state import build_auxiliary
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
-from sslgh.engine.optim import build_optimizer
-from sslgh.engine.run import is_done, open_run, prepare_run, watched_batches
+from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.harmonize import faiss_device
@@ -102,12 +101,11 @@ class Pretraining:
         if recipe.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last)
         self.aux = build_auxiliary(recipe, images, self.method)
-        self.run = prepare_run(
+        self.run = Run(
             recipe,
             accelerator,
             images,
             self.method,
-            build_optimizer(self.method, recipe.optim),
             self.aux,
             epoch_indices=self.aux.epoch_indices,
         )
@@ -122,7 +120,7 @@ class Pretraining:
             seed=self.recipe.seed,
             order=self.run.sampler.resume_at(progress.epoch, progress.step_in_epoch),
         )
-        return watched_batches(self.run, loader, directory)
+        return self.run.watched(loader, directory)
 
     def begin_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
         """Set what follows the epoch; cluster the embeddings if a refresh is due."""

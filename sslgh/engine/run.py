@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sslgh.data import ImageSet, PretrainBatch, ResumableBatchSampler, SupervisedBatch
+from sslgh.data import ImageSet, ResumableBatchSampler
 from sslgh.data.run_images import IMAGES, image_fingerprint, record_text
-from sslgh.engine.broken_images import BrokenImages
+from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.checkpoint import (
     CheckpointError,
     Progress,
@@ -33,107 +32,86 @@ from sslgh.engine.launch import (
     run_on_main,
 )
 from sslgh.engine.logger import METRICS
+from sslgh.engine.optim import build_optimizer
 from sslgh.engine.run_dir import check_directory, open_directory, read_status, write_text
 from sslgh.recipe import Recipe, RecipeError
 
 
-@dataclass
 class Run:
-    """The objects of a run.
-
-    Attributes:
-        recipe: The experiment.
-        accelerator: Device and ranks.
-        images: Training set.
-        module: The module that is trained.
-        model: The module wrapped by Accelerate (DDP or FSDP).
-        optimizer: Its optimizer, prepared.
-        aux_state: State outside ``module`` that belongs to a checkpoint: a harmonizer, an EMA.
-        sampler: Batches of this rank from the start of the run.
-        lock: File descriptor that keeps other processes out of the directory, on rank 0.
-    """
-
-    recipe: Recipe
-    accelerator: Accelerator
-    images: ImageSet
-    module: nn.Module
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    aux_state: nn.Module | None
-    sampler: ResumableBatchSampler
-    lock: int | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.recipe.directory / "checkpoints"
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
-        return self.sampler.steps_per_epoch
-
-    @property
-    def environment(self) -> RunEnvironment:
-        """What the results depend on apart from the recipe."""
-        processes = self.accelerator.num_processes
-        return RunEnvironment(processes, torch.get_num_threads(), image_fingerprint(self.images))
-
-    def close(self) -> None:
-        """Let other processes use the run directory."""
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
-
-
-def prepare_run(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    images: ImageSet,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    aux_state: nn.Module | None,
-    *,
-    epoch_indices: Callable[[int], NDArray[np.int64]] | None = None,
-    views: int = 2,
-) -> Run:
-    """Prepare the objects for the accelerator's device and ranks.
+    """The objects of a run, prepared for the accelerator's device and ranks.
 
     Args:
         recipe: The experiment.
         accelerator: Device and ranks.
         images: Training set.
         module: Module to train.
-        optimizer: Optimizer of its parameters.
-        aux_state: State outside ``module`` that belongs to a checkpoint.
+        aux_state: State outside ``module`` that belongs to a checkpoint: a harmonizer, an EMA.
         epoch_indices: Positions that an epoch shows, as `class_sampling` gives them; None: each image once.
         views: Views per image; batch statistics need two rows.
+
+    Attributes:
+        model: The module wrapped by Accelerate (DDP or FSDP).
+        optimizer: Optimizer of its parameters.
+        sampler: Batches of this rank from the start of the run.
+        lock: File descriptor that keeps other processes out of the directory, on rank 0.
 
     Raises:
         FSDPError: If FSDP is asked for and cannot train the module.
         ValueError: If the batches are impossible.
     """
-    if accelerator.is_fsdp2:
-        prepare_for_fsdp(module, aux_state)
-    if recipe.train.precision == "bf16" and accelerator.device.type == "cpu":
-        refuse_small_maps(module)
-    # The schedule is not prepared: Accelerate would step it once per process.
-    model, optimizer = accelerator.prepare(module, optimizer)
-    if aux_state is not None:
-        aux_state = aux_state.to(accelerator.device)
-    sampler = ResumableBatchSampler(
-        len(images),
-        recipe.train.batch_size,
-        seed=recipe.seed,
-        epochs=recipe.train.epochs,
-        drop_last=recipe.train.drop_last,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        accumulation=recipe.train.accumulation,
-        epoch_indices=epoch_indices,
-        smallest_part=1 if views > 1 else 2,
-    )
-    return Run(recipe, accelerator, images, module, model, optimizer, aux_state, sampler)
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        images: ImageSet,
+        module: nn.Module,
+        aux_state: nn.Module | None,
+        *,
+        epoch_indices: Callable[[int], NDArray[np.int64]] | None = None,
+        views: int = 2,
+    ) -> None:
+        if accelerator.is_fsdp2:
+            prepare_for_fsdp(module, aux_state)
+        if recipe.train.precision == "bf16" and accelerator.device.type == "cpu":
+            refuse_small_maps(module)
+        self.recipe, self.accelerator, self.images = recipe, accelerator, images
+        self.module = module
+        self.lock: int | None = None
+        optimizer = build_optimizer(module, recipe.optim)
+        # The schedule is not prepared: Accelerate would step it once per process.
+        self.model, self.optimizer = accelerator.prepare(module, optimizer)
+        self.aux_state = None if aux_state is None else aux_state.to(accelerator.device)
+        self.sampler = ResumableBatchSampler(
+            len(images),
+            recipe.train.batch_size,
+            seed=recipe.seed,
+            epochs=recipe.train.epochs,
+            drop_last=recipe.train.drop_last,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            accumulation=recipe.train.accumulation,
+            epoch_indices=epoch_indices,
+            smallest_part=1 if views > 1 else 2,
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.checkpoints = recipe.directory / "checkpoints"
+        self.environment = RunEnvironment(
+            accelerator.num_processes, torch.get_num_threads(), image_fingerprint(images)
+        )
+
+    def watched(self, loader: DataLoader[Batch], directory: Path | None) -> BrokenImages:
+        """Batches of a loader that tolerate broken images, reported in ``directory``."""
+        share, device = self.recipe.data.broken_share, self.accelerator.device
+        return BrokenImages(
+            iter(loader), self.images, share=share, directory=directory, device=device
+        )
+
+    def close(self) -> None:
+        """Let other processes use the run directory."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
 
 def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
@@ -159,19 +137,16 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
 
 
 def open_run(run: Run, notes: Iterable[str], *, device_note: str = "") -> Progress:
-    """Make or find the run directory, and load the last whole checkpoint. Collective: call it on every rank.
+    """Make or find the run directory, and resume its last whole checkpoint. Collective: call it on every rank.
 
     Args:
         run: A new run.
         notes: Messages about its images, from `run_images`.
         device_note: Text printed after the processes.
 
-    Returns:
-        Where the run stands.
-
     Raises:
         RecipeError: If ranks list different images, whose positions would then mean different files.
-        CheckpointError: If the checkpoint to resume from cannot be used, or is of other images.
+        CheckpointError: If the checkpoint cannot be used, or is of other images.
     """
     recipe, accelerator = run.recipe, run.accelerator
     fingerprints = gather_object([run.environment.images])
@@ -184,19 +159,8 @@ def open_run(run: Run, notes: Iterable[str], *, device_note: str = "") -> Progre
     accelerator.print(f"{recipe.name}: {len(run.images)} images, {processes}")
     for note in notes:
         accelerator.print(note)
-    found = run_on_main(lambda: _open_directory(run, processes), accelerator)
-    if found is None:
-        return Progress()
-    progress, environment = read_progress(found)
-    _compare_environment(run, environment)
-    load_checkpoint(found, module=run.module, aux_state=run.aux_state, optimizer=run.optimizer)
-    accelerator.print(
-        f"going on from epoch {progress.epoch}, step {progress.global_step} ({found})"
-    )
-    # More ranks may leave out a small last batch that fewer of them took.
-    step = min(progress.step_in_epoch, run.steps_per_epoch)
-    global_step = progress.epoch * run.steps_per_epoch + step
-    return progress._replace(step_in_epoch=step, global_step=global_step)
+    checkpoint = run_on_main(lambda: _open_directory(run, processes), accelerator)
+    return Progress() if checkpoint is None else _resume(run, checkpoint)
 
 
 def _open_directory(run: Run, processes: str) -> Path | None:
@@ -214,44 +178,30 @@ def _open_directory(run: Run, processes: str) -> Path | None:
     return found
 
 
-def _compare_environment(run: Run, before: RunEnvironment) -> None:
-    """Print what keeps the run from resuming to the same bits.
+def _resume(run: Run, checkpoint: Path) -> Progress:
+    """Load a checkpoint; print what keeps the run from continuing to the same bits.
 
     Raises:
-        CheckpointError: If the images differ.
+        CheckpointError: If it cannot be used, or is of other images.
     """
-    now = run.environment
-    if now.images != before.images:
+    progress, before = read_progress(checkpoint)
+    if before.images != run.environment.images:
         raise CheckpointError(
             f"{run.checkpoints} was written on other images than those of data.root {run.recipe.data.root}; restore "
             "them, or choose another run_dir"
         )
     for name in ("processes", "threads"):
-        old, new = getattr(before, name), getattr(now, name)
+        old, new = getattr(before, name), getattr(run.environment, name)
         if old != new:
             run.accelerator.print(
                 f"the checkpoint is from {old} {name} and the run goes on with {new}: as good statistically, not the "
                 "same to the bit"
             )
-
-
-def watched_batches(
-    run: Run, loader: DataLoader[PretrainBatch | SupervisedBatch], directory: Path | None
-) -> BrokenImages:
-    """Batches of a loader that tolerate broken images.
-
-    Args:
-        run: The run.
-        loader: Its loader.
-        directory: Folder of ``quarantine.json``; None: none is written.
-
-    Raises:
-        DataError: If the report of an earlier start is damaged.
-    """
-    return BrokenImages(
-        iter(loader),
-        run.images,
-        share=run.recipe.data.broken_share,
-        directory=directory,
-        device=run.accelerator.device,
+    load_checkpoint(checkpoint, module=run.module, aux_state=run.aux_state, optimizer=run.optimizer)
+    run.accelerator.print(
+        f"going on from epoch {progress.epoch}, step {progress.global_step} ({checkpoint})"
     )
+    # More ranks may leave out a small last batch that fewer of them took.
+    step = min(progress.step_in_epoch, run.steps_per_epoch)
+    global_step = progress.epoch * run.steps_per_epoch + step
+    return progress._replace(step_in_epoch=step, global_step=global_step)
