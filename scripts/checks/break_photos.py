@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from sslgh.data.quarantined import quarantined
+from sslgh.data.broken_images import read_quarantine
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import load_recipe
@@ -48,7 +48,7 @@ def main() -> int:
         [f"data.root={folder}", f"run_dir={asked.out / 'run'}", *SMALL],
     )
     directory = pretrain(recipe, init_accelerator())
-    reported = set(quarantined(directory))
+    reported = set(read_quarantine(directory))
     found = {file.path.relative_to(folder).as_posix() for file in scan_folder(folder).broken}
     images = json.loads((directory / "images.json").read_text())["names"]
     print(

@@ -6,7 +6,6 @@ FOLDER = WRITER = "engine/checkpoint_manager.py"
 CHECKPOINT, FINITE = "engine/checkpoint.py", "engine/finite.py"
 TRAINER = "engine/trainer.py"
 IMAGES, QUARANTINE = "data/run_images.py", "engine/broken_images.py"
-REMAINING = "data/remaining.py"
 
 FAULTS = [
     Fault("bytes not compared", CHECKPOINT, 'if _digest(folder / name) != expected["sha256"]:', "if False:", "engine/test_checkpoint_manager.py"),
@@ -47,20 +46,20 @@ FAULTS = [
     Fault("share not looked at", QUARANTINE, "if broken - self.share * total > ROUNDING or self.share == 0:", "if self.share == 0:", "engine/test_broken_images.py"),
     Fault("processes find for themselves", QUARANTINE, "new = sorted({position for positions, _ in found for position in positions})", "new = sorted(found[0][0])", "engine/test_broken_images.py"),
     Fault("report forgets", QUARANTINE, "self._files |= found", "self._files = found", "engine/test_broken_images.py"),
-    Fault("new files join", IMAGES, "tuple(root / name for name in record.names),", "tuple(root / name for name in present.names),", "data/test_run_images.py"),
+    Fault("new files join", IMAGES, "    return ImageSet(paths, labels, tuple(record.class_names), tuple(record.names))", "    return training_set(data)", "data/test_run_images.py"),
     Fault("other pixels pass", IMAGES, "if not images.in_memory or images.fingerprint() != record.fingerprint:", "if not images.in_memory:", "data/test_run_images.py"),
-    Fault("another folder passes", IMAGES, "if len(gone) > MOST_GONE * len(record.names):", "if False:", "data/test_run_images.py"),
+    Fault("another folder passes", IMAGES, "if len(missing) > MAX_MISSING * len(names):", "if False:", "data/test_evaluated_images.py"),
     Fault("another label passes", IMAGES, "if name in known and (name, was) not in pairs:", "if False:", "data/test_run_images.py"),
-    Fault("probes know no subset", IMAGES, "return data.long_tail is not None or data.subset is not None", "return data.long_tail is not None", "evaluation/test_protocols.py"),
-    Fault("probes cut anew", REMAINING, "    return read_record(directory)\n", "    return None\n", "evaluation/test_changed_folders.py"),
-    Fault("other data not seen", REMAINING, "if any(getattr(before, key) != getattr(data, key) for key in CHOICE):", "if False:", "data/test_remaining.py"),
-    Fault("gone images do not count", REMAINING, "images.class_counts + _counts([classes[i] for i in lost], whole.class_names)", "images.class_counts", "data/test_remaining.py"),
-    Fault("prior of what is left", REMAINING, "    return Remaining(here, counts, told(", "    return Remaining(here, here.class_counts, told(", "evaluation/test_supervised.py"),
-    Fault("other pixels probed", REMAINING, "        if record is not None:\n            check_unchanged", "        if False:\n            check_unchanged", "data/test_remaining.py"),
-    Fault("class without a row passes", REMAINING, "    if len(strange):\n", "    if False:\n", "evaluation/test_supervised.py"),
-    Fault("twice listed, once labeled", REMAINING, "if any_class or found[place] == classes[i]", "if True", "data/test_remaining.py"),
+    Fault("probes know no subset", IMAGES, "cut = data.long_tail is not None or data.subset is not None", "cut = data.long_tail is not None", "evaluation/test_protocols.py"),
+    Fault("probes cut anew", IMAGES, "        return None\n    return read_record(directory)\n", "        return None\n    return None\n", "evaluation/test_changed_folders.py"),
+    Fault("other data not seen", IMAGES, "if any(getattr(before, key) != getattr(data, key) for key in CHOICE):", "if False:", "data/test_evaluated_images.py"),
+    Fault("missing images do not count", IMAGES, "counts = np.bincount(labels[known], ", "counts = np.bincount(labels[_existing(record.names, paths, data)], ", "data/test_evaluated_images.py"),
+    Fault("prior of what is left", IMAGES, "    return images.subset(_existing(images.names, _paths(record.names, data), data)), counts", "    return (found := images.subset(_existing(images.names, _paths(record.names, data), data))), found.class_counts", "evaluation/test_supervised.py"),
+    Fault("other pixels probed", IMAGES, "            _check_unchanged(record, images, data)\n        return images, images", "            pass\n        return images, images", "data/test_evaluated_images.py"),
+    Fault("class without a row passes", IMAGES, "    if len(unknown):\n", "    if False:\n", "evaluation/test_supervised.py"),
+    Fault("twice listed, once labeled", IMAGES, "        if classes[i] in free[name]:", "        if False:", "data/test_evaluated_images.py"),
     Fault("rows of the classifier shift", "evaluation/supervised.py", '    test = renumbered(test, train.class_names, of="test images")\n', "", "evaluation/test_supervised.py"),
-    Fault("came and went in silence", "evaluation/probing.py", "    warn_on_main(images.notes, accelerator)\n", "", "evaluation/test_changed_folders.py"),
+    Fault("missing in silence", IMAGES, "        if dist_info().rank == 0:", "        if False:", "data/test_evaluated_images.py"),
     Fault("begun run checked as if not", "evaluation/probing.py", "_training_images(plans, labeled_images(data, directory))", "_training_images(plans, labeled_images(data))", "evaluation/test_changed_folders.py"),
     Fault("pipe waits for ever", "data/decoding.py", "if not stat.S_ISREG(status.st_mode):", "if False:", "data/test_image_set.py"),
     Fault("bomb decoded", "data/decoding.py", "if width * height > MAX_PIXELS:", "if False:", "data/test_image_set.py"),

@@ -1,5 +1,7 @@
-"""What training shows instead of an image that cannot be read."""
+"""Images that cannot be read: what training shows instead, and the report in the run directory."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -13,6 +15,9 @@ TRIES = 100
 NONE_BROKEN = -1
 # No epoch shows an image that often: the views of replacements lie beyond all repeats.
 FIRST_REPLACEMENT = 2**30
+QUARANTINE = "quarantine.json"
+# Value of a file in the report that has been repaired.
+READS_NOW = "was broken, reads now"
 
 
 class LoadedImage(NamedTuple):
@@ -66,3 +71,40 @@ def _replacement(images: ImageSet, key: SampleKey, seed: int) -> LoadedImage:
         f"{TRIES} images drawn at random cannot be read, so the images under data.root are gone or "
         f"broken; bring them back (the last: {reason})"
     )
+
+
+def read_quarantine(directory: Path) -> dict[str, str]:
+    """Names of the images that the run in ``directory`` found broken, and why each cannot be read.
+
+    Raises:
+        DataError: If the report is damaged.
+    """
+    path = directory / QUARANTINE
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): str(why) for name, why in json.loads(path.read_text())["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path} is damaged; delete it, the images that are still broken are found again"
+        ) from None
+
+
+def quarantine_text(num_images: int, files: dict[str, str]) -> str:
+    """Report on a training set of ``num_images``: JSON in ASCII, sorted by name."""
+    report = {"images": num_images, "broken": len(still_broken(files)), "files": files}
+    return json.dumps(report | {"files": dict(sorted(files.items()))}, indent=2) + "\n"
+
+
+def still_broken(files: dict[str, str]) -> list[str]:
+    """Sorted names of the files in a report that are not repaired."""
+    return sorted(name for name, why in files.items() if why != READS_NOW)
+
+
+def read_error(images: ImageSet, position: int) -> str:
+    """Why an image cannot be read; ``READS_NOW`` if it can."""
+    try:
+        images.image(position)
+    except DataError as error:
+        return str(error)
+    return READS_NOW

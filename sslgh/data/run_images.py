@@ -1,44 +1,53 @@
-"""The list of a run's images, known by name: a folder that changes shifts no position."""
+"""The images that a run began with: the record in its directory is its data set.
+
+A folder that changes afterwards shifts no position and no label: files that are new are not in the
+record, and files that are missing are found broken when they are read. Shapes: N images, C classes.
+"""
 
 import hashlib
 import json
+import logging
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sslgh.data.folders import split_folders
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.sources import load_images, training_set
 from sslgh.distributed import dist_info
-from sslgh.recipe import Recipe
+from sslgh.recipe import Recipe, load_recipe
 from sslgh.recipe.data import Data
 from sslgh.recipe.printable import printable
 
-IMAGES = "images.json"
-FORMAT = 1
-# Of more than this share gone, data.root is another folder than it was.
-MOST_GONE = 0.5
-GONE = -1
+log = logging.getLogger(__name__)
+
+IMAGES, RECIPE = "images.json", "recipe.yaml"
+FORMAT = 2
+# An evaluation leaves missing training images out, but not more than this share.
+MAX_MISSING = 0.5
+# The settings that decide which training images there are.
+CHOICE = ("source", "root", "list", "long_tail", "subset", "test_per_class", "split_seed")
 
 
 class Record(NamedTuple):
     """The training set that a run began with.
 
     Attributes:
-        fingerprint: Of names, classes and labels for files, of the pixels and labels in memory.
+        fingerprint: Hash of names, classes and labels for files, of pixels and labels in memory.
         names: N names; empty for images in memory.
         class_names: C names; empty without labels.
         labels: N labels, or None.
-        sizes: N sizes (bytes), -1 for a file that was not there; empty for images in memory.
     """
 
     fingerprint: str
     names: list[str]
     class_names: list[str]
     labels: list[int] | None
-    sizes: list[int]
 
     @property
     def classes(self) -> list[str | None]:
@@ -48,55 +57,130 @@ class Record(NamedTuple):
         return [self.class_names[label] for label in self.labels]
 
 
-def run_images(recipe: Recipe) -> tuple[ImageSet, list[str]]:
-    """The training set of a run, as it was when the run began.
-
-    Without a record in the run directory it is `training_set`. With one, images of files stand at the
-    recorded positions with the recorded labels, whatever the source holds by now: files that have gone
-    keep their place, to be found broken when they are read, and files that have come are left out.
+def run_images(recipe: Recipe) -> ImageSet:
+    """The training set of a run: the recorded one, or `training_set` if it has not begun.
 
     Args:
-        recipe: Its data and its directory.
-
-    Returns:
-        The set, and sentences on what has changed.
+        recipe: Its data and its run directory.
 
     Raises:
-        DataError: If the source cannot be used; if images in memory have changed, the label of a file
-            has, or more than half of the files are gone; if the record is damaged.
+        DataError: If the source cannot be used; if images in memory or the labels of a list have
+            changed; if the record is damaged.
     """
     record = read_record(recipe.directory)
-    if record is None:
-        return training_set(recipe.data), []
-    if not record.names:
-        images = training_set(recipe.data)
-        check_unchanged(record, images, recipe.data)
-        return images, []
-    present = load_images(recipe.data, "train")
-    assert present is not None  # every source has a training split
-    images = as_recorded(record, present, recipe.data)
-    gone, came = gone_names(record, present), came_names(record, present, recipe.data)
-    said = told(gone, came, len(images), ("others are shown instead", "this run leaves them out"))
-    return images, [*said, *_resized(record, images)]
+    return training_set(recipe.data) if record is None else _recorded(record, recipe.data)
+
+
+def probe_images(
+    directory: Path | None, data: Data, full_train: ImageSet
+) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The images of pretraining for a probe, labeled and numbered as the training split is now.
+
+    They are the recorded ones, whatever the source would be cut to by now; without a record, or if
+    the data ask for other images than the run had, they are `training_set`.
+
+    Args:
+        directory: Run directory; None: there is none yet.
+        data: Which images are asked for.
+        full_train: Their present training split, with labels.
+
+    Returns:
+        The images that are still there, and how many the run had of each class, shape (C,).
+
+    Raises:
+        DataError: If the source cannot be used; if images in memory have changed or more than half of
+            the files are missing; if the record is damaged.
+        RecipeError: If the recipe of the run cannot be read.
+    """
+    record = _record_of(directory, data)
+    if record is None or not record.names:
+        cut = data.long_tail is not None or data.subset is not None
+        images = training_set(data) if cut else full_train
+        if record is not None:
+            _check_unchanged(record, images, data)
+        return images, images.class_counts
+    labels, paths = _labels_now(record, full_train), _paths(record.names, data)
+    class_names, known = full_train.class_names, labels >= 0  # a class may be missing by now
+    counts = np.bincount(labels[known], minlength=len(class_names)).astype(np.int64)
+    rows = _existing(record.names, paths, data)
+    rows = rows[known[rows]]
+    names = tuple(record.names[i] for i in rows)
+    return ImageSet(tuple(paths[i] for i in rows), labels[rows], class_names, names), counts
+
+
+def trained_images(directory: Path, data: Data) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The images of supervised training, labeled and numbered as the run had them.
+
+    The classes and their counts are the record's whatever the data ask for: the run's classifier has its
+    rows in that order. Images in memory, and runs without a record, have those of `training_set`.
+
+    Args:
+        directory: Run directory.
+        data: Which images are asked for.
+
+    Returns:
+        The images that are still there, and how many the run had of each class, shape (C,).
+
+    Raises:
+        DataError: As `probe_images`; if the label of an image has changed; if there is a class that
+            the run did not know.
+        RecipeError: If the recipe of the run cannot be read.
+    """
+    asked = _record_of(directory, data)
+    record = asked or read_record(directory)
+    if record is None or record.labels is None:  # images in memory are recorded by their hash alone
+        images = training_set(data) if asked is None else _recorded(asked, data)
+        return images, images.class_counts
+    counts = np.bincount(record.labels, minlength=len(record.class_names)).astype(np.int64)
+    if asked is None:
+        return renumbered(training_set(data), record.class_names, of="training images"), counts
+    images = _recorded(record, data)
+    return images.subset(_existing(images.names, _paths(record.names, data), data)), counts
+
+
+def renumbered(images: ImageSet, class_names: Sequence[str], *, of: str) -> ImageSet:
+    """The same images, their classes numbered by another list of names.
+
+    Args:
+        images: N images.
+        class_names: C names; the set may lack images of some.
+        of: What the images are, for the message.
+
+    Raises:
+        DataError: If the images have no labels, or one is of a class that is not in the list.
+
+    Examples:
+        >>> pixels = np.zeros((2, 2, 2, 3), dtype=np.uint8)
+        >>> pets = ImageSet(pixels, np.array([1, 2]), ("ant", "cat", "dog"), ("0", "1"))
+        >>> renumbered(pets, ["cat", "dog"], of="test images").labels
+        array([0, 1])
+    """
+    if images.labels is None:
+        raise DataError(f"the {of} have no labels; give them as many classes as the run had")
+    number = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([number.get(name, -1) for name in images.class_names], dtype=np.int64)
+    unknown = images.labels[labels[images.labels] < 0]
+    if len(unknown):
+        raise DataError(
+            f"class '{printable(images.class_names[unknown[0]])}' of the {of} is none of the "
+            f"{len(class_names)} classes that the run was trained on; take its images out, or train "
+            "anew in another run_dir"
+        )
+    return ImageSet(images.images, labels[images.labels], tuple(class_names), images.names)
 
 
 def record_text(images: ImageSet) -> str:
-    """What ``images.json`` holds: about 45 bytes an image, 55 MB for the 1.28 million of ImageNet.
+    """What ``images.json`` holds: about 40 bytes per image, 50 MB for the 1.28 million of ImageNet.
 
     Args:
         images: The set that the run begins with.
     """
-    labels = None if images.labels is None else images.labels.tolist()
     if isinstance(images.images, np.ndarray):
-        record = Record(images.fingerprint(), [], [], None, [])
+        record = Record(images.fingerprint(), [], [], None)
     else:
-        record = Record(
-            image_fingerprint(images),
-            list(images.names),
-            list(images.class_names),
-            labels,
-            [_size(path) for path in images.images],
-        )
+        labels = None if images.labels is None else images.labels.tolist()
+        fingerprint = image_fingerprint(images)
+        record = Record(fingerprint, list(images.names), list(images.class_names), labels)
     content = {"format": FORMAT, **record._asdict()}
     return json.dumps(content, separators=(",", ":")) + "\n"
 
@@ -119,7 +203,7 @@ def _hash(names: Iterable[str], class_names: Iterable[str], labels: list[int] | 
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record of the run in ``directory``; None where there is none.
+    """The record of the run in ``directory``; None if there is none.
 
     Raises:
         DataError: If it is damaged, or of another format.
@@ -130,9 +214,10 @@ def read_record(directory: Path) -> Record | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         written = content.pop("format")
-        record = Record(**content) if written == FORMAT else None
+        content.pop("sizes", None)  # of the files, in format 1
+        record = Record(**content) if written in {1, FORMAT} else None
         if record is not None and record.names:
-            _check(record)
+            _check_fingerprint(record)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise DataError(
             f"{path} is damaged, so it is not known which images the run began with; restore it or "
@@ -146,19 +231,51 @@ def read_record(directory: Path) -> Record | None:
     return record
 
 
-def _check(record: Record) -> None:
+def _check_fingerprint(record: Record) -> None:
     if _hash(record.names, record.class_names, record.labels) != record.fingerprint:
         raise ValueError("the list does not fit its fingerprint")
-    if len(record.sizes) != len(record.names):
-        raise ValueError("each image needs a size")
 
 
-def check_unchanged(record: Record, images: ImageSet, data: Data) -> None:
-    """Refuse images in memory that are not those of the record.
+def _record_of(directory: Path | None, data: Data) -> Record | None:
+    """The record of the run in ``directory``, if it was asked for the images of ``data``."""
+    if directory is None or not (directory / RECIPE).is_file():
+        return None
+    before = load_recipe(directory / RECIPE).data
+    if any(getattr(before, key) != getattr(data, key) for key in CHOICE):
+        return None
+    return read_record(directory)
+
+
+def _recorded(record: Record, data: Data) -> ImageSet:
+    """The recorded images at their positions with their labels.
 
     Raises:
-        DataError: If they are others.
+        DataError: If images in memory or the labels of a list have changed, or a name leads outside.
     """
+    if not record.names:
+        images = training_set(data)
+        _check_unchanged(record, images, data)
+        return images
+    if data.source == "list":  # a folder's labels are part of its names
+        _check_labels(record, data)
+    labels = None if record.labels is None else np.array(record.labels, dtype=np.int64)
+    paths = _paths(record.names, data)
+    return ImageSet(paths, labels, tuple(record.class_names), tuple(record.names))
+
+
+def _paths(names: list[str], data: Data) -> tuple[Path, ...]:
+    for path in map(PurePath, names) if data.source == "folder" else ():
+        # Nothing that was found by walking a folder is named so; a record from elsewhere may be.
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"{IMAGES} names {printable(path)}, which lies outside data.root {printable(data.root)}; it was "
+                "altered: choose another run_dir"
+            )
+    root = data.root if data.source == "list" else split_folders(data.root, data.test_root)[0]
+    return tuple(root / name for name in names)
+
+
+def _check_unchanged(record: Record, images: ImageSet, data: Data) -> None:
     if not images.in_memory or images.fingerprint() != record.fingerprint:
         raise DataError(
             f"the images of data.root {printable(data.root)} have changed since the run "
@@ -166,92 +283,12 @@ def check_unchanged(record: Record, images: ImageSet, data: Data) -> None:
         )
 
 
-def as_recorded(record: Record, present: ImageSet, data: Data) -> ImageSet:
-    """All the recorded images, with the recorded labels, as files of the present source.
-
-    Raises:
-        DataError: If more than half are gone, the label of one is another, or one lies outside a folder.
-    """
-    gone = gone_names(record, present)
-    check_gone(gone, record, data)
-    _check_inside(gone, data)
-    _check_labels(record, present)
-    root = data.root if data.source == "list" else split_folders(data.root, data.test_root)[0]
-    return ImageSet(
-        tuple(root / name for name in record.names),
-        None if record.labels is None else np.array(record.labels, dtype=np.int64),
-        tuple(record.class_names),
-        tuple(record.names),
-    )
-
-
-def _check_inside(names: list[str], data: Data) -> None:
-    """Nothing that was found by walking a folder is named so; a record from elsewhere may be."""
-    for path in map(PurePath, names) if data.source == "folder" else ():
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(
-                f"{IMAGES} names {printable(path)}, which lies outside data.root {printable(data.root)}; it was "
-                "altered: choose another run_dir"
-            )
-
-
-def gone_names(record: Record, present: ImageSet) -> list[str]:
-    """The recorded images that are no longer there."""
-    known = set(present.names)
-    return [name for name in record.names if name not in known]
-
-
-def came_names(record: Record, present: ImageSet, data: Data) -> list[str]:
-    """The images that are not in the record, sorted; none where the source is cut."""
-    # A cut leaves most files out: which of them are new is not known.
-    if is_cut(data):
-        return []
-    return sorted(set(present.names).difference(record.names))
-
-
-def is_cut(data: Data) -> bool:
-    """Whether a run takes a part of the training split only."""
-    return data.long_tail is not None or data.subset is not None
-
-
-def check_gone(gone: Sequence[str], record: Record, data: Data) -> None:
-    """Refuse a source that lacks most of the run's images.
-
-    Raises:
-        DataError: If more than half are gone.
-    """
-    if len(gone) > MOST_GONE * len(record.names):
-        raise DataError(
-            f"{len(gone)} of {len(record.names)} images of the run are gone from data.root "
-            f"{printable(data.root)}, the first is {printable(gone[0])}; restore them, point data.root "
-            "to where they are, or choose another run_dir"
-        )
-
-
-def told(
-    gone: Sequence[str], came: Sequence[str], total: int, follows: tuple[str, str]
-) -> list[str]:
-    """Sentences on images that have gone or come, each ending in what follows from it."""
-    sentences = []
-    if gone:
-        sentences.append(
-            f"{len(gone)} of {total} images have gone since the run began, the first is "
-            f"{printable(gone[0])}; {follows[0]}"
-        )
-    if came:
-        sentences.append(
-            f"{len(came)} image(s) came since the run began, the first is {printable(came[0])}; "
-            f"{follows[1]}"
-        )
-    return sentences
-
-
-def _check_labels(record: Record, present: ImageSet) -> None:
-    # A stray image beside the class folders takes the labels off all; the record still has them.
-    if record.labels is None or present.labels is None:
+def _check_labels(record: Record, data: Data) -> None:
+    split = load_images(data, "train")
+    if record.labels is None or split is None or split.labels is None:
         return
-    classes = (present.class_names[label] for label in present.labels.tolist())
-    known, pairs = set(present.names), set(zip(present.names, classes, strict=True))
+    classes = (split.class_names[label] for label in split.labels.tolist())
+    known, pairs = set(split.names), set(zip(split.names, classes, strict=True))
     for name, was in zip(record.names, record.classes, strict=True):
         if name in known and (name, was) not in pairs:
             raise DataError(
@@ -260,24 +297,46 @@ def _check_labels(record: Record, present: ImageSet) -> None:
             )
 
 
-def _resized(record: Record, images: ImageSet) -> list[str]:
-    """A sentence on files that hold something else; process 0 looks, the others believe it."""
-    if dist_info().rank != 0:
-        return []
-    assert not isinstance(images.images, np.ndarray)
-    sizes = zip(images.names, record.sizes, map(_size, images.images), strict=True)
-    other = [name for name, was, size in sizes if size not in (was, GONE)]
-    if not other:
-        return []
-    sentence = (
-        f"{len(other)} image(s) have another size in bytes than when the run began, the first is "
-        f"{printable(other[0])}; the run goes on with them as they are"
-    )
-    return [sentence]
+def _labels_now(record: Record, full_train: ImageSet) -> NDArray[np.int64]:
+    """Labels (N,) of the recorded images in the split's numbers; -1 for a class that it lacks.
+
+    The split's own labels count. A list may name a file under several classes: those that the record has
+    too are matched first.
+    """
+    assert full_train.labels is not None
+    free: defaultdict[str, list[str | None]] = defaultdict(list)
+    for name, label in zip(full_train.names, full_train.labels.tolist(), strict=True):
+        free[name].append(full_train.class_names[label])
+    classes, unmatched = record.classes, []
+    for i, name in enumerate(record.names):
+        if classes[i] in free[name]:
+            free[name].remove(classes[i])
+        else:
+            unmatched.append(i)
+    for i in unmatched:
+        if free[record.names[i]]:
+            classes[i] = free[record.names[i]].pop(0)
+    number: dict[str | None, int] = {c: label for label, c in enumerate(full_train.class_names)}
+    return np.array([number.get(name, -1) for name in classes], dtype=np.int64)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return GONE
+def _existing(names: Sequence[str], paths: Sequence[Path], data: Data) -> NDArray[np.int64]:
+    """Positions of the files that exist; a warning says how many do not.
+
+    Raises:
+        DataError: If more than half do not.
+    """
+    exists = np.array([os.path.exists(path) for path in paths])  # noqa: PTH110 - never raises
+    missing = np.flatnonzero(~exists)
+    if len(missing):
+        text = (
+            f"{len(missing)} of {len(names)} images of the run are missing from data.root "
+            f"{printable(data.root)}, the first is {printable(names[missing[0]])}"
+        )
+        if len(missing) > MAX_MISSING * len(names):
+            raise DataError(
+                f"{text}; restore them, point data.root to where they are, or choose another run_dir"
+            )
+        if dist_info().rank == 0:
+            log.warning("%s; its evaluation leaves them out", text)
+    return np.flatnonzero(exists)

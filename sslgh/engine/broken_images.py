@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sslgh.data import DataError, ImageSet, PretrainBatch, SupervisedBatch, end_workers
-from sslgh.data.quarantined import (
+from sslgh.data.broken_images import (
     QUARANTINE,
     READS_NOW,
     quarantine_text,
-    quarantined,
-    reason,
-    unreadable,
+    read_error,
+    read_quarantine,
+    still_broken,
 )
 from sslgh.distributed import any_rank, dist_info
 from sslgh.engine.launch import run_on_main
@@ -61,7 +61,7 @@ class BrokenImages(Iterator[Batch]):
         # many resumes only if they were repaired.
         self._known: set[int] = set()
         self._new: set[int] = set()
-        self._files = {} if directory is None else quarantined(directory)
+        self._files = {} if directory is None else read_quarantine(directory)
         if self._files and dist_info().rank == 0:
             self._recheck()
 
@@ -124,15 +124,15 @@ class BrokenImages(Iterator[Batch]):
         Raises:
             DataError: If too many are broken.
         """
-        found = {self.images.names[position]: reason(self.images, position) for position in new}
+        found = {self.images.names[position]: read_error(self.images, position) for position in new}
         self._files |= found
         where = self._write()
         if failure is not None:
             raise DataError(f"{failure}; {where}")
         # By position: the lines of a list may name one file many times.
-        names, total = frozenset(unreadable(self._files)), len(self.images)
+        names, total = frozenset(still_broken(self._files)), len(self.images)
         broken = sum(name in names for name in self.images.names)
-        name = min(unreadable(found) or found)
+        name = min(still_broken(found) or found)
         first = found[name] if found[name] != READS_NOW else f"{printable(name)} {READS_NOW}"
         # With a share of 0 not even a file that was broken for a while is allowed.
         if broken - self.share * total > ROUNDING or self.share == 0:
@@ -150,7 +150,7 @@ class BrokenImages(Iterator[Batch]):
         """Drop images from the report that were repaired since the run stopped."""
         before, names = self._files, self.images.names
         positions = [position for position, name in enumerate(names) if name in before]
-        self._files = {names[position]: reason(self.images, position) for position in positions}
+        self._files = {names[position]: read_error(self.images, position) for position in positions}
         if self._files != before:
             self._write()
 

@@ -68,12 +68,12 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     settings = _settings(recipe)
     if is_done(recipe, accelerator):
         return recipe.directory
-    images, notes = run_images(recipe)
+    images = run_images(recipe)
     stage = Finetuning(recipe, accelerator, images)
     # Made before the run, while `model.init` is still there.
     method = f"finetune {settings.objective}"
     metadata = backbone_metadata(recipe, image_size=stage.image_size, method=method)
-    progress = open_run(stage.run, notes)
+    progress = open_run(stage.run)
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)
     if accelerator.is_main_process:

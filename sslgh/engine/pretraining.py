@@ -56,7 +56,7 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     """
     if is_done(recipe, accelerator):
         return recipe.directory
-    images, notes = run_images(recipe)
+    images = run_images(recipe)
     stage = Pretraining(recipe, accelerator, images)
     # Made before the run, while `model.init` is still there.
     assert recipe.method is not None
@@ -64,7 +64,7 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     metadata = backbone_metadata(recipe, image_size=stage.image_size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
     device_note = f", FAISS on {faiss_device()}" if faiss else ""
-    progress = open_run(stage.run, notes, device_note=device_note)
+    progress = open_run(stage.run, device_note=device_note)
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)
     if accelerator.is_main_process:

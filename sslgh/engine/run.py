@@ -1,7 +1,7 @@
 """A run: its objects, its directory, and where it resumes."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -136,12 +136,11 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
     return done
 
 
-def open_run(run: Run, notes: Iterable[str], *, device_note: str = "") -> Progress:
+def open_run(run: Run, *, device_note: str = "") -> Progress:
     """Make or find the run directory, and resume its last whole checkpoint. Collective: call it on every rank.
 
     Args:
         run: A new run.
-        notes: Messages about its images, from `run_images`.
         device_note: Text printed after the processes.
 
     Raises:
@@ -157,8 +156,6 @@ def open_run(run: Run, notes: Iterable[str], *, device_note: str = "") -> Progre
         )
     processes = describe_processes(accelerator) + device_note
     accelerator.print(f"{recipe.name}: {len(run.images)} images, {processes}")
-    for note in notes:
-        accelerator.print(note)
     checkpoint = run_on_main(lambda: _open_directory(run, processes), accelerator)
     return Progress() if checkpoint is None else _resume(run, checkpoint)
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from sslgh.data import DataError, EvalDataset, ImageSet, normalize
 from sslgh.data.arrays import UNREADABLE
+from sslgh.data.broken_images import QUARANTINE, READS_NOW, read_error, read_quarantine
 from sslgh.data.image_set import check_classes
-from sslgh.data.quarantined import QUARANTINE, READS_NOW, quarantined, reason
 from sslgh.distributed import gather
 
 log = logging.getLogger(__name__)
@@ -262,11 +262,11 @@ def unreadable_names(images: ImageSet, directory: Path, accelerator: Accelerator
         DataError: If the run's report is damaged.
     """
     # Read by every rank, so that a damaged report stops them all.
-    named = quarantined(directory)
+    named = read_quarantine(directory)
     found: list[frozenset[str]] = [frozenset()]
     if accelerator.is_main_process and named:
         positions = [i for i, name in enumerate(images.names) if name in named]
-        broken = [i for i in positions if reason(images, i) != READS_NOW]
+        broken = [i for i in positions if read_error(images, i) != READS_NOW]
         found = [frozenset(images.names[i] for i in broken)]
     broadcast_object_list(found)
     if accelerator.is_main_process and found[0]:

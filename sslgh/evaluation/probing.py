@@ -103,7 +103,6 @@ def probe_backbone(
     if not plans:
         return []
     images = labeled_images(recipe.data, directory)
-    warn_on_main(images.notes, accelerator)
     size = input_size(recipe.data, images.full_train)
 
     def features(part: ImageSet, *, weak: bool = False) -> Features | None:
@@ -288,13 +287,6 @@ def _train_and_evaluate(
             tightness=tightness or None,
         )
     return scores
-
-
-def warn_on_main(notes: Sequence[str], accelerator: Accelerator) -> None:
-    """Log warnings on rank 0."""
-    if accelerator.is_main_process:
-        for note in notes:
-            log.warning("%s", note)
 
 
 def loader_workers(data: Data, images: ImageSet) -> int:

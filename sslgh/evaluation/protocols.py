@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sslgh.classify import HeadTraining
 from sslgh.data import DataError, ImageSet, load_images
-from sslgh.data.remaining import remaining_images
+from sslgh.data.run_images import probe_images
 from sslgh.recipe.data import Data
 
 # Largest over smallest class that still counts as balanced; the digits' classes differ by a tenth.
@@ -94,14 +94,12 @@ class LabeledImages:
         longtail: The images of pretraining that still exist.
         class_counts: Images of pretraining per class, shape (C,).
         test: The test set, with the classes of the training split.
-        notes: Messages on images that appeared or disappeared since pretraining began.
     """
 
     full_train: ImageSet
     longtail: ImageSet
     class_counts: NDArray[np.int64]
     test: ImageSet
-    notes: list[str]
 
 
 def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
@@ -126,8 +124,8 @@ def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
             "data.test_root or leave probe out"
         )
     assert test.class_names == full_train.class_names  # the sources number both splits alike
-    longtail, counts, notes = remaining_images(directory, data, full_train)
-    return LabeledImages(full_train, longtail, counts, test, notes)
+    longtail, counts = probe_images(directory, data, full_train)
+    return LabeledImages(full_train, longtail, counts, test)
 
 
 def training_images(protocol: Protocol, images: LabeledImages) -> ImageSet:

@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from sslgh.data import ImageSet, input_size, load_images
-from sslgh.data.remaining import renumbered, trained_images
+from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
-from sslgh.evaluation.probing import loader_workers, warn_on_main
+from sslgh.evaluation.probing import loader_workers
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
 from sslgh.functional import adjust_logits
@@ -45,8 +45,7 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     if test is None or test.labels is None:
         accelerator.print(f"{recipe.name}: no labeled test images, so nothing is judged")
         return []
-    train, class_counts, notes = trained_images(recipe.directory, recipe.data)
-    warn_on_main(notes, accelerator)
+    train, class_counts = trained_images(recipe.directory, recipe.data)
     # By name: a new class folder would shift the class numbers against the rows of the classifier.
     test = renumbered(test, train.class_names, of="test images")
     counts = torch.from_numpy(class_counts)
