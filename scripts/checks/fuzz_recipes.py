@@ -3,7 +3,7 @@
     python scripts/checks/fuzz_recipes.py [--count 1000] [--seed 0] [--steps]
 
 Bundled recipes are changed at random, as values and as text, and go through what ``sslgh pretrain --dry-run``
-does before its step: read, override, check, cut the data, size the run, build method, auxiliary state and optimizer. With
+does before its step: read, override, check, cut the data, build method, auxiliary state and optimizer. With
 ``--steps`` those that were built then take the step too, each in a process of its own. One that takes longer than a
 minute is counted and stopped: a recipe may ask for images and batches of any size.
 
@@ -38,7 +38,7 @@ from sslgh.engine.build import build_method, build_network
 from sslgh.engine.exit_codes import run_command
 from sslgh.engine.finetuning import dry_run_finetuning
 from sslgh.engine.launch import init_accelerator
-from sslgh.engine.memory_estimate import check_size
+from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.monitor.aux_state import build_auxiliary
 from sslgh.engine.optim import build_optimizer
 from sslgh.engine.pretraining import dry_run_pretraining
@@ -197,15 +197,13 @@ def build(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
     images = training_set(recipe.data)
     size = input_size(recipe.data, images)
-    check_size(recipe, images, size)
-    if recipe.finetune is not None:
-        build_optimizer(
-            build_network(recipe, size, max(len(images.class_names or ()), 2)), recipe.optim
-        )
-        return
-    method = build_method(recipe, size)
-    build_auxiliary(recipe, images, method)
-    build_optimizer(method, recipe.optim)
+    with memory_guard(recipe):
+        if recipe.finetune is not None:
+            network = build_network(recipe, size, max(len(images.class_names or ()), 2))
+        else:
+            network = build_method(recipe, size)
+            build_auxiliary(recipe, images, network)
+    build_optimizer(network, recipe.optim)
 
 
 def take_step(path: Path, overrides: list[str], output: Path) -> None:

@@ -18,6 +18,7 @@ from sslgh.doctor.machine import (
     torch_against_device,
     world,
 )
+from sslgh.doctor.memory_estimate import run_size
 from sslgh.doctor.software import FAISS, installed
 from sslgh.doctor.storage import (
     disk,
@@ -29,7 +30,7 @@ from sslgh.doctor.storage import (
     memory,
     shared_memory,
 )
-from sslgh.engine.memory_estimate import free_memory, gigabytes, run_size
+from sslgh.engine.memory_guard import free_memory, gigabytes
 from sslgh.recipe import Recipe, make_recipe
 
 SHARED_MEMORY = Path("/dev/shm")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sslgh.data import ImageSet, PretrainDataset, SampleKey
 from sslgh.doctor.check_result import CheckResult
-from sslgh.engine.memory_estimate import RunSize, check_memory, gigabytes
-from sslgh.recipe import Recipe, RecipeError
+from sslgh.doctor.memory_estimate import RunSize
+from sslgh.engine.memory_guard import REMEDY, gigabytes
+from sslgh.recipe import Recipe
 
 SMALL_SHARED_MEMORY = 10**9
 TIMED_SECONDS = 2.0
@@ -20,17 +21,15 @@ def memory(size: RunSize, free: int, *, on_device: bool) -> CheckResult:
     """Whether a run fits in memory.
 
     Args:
-        size: Of the run.
-        free: Bytes; `free_memory`.
-        on_device: Whether it trains on an accelerator.
+        size: Size of the run.
+        free: Free bytes, see `free_memory`.
+        on_device: Whether it trains on an accelerator, and only the weights pass through memory.
     """
-    try:
-        check_memory(size, free, on_device=on_device)
-    except RecipeError as error:
-        found, _, remedy = str(error).partition("; ")
-        return CheckResult("FAIL", "memory", found, remedy)
-    need = f"{gigabytes(size.training)} and activations"
-    return CheckResult("ok", "memory", f"{gigabytes(free)} free, the run needs {need}")
+    need = size.weights + size.memory if on_device else size.training
+    found = f"{gigabytes(free)} free, the run needs {gigabytes(need)} and activations"
+    if need > free:
+        return CheckResult("FAIL", "memory", found, REMEDY)
+    return CheckResult("ok", "memory", found)
 
 
 def shared_memory(free: int, *, workers: int, batch_bytes: int) -> CheckResult:

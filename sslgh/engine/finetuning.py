@@ -35,7 +35,7 @@ from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import build_network
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.memory_estimate import check_size
+from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
@@ -119,8 +119,8 @@ class Finetuning:
             )
         self.recipe, self.settings, self.images = recipe, settings, images
         self.image_size = input_size(recipe.data, images)
-        check_size(recipe, images, self.image_size)
-        self.network = build_network(recipe, self.image_size, len(images.class_names))
+        with memory_guard(recipe):
+            self.network = build_network(recipe, self.image_size, len(images.class_names))
         self.contrasts = bool(OBJECTIVES[settings.objective].contrast_heads)
         if recipe.train.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)

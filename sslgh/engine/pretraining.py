@@ -23,7 +23,7 @@ from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.memory_estimate import check_size
+from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.monitor.aux_state import build_auxiliary
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
@@ -96,11 +96,11 @@ class Pretraining:
     def __init__(self, recipe: Recipe, accelerator: Accelerator, images: ImageSet) -> None:
         self.recipe, self.images = recipe, images
         self.image_size = input_size(recipe.data, images)
-        check_size(recipe, images, self.image_size)
-        self.method = build_method(recipe, self.image_size)
+        with memory_guard(recipe):
+            self.method = build_method(recipe, self.image_size)
+            self.aux = build_auxiliary(recipe, images, self.method)
         if recipe.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last)
-        self.aux = build_auxiliary(recipe, images, self.method)
         self.run = Run(
             recipe,
             accelerator,

@@ -15,8 +15,8 @@ from sslgh.doctor.machine import (
     torch_against_device,
     world,
 )
+from sslgh.doctor.memory_estimate import RunSize
 from sslgh.doctor.run_checks import run_checks
-from sslgh.engine.memory_estimate import RunSize
 
 GPU = "OPTIMIZE AVX2 GPU "
 GB = 10**9

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from sslgh.data import input_size, training_set
+from sslgh.doctor.memory_estimate import run_size
 from sslgh.engine.build import build_method
-from sslgh.engine.memory_estimate import RunSize, check_memory, check_size, free_memory, run_size
 from sslgh.engine.monitor.aux_state import build_auxiliary
 from sslgh.engine.optim import build_optimizer
-from sslgh.recipe import RecipeError
 
 WORDS = ["optim.name=sgd", "optim.name=adamw"]
 
@@ -47,30 +46,6 @@ def test_sizing_allocates_nothing_and_leaves_the_random_state(tiny) -> None:
     )
     assert size.weights > 1.2e9
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    "word", ["model.projector.hidden=2000000000", "model.width=1e5", "model.width=1e300"]
-)
-def test_a_network_beyond_memory_is_refused_before_it_is_built(tiny, word) -> None:
-    recipe = tiny(word)
-    with pytest.raises(RecipeError, match=r"^model: the network .* lower model\.width"):
-        check_size(recipe, training_set(recipe.data), 8)
-
-
-def test_both_figures_are_in_the_sentence() -> None:
-    size = RunSize(weights=4 * 10**9, trained=4 * 10**9, optimizer=8 * 10**9, memory=0)
-    with pytest.raises(RecipeError, match=r"needs 16\.0 GB, but 10\.0 GB of memory are free"):
-        check_memory(size, 10**10, on_device=False)
-    check_memory(size, 10**10, on_device=True)
-    check_memory(size, 16 * 10**9, on_device=False)
-
-
-def test_processes_of_a_machine_share_its_memory(monkeypatch) -> None:
-    alone = free_memory()
-    assert 10**8 < alone < 10**15
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_memory() == pytest.approx(alone / 4, rel=0.2)
 
 
 def test_a_moving_average_of_the_weights_is_part_of_a_checkpoint(tiny) -> None:
