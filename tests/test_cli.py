@@ -108,7 +108,28 @@ def test_recipe_schema_is_json_with_a_description_for_every_setting(capsys) -> N
 def test_recipe_list_names_the_shelf(capsys, monkeypatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert call("recipe", "list") == 0
-    assert "recipes/digits-lt/simclr-gh.yaml" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 58
+    kinds = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    assert kinds["recipes/digits-lt/simclr-gh.yaml"] == "simclr +GH faiss 200 epochs"
+    assert kinds["recipes/digits-lt/byol.yaml"] == "byol plain, --gh 200 epochs"
+    assert kinds["recipes/digits-lt/supervised.yaml"].split()[1] == "supervised"
+
+
+def test_gh_turns_a_recipe_into_its_twin_in_every_command_that_pretrains(
+    recipe_file, tmp_path, capsys
+) -> None:
+    assert call("recipe", "show", recipe_file, "--gh", "harmonize.vertices=10") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["name"], shown["harmonize"]["vertices"]) == ("tiny-gh", 10)
+    words = ("harmonize={vertices: 10, ramp_epochs: 1}", f"run_dir={tmp_path / 'twin'}")
+    assert call("run", recipe_file, "--gh", *words, "probe=[{protocol: knn}]") == 0
+    assert "twin" in capsys.readouterr().out
+    lines = (tmp_path / "twin" / "metrics.jsonl").read_text().splitlines()
+    assert any("gh" in json.loads(line) for line in lines)
+    assert call("pretrain", recipe_file, "--gh", "--dry-run", *words) == 0
+    assert call("run", tmp_path / "twin" / "recipe.yaml", "--gh") == 2
+    assert "has harmonize: already; leave --gh out" in capsys.readouterr().err
 
 
 def folder(tmp_path: Path, *names: str) -> Path:

@@ -18,7 +18,7 @@ from statistics import median
 from sslgh.engine.run_dir import read_status
 from sslgh.evaluation import Result, read_results
 from sslgh.functional.groups import GROUPS
-from sslgh.recipe import Recipe, load_recipe
+from sslgh.recipe import load_recipe
 
 HEADS = ("method", *GROUPS, "average", "std", "kNN", "s/epoch", "GH costs")
 PROBES = "probe=[{protocol: longtail, objectives: [la], seeds: 3}, {protocol: knn}]"
@@ -36,33 +36,35 @@ def main() -> int:
     parser.add_argument("--only", default="", help="methods, separated by commas")
     options = parser.parse_intermixed_args()
     chosen = chosen_recipes(options)
+    runs = [(file, gh) for file in chosen for gh in (False, True)]
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(lambda file: train(options, file), chosen))
+        codes = list(pool.map(lambda run: train(options, *run), runs))
     print(table(options, chosen))
     return max(codes)
 
 
-def chosen_recipes(options: argparse.Namespace) -> dict[Path, Recipe]:
-    """The recipes that pretrain, each plain one before its GH twin."""
-    files = sorted(options.recipes.glob("small-*.yaml"), key=_plain_first)
-    recipes = {file: load_recipe(file) for file in files}
+def chosen_recipes(options: argparse.Namespace) -> list[Path]:
+    """The recipes that pretrain without GH; each is also run with ``--gh``."""
+    recipes = {file: load_recipe(file) for file in sorted(options.recipes.glob("small-*.yaml"))}
     wanted = set(filter(None, options.only.split(",")))
-    return {
-        file: recipe
+    return [
+        file
         for file, recipe in recipes.items()
-        if recipe.method is not None and (not wanted or recipe.method.name in wanted)
-    }
+        if recipe.method is not None and recipe.harmonize is None
+        if not wanted or recipe.method.name in wanted
+    ]
 
 
-def _plain_first(file: Path) -> tuple[str, bool]:
-    name = file.stem.removesuffix("-gh")
-    return name, name != file.stem
+def run_folder(options: argparse.Namespace, file: Path, gh: bool) -> Path:
+    """Run directory of a recipe, plain or with GH."""
+    folder: Path = options.out / (file.stem + ("-gh" if gh else ""))
+    return folder
 
 
-def train(options: argparse.Namespace, file: Path) -> int:
+def train(options: argparse.Namespace, file: Path, gh: bool) -> int:
     """One run in a process of its own."""
-    folder = options.out / file.stem
-    words = [f"run_dir={folder}", PROBES, *options.overrides]
+    folder = run_folder(options, file, gh)
+    words = [*(["--gh"] if gh else []), f"run_dir={folder}", PROBES, *options.overrides]
     done = subprocess.run(
         [sys.executable, "-m", "sslgh", "run", str(file), *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -81,24 +83,22 @@ def minutes(folder: Path) -> str:
     return f"{read_status(folder)['seconds'] / 60:.1f} minutes"
 
 
-def table(options: argparse.Namespace, chosen: dict[Path, Recipe]) -> str:
-    """Markdown: a line for each run."""
+def table(options: argparse.Namespace, chosen: list[Path]) -> str:
+    """Markdown: one line per run."""
     lines = [" | ".join(HEADS), "|".join("---" for _ in HEADS)]
-    seconds: dict[Path, float] = {}
     for file in chosen:
-        folder = options.out / file.stem
-        results = {result.protocol: result for result in read_results(folder)}
-        if not {"longtail", "knn"} <= results.keys():
-            continue
-        seconds[file] = epoch_seconds(folder)
-        twin = file.with_stem(file.stem.removesuffix("-gh"))
-        harmonized = twin != file
-        costs = (
-            f"{seconds[file] / seconds[twin] - 1:+.0%}" if twin in seconds and harmonized else ""
-        )
-        name = ("+ GH" if harmonized else file.stem.removeprefix("small-")) + note(folder)
-        cells = [*scores(results["longtail"], "la"), scores(results["knn"], "knn")[3]]
-        lines.append(" | ".join([name, *cells, f"{seconds[file]:.1f}", costs]))
+        plain_seconds = None
+        for gh in (False, True):
+            folder = run_folder(options, file, gh)
+            results = {result.protocol: result for result in read_results(folder)}
+            if not {"longtail", "knn"} <= results.keys():
+                continue
+            seconds = epoch_seconds(folder)
+            costs = f"{seconds / plain_seconds - 1:+.0%}" if gh and plain_seconds else ""
+            plain_seconds = plain_seconds if gh else seconds
+            name = ("+ GH" if gh else file.stem.removeprefix("small-")) + note(folder)
+            cells = [*scores(results["longtail"], "la"), scores(results["knn"], "knn")[3]]
+            lines.append(" | ".join([name, *cells, f"{seconds:.1f}", costs]))
     return "\n".join(f"| {line} |" for line in lines)
 
 

@@ -15,17 +15,34 @@ from sslgh.recipe.yaml_io import MOST_LEVELS, parse, read, to_yaml
 Block = TypeVar("Block", bound=ConfigModel)
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Iterable[str] = (), *, gh: bool = False) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         path: A YAML file.
         overrides: ``key.path=value`` with the value as YAML, e.g. ``train.epochs=20``.
+        gh: Whether to turn it into its GH twin before the overrides.
 
     Raises:
         RecipeError: One sentence with the file, the key path and the way out.
     """
-    return make_recipe(apply_overrides(_read(path), overrides), source=str(path))
+    settings = _gh_twin(path) if gh else _read(path)
+    return make_recipe(apply_overrides(settings, overrides), source=str(path))
+
+
+def _gh_twin(path: Path) -> dict[str, Any]:
+    """A pretraining recipe plus the GH settings of its folder; name and run directory get ``-gh``."""
+    settings = _read(path)
+    if settings.get("finetune") is not None:
+        raise RecipeError(f"{path}: --gh is for pretraining, and this recipe has finetune:")
+    if settings.get("harmonize") is not None:
+        raise RecipeError(f"{path}: has harmonize: already; leave --gh out")
+    stem = "small-simclr-gh" if path.stem.startswith("small-") else "simclr-gh"
+    shared = path.with_name(f"{stem}.yaml")
+    gh = (_read(shared).get("harmonize") if shared.is_file() else None) or {}
+    names = {key: settings.get(key) for key in ("name", "run_dir")}
+    suffixed = {key: f"{name}-gh" for key, name in names.items() if isinstance(name, str)}
+    return settings | {"harmonize": gh} | suffixed
 
 
 def make_recipe(settings: Mapping[str, Any], *, source: str = "") -> Recipe:

@@ -17,7 +17,11 @@ from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import Recipe, load_recipe
 
 SHELF = Path(__file__).parents[2] / "recipes" / "digits-lt"
-RECIPES = sorted(p.stem for p in SHELF.glob("*.yaml") if "method" in yaml.safe_load(p.read_text()))
+FILES = {p.stem: yaml.safe_load(p.read_text()) for p in SHELF.glob("*.yaml")}
+PLAIN = [name for name, file in FILES.items() if "method" in file and "harmonize" not in file]
+RECIPES = sorted(
+    {*PLAIN, *(f"{name}-gh" for name in PLAIN), *(n for n, f in FILES.items() if "harmonize" in f)}
+)
 SMALL = (
     "data.size=8",
     "model.width=0.125",
@@ -36,9 +40,12 @@ GENTLY = "optim.lr=0.01"  # with GH at once: at its own 0.2 VICReg diverges in e
 
 
 def small(name: str, directory: Path, *overrides: str, gh: tuple[str, ...] = LATE) -> Recipe:
-    if "harmonize" in yaml.safe_load((SHELF / f"{name}.yaml").read_text()):
+    """The recipe of a file, or the GH twin of one that has no file of its own."""
+    if "-gh" in name:
         overrides = (*(f"harmonize.{setting}" for setting in gh), *overrides)
-    return load_recipe(SHELF / f"{name}.yaml", [*SMALL, f"run_dir={directory}", *overrides])
+    file = SHELF / f"{name if name in FILES else name.removesuffix('-gh')}.yaml"
+    words = [*SMALL, f"run_dir={directory}", *overrides]
+    return load_recipe(file, words, gh=name not in FILES)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,263 @@
+"""What each command does; the command line's signatures are in ``cli.py``."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import typer
+
+from sslgh.engine.build import check_objective
+from sslgh.engine.exit_codes import is_main, run_command
+from sslgh.engine.finetuning import dry_run_finetuning
+from sslgh.engine.finetuning import finetune as finetune_recipe
+from sslgh.engine.launch import init_accelerator, shutdown_distributed
+from sslgh.engine.pretraining import dry_run_pretraining
+from sslgh.engine.pretraining import pretrain as pretrain_recipe
+from sslgh.evaluation import (
+    Result,
+    check_probes,
+    class_table,
+    comparison_table,
+    details_table,
+    evaluate_run,
+    load_feature_file,
+    plan_probes,
+    probe_backbone,
+    probe_features,
+)
+from sslgh.models import build_backbone, load_backbone
+from sslgh.recipe import Recipe, RecipeError, load_recipe, make_recipe
+from sslgh.recipe.bundled import find_recipe, recipe_files
+from sslgh.recipe.loading import apply_overrides
+from sslgh.recipe.printable import printable
+
+Row = tuple[str, Sequence[Result]]
+NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
+
+
+def load_recipes(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
+    """Load the recipes that a command line names, with its overrides.
+
+    Args:
+        words: Names or paths of recipes, and ``key=value`` overrides of all.
+        gh: Whether to turn each into its GH twin.
+
+    Raises:
+        RecipeError: If none is named, one is broken, or two share a run directory.
+    """
+    names, overrides = _split(words)
+    if not names:
+        raise RecipeError("no recipe given; sslgh recipe list names those that exist")
+    recipes = [load_recipe(find_recipe(name), overrides, gh=gh) for name in names]
+    if len({recipe.directory for recipe in recipes}) < len(recipes):
+        raise RecipeError("two of the recipes share a run directory; leave run_dir out")
+    return recipes
+
+
+def load_checked(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
+    """As `load_recipes`; names of objectives and protocols are checked too, before data are read."""
+    recipes = load_recipes(words, gh=gh)
+    for recipe in recipes:
+        check_objective(recipe)
+        plan_probes(recipe.probe)
+    return recipes
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and overrides; only an override has an equals sign and is no file."""
+    overrides = [word for word in words if "=" in word and not _is_file(word)]
+    return [word for word in words if word not in overrides], overrides
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # longer than a name may be
+        return False
+
+
+def each_recipe(
+    words: Sequence[str],
+    work: Callable[[Recipe], Row],
+    *,
+    record: bool = True,
+    details: bool = False,
+    gh: bool = False,
+) -> int:
+    """Do the same with every recipe of a command line, then print one table.
+
+    Args:
+        words: Names or paths of recipes, and overrides.
+        work: Work on one recipe; returns its name and results.
+        record: Whether ``status.json`` tells how it ended.
+        details: Whether to print the further tables.
+        gh: Whether to turn each recipe into its GH twin.
+
+    Returns:
+        The exit code.
+    """
+    recipes: list[Recipe] = []
+    rows: list[Row] = []
+    code = run_command(lambda: recipes.extend(load_checked(words, gh=gh)))
+    for recipe in recipes:
+        code = code or run_command(
+            lambda recipe=recipe: rows.append(work(recipe)),  # type: ignore[misc]
+            recipe if record else None,
+        )
+    return _finish(rows, code, details=details)
+
+
+def _finish(rows: Sequence[Row], code: int, *, details: bool) -> int:
+    """Print the tables on rank 0 and leave the process group."""
+    rows = [row for row in rows if row[1]]
+    if rows and is_main():
+        typer.echo("\n" + comparison_table(rows))
+        if details:
+            typer.echo("\n" + details_table(rows))
+            for name, results in rows:
+                for result in results:
+                    typer.echo(f"\n{printable(name)}\n{class_table(result)}")
+    shutdown_distributed()
+    return code
+
+
+def pretrain(recipe: Recipe) -> Row:
+    """Pretrain; there are no results yet."""
+    directory = pretrain_recipe(recipe, init_accelerator(recipe.train.processes))
+    return directory.name, []
+
+
+def dry_run(recipe: Recipe) -> Row:
+    """Build everything and take one step."""
+    attempt = dry_run_pretraining if recipe.finetune is None else dry_run_finetuning
+    attempt(recipe, init_accelerator(recipe.train.processes))
+    return recipe.name, []
+
+
+def finetune(recipe: Recipe) -> Row:
+    """Train on labels, then evaluate."""
+    check_probes(recipe.data, recipe.probe, recipe.directory)
+    finetune_recipe(recipe, init_accelerator(recipe.train.processes))
+    return _probe_run(recipe)
+
+
+def run(recipe: Recipe) -> Row:
+    """Train, then probe."""
+    if recipe.finetune is not None:
+        return finetune(recipe)
+    check_probes(recipe.data, recipe.probe, recipe.directory)
+    pretrain(recipe)
+    return _probe_run(recipe)
+
+
+def probe(
+    words: Sequence[str],
+    features: Path | None,
+    *,
+    recipe: str | None,
+    out: Path,
+    pretrained: bool,
+    details: bool,
+) -> int:
+    """Probe runs, backbones and a file of features, and print one table.
+
+    Args:
+        words: Run directories, names of backbones, and overrides.
+        features: File of features and labels.
+        recipe: Recipe whose data and probes are used for a backbone or file.
+        out: Folder of the results of backbones and files.
+        pretrained: Whether named backbones get their library's weights.
+        details: Whether to print the further tables.
+
+    Returns:
+        The exit code.
+    """
+    targets, overrides = _split(words)
+    rows: list[Row] = []
+
+    def work() -> None:
+        if not targets and features is None:
+            raise RecipeError(
+                "nothing to probe; name a run directory, a backbone or --features FILE"
+            )
+        for target in targets:
+            if target.startswith(("timm:", "torchvision:")):
+                rows.append(_probe_backbone(target, recipe, overrides, out, pretrained=pretrained))
+                continue
+            if not _is_file(f"{target}/recipe.yaml"):
+                raise RecipeError(f"{target} is no run directory: it holds no recipe.yaml")
+            file = Path(target) / "recipe.yaml"
+            rows.append(_probe_run(load_recipe(file, [*overrides, f"run_dir={Path(target)}"])))
+        if features is not None:
+            rows.append(_probe_file(features, recipe, overrides, out))
+
+    return _finish(rows, run_command(work), details=details)
+
+
+def _probe_run(recipe: Recipe) -> Row:
+    evaluated = [] if recipe.finetune is None else evaluate_run(recipe, init_accelerator())
+    if not recipe.probe and recipe.finetune is None:
+        typer.echo(f"{recipe.directory}: {NO_PROBE}")
+        return recipe.directory.name, []
+    backbone, _ = load_backbone(recipe.directory)
+    accelerator = init_accelerator()
+    results = probe_backbone(backbone, recipe, directory=recipe.directory, accelerator=accelerator)
+    return recipe.directory.name, [*evaluated, *results]
+
+
+def _probe_backbone(
+    target: str, recipe_name: str | None, overrides: list[str], out: Path, *, pretrained: bool
+) -> Row:
+    if recipe_name is None:
+        raise RecipeError(f"{target} needs data to be judged by; add --recipe RECIPE")
+    recipe = load_recipes([recipe_name, *overrides])[0]
+    if not recipe.probe:
+        typer.echo(f"{target}: {NO_PROBE}")
+    size = recipe.data.size
+    backbone = build_backbone(target, image_size=size, pretrained=pretrained)
+    name = _folder_name(target) + ("" if pretrained else "-random")
+    directory = _results_folder(out, name)
+    results = probe_backbone(backbone, recipe, directory=directory, accelerator=init_accelerator())
+    return name, results
+
+
+def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: Path) -> Row:
+    if recipe_name is not None:
+        probes = load_recipes([recipe_name, *overrides])[0].probe
+    else:
+        usual = [{"protocol": "longtail"}, {"protocol": "knn"}]
+        settings = {"name": "features", "data": {"source": "arrays"}, "probe": usual}
+        settings |= {"finetune": {}}  # a recipe needs one of method and finetune; it is not used
+        probes = make_recipe(apply_overrides(settings, overrides)).probe
+    if not probes:
+        typer.echo(f"{file}: {NO_PROBE}")
+        return file.stem, []
+    directory = _results_folder(out, _folder_name(file.stem))
+    return file.stem, probe_features(*load_feature_file(file), probes, directory=directory)
+
+
+def _folder_name(name: str) -> str:
+    """A name that is one folder: ``...npz`` has the stem ``..``, and a backbone's has a colon."""
+    return name.replace(":", "-").replace("/", "-").strip(".") or "features"
+
+
+def _results_folder(out: Path, name: str) -> Path:
+    """The folder for results that belong to no run; refused where it would overwrite a run's."""
+    if (out / name / "recipe.yaml").exists():
+        raise RecipeError(
+            f"{out / name} is a run, whose results would be lost; choose another --out"
+        )
+    return out / name
+
+
+def list_recipes() -> None:
+    """Print file, method, GH and length of every recipe that comes with sslgh."""
+    for path in recipe_files():
+        recipe = load_recipe(path)
+        if recipe.finetune is not None:
+            name, gh = str(recipe.finetune.objective), "supervised"
+        else:
+            assert recipe.method is not None
+            name = recipe.method.name + ("" if recipe.boost is None else " boosted")
+            block = recipe.harmonize
+            gh = "plain, --gh" if block is None else f"+GH {block.population}"
+        typer.echo(f"{path!s:<45} {name:<15} {gh:<15} {recipe.train.epochs} epochs")
