@@ -45,7 +45,7 @@ def test_a_lightning_module_trains_with_gh_and_goes_on_from_its_checkpoint(tmp_p
         "default_root_dir": tmp_path,
     }
     model = module.main(epochs=2, samples=128, **quiet)
-    harmonizer = model.beside[0]
+    harmonizer = model.not_a_submodule[0]
     assert int(harmonizer.epoch) == 1
     assert harmonizer.population.memory.seen.all()
     saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["harmonizer"]

@@ -23,28 +23,28 @@ class HarmonizedSimCLR(lightning.LightningModule):
         # In a tuple, so that DDP does not see it: a copy a process, its memory on the first.
         warmup = self.trainer.max_epochs // 2
         harmonizer = GeometricHarmonizer(self.samples, 128, num_vertices=20, warmup_epochs=warmup)
-        self.beside = (harmonizer,)
+        self.not_a_submodule = (harmonizer,)
 
     def on_train_epoch_start(self) -> None:
-        self.beside[0].to(self.device).begin_epoch(self.current_epoch)
+        self.not_a_submodule[0].to(self.device).begin_epoch(self.current_epoch)
 
     def training_step(self, batch, _):
         images, index = batch
         views = [image + 0.2 * torch.randn_like(image) for image in (images, images)]
         z1, z2 = self.model(torch.cat(views)).chunk(2)
-        weights = self.beside[0].weights(index)
+        weights = self.not_a_submodule[0].weights(index)
         self.seen = z1.detach(), index
         contrast = (weights * nt_xent(z1, z2, temperature=0.2)).sum() / weights.sum()
-        return contrast + self.beside[0](z1, z2)
+        return contrast + self.not_a_submodule[0](z1, z2)
 
     def on_train_batch_end(self, *_) -> None:
-        self.beside[0].observe(*self.seen)
+        self.not_a_submodule[0].observe(*self.seen)
 
     def on_save_checkpoint(self, checkpoint) -> None:
-        checkpoint["harmonizer"] = self.beside[0].state_dict()
+        checkpoint["harmonizer"] = self.not_a_submodule[0].state_dict()
 
     def on_load_checkpoint(self, checkpoint) -> None:
-        self.beside[0].load_state_dict(checkpoint["harmonizer"])
+        self.not_a_submodule[0].load_state_dict(checkpoint["harmonizer"])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)

@@ -286,7 +286,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="commands that contain this text")
+    parser.add_argument("--only", default="", help="commands in which this regular expression is found")
     parser.add_argument("--list", action="store_true", help="print what would run")
     parser.add_argument("--jobs", type=int, default=2, help="commands at once")
     options = parser.parse_args()
@@ -295,7 +295,7 @@ def main() -> int:
     fine = len(commands) >= FEWEST and not stale_rules(commands)
     for pattern in stale_rules(commands):
         print(f"no command fits the rule {pattern}")
-    chosen = [command for command in commands if options.only in command.text]
+    chosen = [command for command in commands if re.search(options.only, command.text)]
     if options.list:
         for command in chosen:
             text, skip = shortened(command.text)

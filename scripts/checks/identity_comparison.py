@@ -25,6 +25,8 @@ RENAMED_WORDS = {
     "standardised": "standardized",
     "equalised": "equalized",
     "neighbours": "neighbors",
+    " a class:": " per class:",
+    " images a class;": " images per class;",
 }
 # Fields that depend on the clock, and fields of probe results that may differ.
 RATES = {"images_per_second", "seconds", "time"}

@@ -113,7 +113,7 @@ FAULTS = [
     Fault("plain accuracy decides", "classify/selection.py", "return recalls[~recalls.isnan()].mean().item()", "return (predictions == labels).double().mean().item()", "classify/test_selection.py"),
     Fault("gaps of bins cancel", CAL, "surplus.abs().sum()", "surplus.sum().abs()", "functional/test_calibration.py"),
     Fault("absent class counts as F1 0", CONFUSION, "return 2 * right.double() / (asked + given)", "return 2 * right.double() / (asked + given).clamp(min=1)", "functional/test_confusion.py"),
-    Fault("source and target swapped", CONFUSION, "target[taken_for]", "source[taken_for]", "functional/test_confusion.py"),
+    Fault("source and target swapped", CONFUSION, "target[predicted]", "source[predicted]", "functional/test_confusion.py"),
     Fault("confidence not normalized", SCORING, "(best - exact.logsumexp(-1)).exp()", "best.sigmoid()", "evaluation/test_scoring.py"),
     Fault("confusion the wrong way", SCORING, '"few_as_many": confused_share(classes, labels, source=few, target=many)', '"few_as_many": confused_share(classes, labels, source=many, target=few)', "evaluation/test_scoring.py"),
     Fault("chosen on the test set", PROBING, "plan.select(*train,", "plan.select(*test,", "evaluation/test_probe_settings.py"),

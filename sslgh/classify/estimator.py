@@ -233,7 +233,7 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
             training=training,
         )
         weight, bias, embedding = trained.classifier(self._head)
-        # Scores in float64: those of a row must not depend on the rows beside it.
+        # Scores in float64: those of a row must not depend on the other rows.
         return Classifier(
             weight.double(), bias.double(), None if embedding is None else embedding.double()
         )

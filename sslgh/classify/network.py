@@ -15,7 +15,7 @@ class Prediction(NamedTuple):
     """What a step is judged by.
 
     Attributes:
-        logits: Of the classifier's view, shape (N, C).
+        logits: Logits of the classifier's view, shape (N, C).
         embeddings: Shape (N, V, D), not normalized: the features of the classifier's view (V = 1), or
             the projections of the contrast views.
         proxies: One for each class, shape (C, D): what the prototype head makes of the classifier's
@@ -38,7 +38,7 @@ class Network(nn.Module):
         backbone: (N, 3, H, W) -> (N, F).
         classifier: (N, F) -> (N, C), with ``weight`` (C, F).
         projector: (N, F) -> (N, D), of the contrast views; None: embeddings are the features.
-        prototype_head: (C, F) -> (C, D), of the prototypes beside the projections; None: there are none.
+        prototype_head: (C, F) -> (C, D), of the prototypes; None: there are none.
         freeze: Train the heads only; the backbone stays in evaluation mode.
     """
 
@@ -70,7 +70,7 @@ class Network(nn.Module):
         """Classify a view and embed the others.
 
         Args:
-            view: Of the classifier, shape (N, 3, H, W).
+            view: Images for the classifier, shape (N, 3, H, W).
             contrast: Views of the contrast, each (N, 3, H, W); empty without a projector.
         """
         weight = self.classifier.weight

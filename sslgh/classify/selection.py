@@ -38,7 +38,7 @@ def select_heads(
         candidates: Lists of heads to choose from, by any name.
         training: How to train.
         folds: Parts; see :func:`stratified_folds`.
-        seed: Of the parts; heads are trained with seed 0.
+        seed: Seed of the folds; heads are trained with seed 0.
         progress: Show progress bars.
 
     Returns:
@@ -94,7 +94,7 @@ def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
     Args:
         labels: Shape (N,).
         folds: At least 2.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
 
     Raises:
         ValueError: If ``folds`` is below 2 or no class has two samples.

@@ -89,7 +89,7 @@ def solve_heads(
         margins: Delta and alpha of each head, H of them.
         weight_decay: L2 of each head on the scale of `HeadTraining`, H of them. With 0 there
             is no optimum where classes can be separated.
-        max_iterations: Of each head; where they end first, a ``ConvergenceWarning`` says so.
+        max_iterations: Maximum for each head; reaching it raises a ``ConvergenceWarning``.
         tolerance: The largest entry of the gradient to stop at. Below about 1e-8 times the size of
             the features rounding ends the search first, without a warning.
 

@@ -24,8 +24,8 @@ def world(environment: Mapping[str, str], *, threads: int, cores: int) -> CheckR
 
     Args:
         environment: Variables of this process.
-        threads: Of torch in this process.
-        cores: That this process may use.
+        threads: Threads of torch in this process.
+        cores: Cores that this process may use.
     """
     if "MASTER_PORT" in environment and "WORLD_SIZE" not in environment:
         return CheckResult(
@@ -47,8 +47,8 @@ def cpu_precision(flags: Collection[str], precision: str) -> CheckResult:
     """Whether bf16 is fast on this processor.
 
     Args:
-        flags: Of the CPU.
-        precision: The recipe's.
+        flags: Feature flags of the CPU.
+        precision: ``train.precision`` of the recipe.
     """
     fast = [flag for flag in CPU_BF16 if flag in flags]
     if fast:
@@ -63,9 +63,9 @@ def gpu_precision(name: str, capability: Capability, precision: str) -> CheckRes
     """Whether the GPU has bf16.
 
     Args:
-        name: Of the GPU.
-        capability: Of the GPU.
-        precision: The recipe's.
+        name: Name of the GPU.
+        capability: Compute capability of the GPU.
+        precision: ``train.precision`` of the recipe.
     """
     found = f"{name}, compute capability {_dotted(capability)}"
     if capability >= FIRST_WITH_BF16:
@@ -81,7 +81,7 @@ def torch_against_device(architectures: Sequence[str], capability: Capability) -
 
     Args:
         architectures: ``torch.cuda.get_arch_list()``, such as sm_90 and compute_90.
-        capability: Of the GPU.
+        capability: Compute capability of the GPU.
     """
     code = [_capability(name) for name in architectures if name.startswith("sm_")]
     portable = [_capability(name) for name in architectures if name.startswith("compute_")]
@@ -112,8 +112,8 @@ def faiss_against_device(
 
     Args:
         compile_options: ``faiss.get_compile_options()``.
-        capability: Of the GPU; None: there is none.
-        package: The distribution that is installed.
+        capability: Compute capability of the GPU; None: there is none.
+        package: Name of the installed distribution.
         visible: GPUs that FAISS sees.
     """
     subject, build = "FAISS", f"{package} ({' '.join(compile_options.split())})"

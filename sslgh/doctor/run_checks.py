@@ -71,7 +71,7 @@ def _devices(precision: str) -> Iterator[CheckResult]:
         yield cpu_precision(cpu_flags(), precision)
     try:
         faiss = importlib.import_module("faiss")
-    except (ImportError, RuntimeError):  # said among the packages
+    except (ImportError, RuntimeError):  # reported by the check of packages
         return
     package = next(iter(installed(FAISS)), "FAISS from elsewhere")
     options = faiss.get_compile_options()

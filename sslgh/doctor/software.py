@@ -66,8 +66,8 @@ def packages(faults: Mapping[str, str], versions: Mapping[str, str]) -> list[Che
     """What is installed, in one line, then a line for each that does not import.
 
     Args:
-        faults: Of `import_faults`.
-        versions: Of `installed`.
+        faults: Result of `import_faults`.
+        versions: Result of `installed`.
     """
     python = sys.version.split()[0]
     known = ", ".join(f"{name} {version}" for name, version in versions.items())

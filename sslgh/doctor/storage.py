@@ -13,8 +13,8 @@ from sslgh.recipe import Recipe
 
 SMALL_SHARED_MEMORY = 10**9
 TIMED_SECONDS = 2.0
-# Metrics, TensorBoard, the backbone and what a file system keeps for itself.
-BESIDE_CHECKPOINTS = 1.1
+# Metrics, TensorBoard, the backbone and the file system's own share, as a factor of the checkpoints.
+OVERHEAD = 1.1
 
 
 def memory(size: RunSize, free: int, *, on_device: bool) -> CheckResult:
@@ -38,7 +38,7 @@ def shared_memory(free: int, *, workers: int, batch_bytes: int) -> CheckResult:
     Args:
         free: Bytes there.
         workers: Loader processes on this machine.
-        batch_bytes: Of the batches that one worker keeps ready.
+        batch_bytes: Bytes of the batches that one worker keeps ready.
     """
     need = 2 * workers * batch_bytes  # half stays free, for other runs
     found = f"{gigabytes(free)} free in /dev/shm"
@@ -65,7 +65,7 @@ def disk(free: int, *, checkpoint: int, kept: int) -> CheckResult:
         checkpoint: Bytes of one checkpoint.
         kept: How many there are at once, the one being written included.
     """
-    need = int(checkpoint * kept * BESIDE_CHECKPOINTS)
+    need = int(checkpoint * kept * OVERHEAD)
     found = f"{gigabytes(free)} free, the run needs {gigabytes(need)}"
     if need > free:
         remedy = "choose another run_dir, lower train.keep_last, or delete old runs"

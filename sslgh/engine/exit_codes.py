@@ -57,7 +57,7 @@ def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int
     except BaseException as error:
         if _peer_lost(error):
             logger.debug("traceback of a failed collective", exc_info=True)
-            sentence = "another process of the run ended; what it said is the cause"
+            sentence = "another process of the run ended; its message is the cause"
             return _report(recipe, "failed", sentence, FAILED, begun)
         _record(recipe, "failed", f"{type(error).__name__}: {error}", begun)
         raise

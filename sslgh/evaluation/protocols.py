@@ -46,8 +46,8 @@ class Protocol:
     Attributes:
         name: As recipes name it.
         version: Raised whenever its numbers change.
-        summary: One line, printed beside the numbers.
-        train: ``whole``: the uncut, balanced training split; ``shots``: so many images of each class of it;
+        summary: One line, printed above the numbers.
+        train: ``whole``: the uncut, balanced training split; ``shots``: that many images of each class;
             ``longtail``: the images of pretraining, with their labels.
         shots: Images of each class for ``shots``.
         weak: Training features are those of a weakly augmented view, drawn once.
@@ -71,8 +71,8 @@ PROTOCOLS = {
         Protocol(
             "gh-cifar-full", 1, f"balanced training split; {_GH}", "whole", None, True, GH_HEADS
         ),
-        Protocol("gh-100shot", 1, f"100 images a class; {_GH}", "shots", 100, True, GH_HEADS),
-        Protocol("gh-50shot", 1, f"50 images a class; {_GH}", "shots", 50, True, GH_HEADS),
+        Protocol("gh-100shot", 1, f"100 images per class; {_GH}", "shots", 100, True, GH_HEADS),
+        Protocol("gh-50shot", 1, f"50 images per class; {_GH}", "shots", 50, True, GH_HEADS),
         Protocol(
             "longtail",
             1,

@@ -65,7 +65,7 @@ def comparison_table(runs: Sequence[Run], *, convention: Convention = "threshold
     ``average`` is the mean over classes and ``error`` the balanced error. Percent, mean over seeds, with the
     standard deviation (ddof 1) after ± where there are several. A protocol of another version, of other class counts
     or another test prior gets a section of its own: their numbers are not comparable. If the thresholds leave a group
-    empty the section is by thirds, and says so. Settings chosen on training images are listed below.
+    empty the section is by thirds, and its head names them. Settings chosen on training images are listed below.
 
     Args:
         runs: Names of runs with their results.
@@ -115,7 +115,7 @@ def _groups(convention: Convention, result: Result) -> str:
     # Of existing classes only: labels may have gaps.
     known = zip(result.group_counts, result.test_counts, strict=True)
     counts = [count for count, test in known if count or test]
-    where = f"pretraining images, {max(counts)} to {min(counts)} a class"
+    where = f"pretraining images, {max(counts)} to {min(counts)} per class"
     if convention == "thirds":
         return f"thirds of the classes in order of {where}"
     limits = ", ".join(f"{name} {LIMITS[name]}" for name in GROUPS)

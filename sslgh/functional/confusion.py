@@ -57,10 +57,10 @@ def confused_share(
         0.6666666666666666
     """
     _check(predictions, labels)
-    taken_for = predictions[source[labels]]
-    if len(taken_for) == 0 or not target.any():
+    predicted = predictions[source[labels]]
+    if len(predicted) == 0 or not target.any():
         return None
-    return target[taken_for].double().mean().item()
+    return target[predicted].double().mean().item()
 
 
 def _check(predictions: Tensor, labels: Tensor) -> None:

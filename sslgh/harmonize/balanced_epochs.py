@@ -61,10 +61,10 @@ def hierarchical_clusters(
         embeddings: Shape (N, D), any length; only directions count.
         counts: M of each level, finest first; None: `level_counts`. A level may end with fewer,
             where there are fewer distinct directions.
-        rounds: Of spreading at each level; the paper's 10. 0: plain hierarchical k-means.
+        rounds: Rounds of resampling at each level; the paper's 10. 0: plain hierarchical k-means.
         kept: Points next to each centroid, for each level; None: half the mean size of a cluster,
             rounded up (the paper's [10, 3] for 100,000 points).
-        seed: Of k-means; the same arguments give the same bits.
+        seed: Seed of k-means; the same arguments give the same bits.
 
     Returns:
         Cluster of each point, shape (L, N), int64, on the device of ``embeddings``: row 0 the finest.
@@ -129,7 +129,7 @@ def balanced_sample(
     Args:
         clusters: Nested, shape (L, N), finest first, as `hierarchical_clusters` gives them.
         size: Places, at most m N.
-        generator: Of the draw.
+        generator: Generator of the draw.
         most_repeats: m, how often one point may be drawn (the paper's multiplier).
 
     Returns:
@@ -186,8 +186,8 @@ def capped_places(limits: Integers, size: int, generator: np.random.Generator) -
 
     Args:
         limits: Most places of each, shape (M,).
-        size: At most their sum.
-        generator: Says who gets one more than c.
+        size: Number to hand out, at most the sum.
+        generator: Chooses the entries that get one more than c.
 
     Returns:
         Shape (M,), int64; the sum is ``size``, no entry is above its limit, and an entry that is below
@@ -220,7 +220,7 @@ def balanced_epoch(
 
     Args:
         clusters: Nested, shape (L, N), -1 in all rows for a point of none.
-        generator: Of the epoch's order.
+        generator: Generator of the epoch's order.
         most_repeats: How often an epoch may show one point.
 
     Returns:

@@ -57,7 +57,7 @@ def find_modes(
     """Find the groups of a population and their sizes.
 
     1. Spherical k-means into micro-clusters of about 25 points.
-    2. Average linkage of their centroids says who meets whom first.
+    2. Average linkage of their centroids gives the order in which they are merged.
     3. When two meet, they become one group unless the points thin out between them: all points are
        seen by their angle in the plane of both means, each without its own share in its mean (which
        alone would part any two sets in high dimensions), and a valley must be deep and beyond chance.
@@ -72,7 +72,7 @@ def find_modes(
         max_groups: Most groups there may be.
         groups: Number of groups, if known; None: found from the data. Fewer come back only when
             the embeddings have fewer distinct directions.
-        seed: Of k-means; the same arguments give the same bits.
+        seed: Seed of k-means; the same arguments give the same bits.
         start: ``micro`` of an earlier call, for speed and for groups that change little.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-# Enough that handing over costs nothing beside decoding, few enough to keep all processes busy.
+# Enough that sending is cheap compared to decoding, few enough to keep all processes busy.
 CHUNK = 16
 
 
@@ -21,7 +21,7 @@ def answers(
     """What a function returns for each item, in order, computed on other processes.
 
     Args:
-        function: Of a module, so that it can be sent.
+        function: A module-level function, so that it can be pickled.
         items: Its arguments.
         lost: The answer for an item that ends the process it is given to (a crash in a decoder, or the
             kernel when memory is short).
@@ -35,7 +35,7 @@ def answers(
                     yield answer
                     done += 1
         except BrokenProcessPool:
-            # Which item it was cannot be told, only that it lies shortly ahead: take one step alone.
+            # Unknown which item it was, but it lies shortly ahead: run the next one alone.
             yield _alone(function, items[done], lost)
             done += 1
 

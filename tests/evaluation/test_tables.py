@@ -36,7 +36,7 @@ def test_the_head_says_protocol_version_groups_counts_and_ddof():
     head = "\n".join(comparison_table([("run", [result()])]).splitlines()[:4])
     for part in (
         "longtail v3: a line",
-        "pretraining images, 500 to 5 a class",
+        "pretraining images, 500 to 5 per class",
         "many over 100, medium 20 to 100, few under 20",
         "2 many, 1 medium, 1 few",
         "ddof 1",
@@ -77,11 +77,11 @@ def test_a_gap_in_the_labels_is_no_class(convention):
     entry = replace(entry, test_counts=[0, 10, 10, 0, 10, 10, 10])
     head = comparison_table([("run", [entry])], convention=convention)
     assert "2 many, 1 medium, 2 few" in head or "2 many, 2 medium, 1 few" in head
-    assert "pretraining images, 500 to 0 a class" in head
+    assert "pretraining images, 500 to 0 per class" in head
     entry = replace(entry, test_counts=[0, 10, 10, 0, 10, 10, 0])
     head = comparison_table([("run", [entry])], convention=convention)
     assert "2 many, 1 medium, 1 few" in head
-    assert "pretraining images, 500 to 5 a class" in head
+    assert "pretraining images, 500 to 5 per class" in head
 
 
 def test_thresholds_that_only_a_gap_would_fill_give_way_to_thirds():
