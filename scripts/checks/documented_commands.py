@@ -286,7 +286,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="commands in which this regular expression is found")
+    parser.add_argument(
+        "--only", default="", help="commands in which this regular expression is found"
+    )
     parser.add_argument("--list", action="store_true", help="print what would run")
     parser.add_argument("--jobs", type=int, default=2, help="commands at once")
     options = parser.parse_args()

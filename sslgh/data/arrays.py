@@ -14,7 +14,7 @@ from sslgh.data.image_set import DataError, ImageSet, check_classes
 
 # What reading a damaged .npz file raises. RuntimeError: a flipped bit says that it is encrypted, or
 # compressed in a way that there is none of. TokenError: the head of an array ends too early. MemoryError:
-# it tells of petabytes.
+# its sizes are petabytes.
 UNREADABLE = (
     OSError,
     ValueError,

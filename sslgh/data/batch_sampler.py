@@ -40,7 +40,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
     Args:
         num_samples: Images of the training set.
         batch_size: Images of one optimizer step, over all processes and parts.
-        seed: Of the run.
+        seed: Random seed of the run.
         epochs: Passes over the training set.
         start: Epoch and optimizer step within it at which the stream begins (a resumed run).
         drop_last: Leave out a last batch that is not full.

@@ -32,7 +32,7 @@ def class_sampling(
     Args:
         labels: Class of every image, shape (N,). A class without images gets no places.
         kind: How p_c depends on n_c.
-        seed: Of the run.
+        seed: Random seed of the run.
         epochs: T.
 
     Returns:

@@ -29,8 +29,8 @@ def random_box(
     area (share of the image) and a log-uniform aspect, then the central crop of the nearest aspect.
 
     Args:
-        width: Of the image (pixels).
-        height: Of the image (pixels).
+        width: Width of the image (pixels).
+        height: Height of the image (pixels).
         random_params: ``CROP_PARAMS`` uniform numbers in [0, 1).
         scale: Range of the area (share).
         ratio: Range of width over height.

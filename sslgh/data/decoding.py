@@ -108,7 +108,7 @@ def reason(error: BaseException) -> str:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+    # Without O_NONBLOCK, opening a pipe blocks until there is a writer.
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -1,4 +1,4 @@
-"""Trees of image files: flat, nested, or one folder a class."""
+"""Trees of image files: flat, nested, or one folder per class."""
 
 import functools
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # Photos that Pillow alone does not read.
 UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
-# Names a folder may have beside "train" in a tree that is divided into splits.
+# Names a folder may have next to "train" in a tree that is divided into splits.
 SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
 
 
@@ -41,10 +41,10 @@ def split_folders(root: Path, test_root: Path | None) -> tuple[Path, Path | None
         raise DataError(
             f"data.test_root {printable(test_root)} is data.root; give other images to test on"
         )
-    beside = _subfolders(root)
-    if "train" not in beside or not beside <= SPLITS:
+    siblings = _subfolders(root)
+    if "train" not in siblings or not siblings <= SPLITS:
         return root, test_root
-    own_test = root / "test" if "test" in beside else None
+    own_test = root / "test" if "test" in siblings else None
     return root / "train", test_root or own_test
 
 
@@ -76,7 +76,7 @@ def read_folder(
     names = tuple(path.as_posix() for path in relative)
     strays = [path for path in relative if len(path.parts) == 1]
     if 0 < len(strays) < len(relative) / 2:
-        _say_once(
+        _warn_once(
             f"{len(strays)} of the images in {printable(folder)} lie in no folder of a class, the first is "
             f"{printable(strays[0])}: none has a label; move each into the folder of its class if labels are wanted"
         )
@@ -127,7 +127,7 @@ def _find_images(folder: Path, without: Path | None) -> list[Path]:
         raise _unlistable(path, reason)
     endings = Counter(path.suffix.lower() for path in found.others)
     if unread := {ending: endings[ending] for ending in sorted(UNREAD & endings.keys())}:
-        _say_once(
+        _warn_once(
             f"{sum(unread.values())} photos in {printable(folder)} are left out by their extension "
             f"({', '.join(unread)}); convert them to JPEG or PNG to use them"
         )
@@ -135,7 +135,7 @@ def _find_images(folder: Path, without: Path | None) -> list[Path]:
 
 
 @functools.cache
-def _say_once(sentence: str) -> None:
+def _warn_once(sentence: str) -> None:
     """A command lists its folders several times."""
     if dist_info().rank == 0:
         log.warning("%s", sentence)

@@ -39,7 +39,7 @@ def view_loader(
         images: The training set.
         data: Augmentation and number of workers.
         size: S (pixels).
-        seed: Of the run.
+        seed: Random seed of the run.
         order: This process's batches.
 
     Raises:
@@ -66,9 +66,9 @@ def labeled_loader(
         images: The training set, with labels.
         data: Augmentation of the crops and number of workers.
         size: S (pixels).
-        seed: Of the run.
+        seed: Random seed of the run.
         order: This process's batches.
-        policy: Of the view.
+        policy: Augmentation policy of the view.
         contrast: Whether the crops are wanted.
 
     Raises:

@@ -56,7 +56,7 @@ def training_set(data: Data) -> ImageSet:
 
 
 def read_positions(file: Path, num_images: int) -> NDArray[np.int64]:
-    """Positions of a subset, from a file with one a line; blank lines are skipped.
+    """Positions of a subset, from a file with one per line; blank lines are skipped.
 
     Args:
         file: The value of ``data.subset``.
@@ -83,7 +83,7 @@ def read_positions(file: Path, num_images: int) -> NDArray[np.int64]:
     positions = np.array([int(line) for line in lines if line], dtype=np.int64)
     if len(positions) == 0 or len(np.unique(positions)) < len(positions):
         fault = "names an image twice" if len(positions) else "is empty"
-        raise DataError(f"data.subset {file} {fault}; give each position once, one a line")
+        raise DataError(f"data.subset {file} {fault}; give each position once, one per line")
     return positions
 
 

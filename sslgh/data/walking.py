@@ -55,7 +55,7 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry is a folder or leads to one.
 
     Raises:
-        OSError: If it cannot be told, as when a link leads through a folder without permission.
+        OSError: If it cannot be decided, as when a link leads through a folder without permission.
     """
     try:
         return entry.is_dir()

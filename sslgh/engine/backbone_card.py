@@ -1,4 +1,4 @@
-"""What is written beside a backbone: how to rebuild it, how to feed it, where it comes from."""
+"""Metadata of a saved backbone: how to rebuild it, its input, its origin."""
 
 from pathlib import Path
 from typing import Any

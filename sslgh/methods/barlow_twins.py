@@ -15,7 +15,7 @@ class BarlowTwins(Method):
     The moments are those of the batch of all processes, with the instance weights as frequencies.
     The code that trained the published network also multiplied the loss by 0.024. LARS undoes that for
     matrices, not for biases and norms, which later versions of the code give a rate of their own (0.0048
-    beside 0.2) instead; here all learn at one rate.
+    against 0.2) instead; here all learn at one rate.
 
     Args:
         backbone: (N, 3, H, W) -> (N, F).

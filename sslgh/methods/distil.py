@@ -120,7 +120,7 @@ def _load_centroids(file: str, experts: int, width: int) -> Tensor:
         raise ValueError(f"method.centroids {file} cannot be read as .npy ({error})") from None
     if centroids.shape != (experts, width):
         raise ValueError(
-            f"method.centroids {file} has shape {centroids.shape}, but {experts} experts beside a base "
+            f"method.centroids {file} has shape {centroids.shape}, but {experts} experts and a base "
             f"model of {width} features need ({experts}, {width})"
         )
     return torch.from_numpy(centroids).float()

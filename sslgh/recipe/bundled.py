@@ -7,7 +7,7 @@ from sslgh.recipe.errors import RecipeError
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def shelf() -> Path:
+def recipe_root() -> Path:
     """The folder of the recipes: of the working folder, the checkout, or the installed package.
 
     Raises:
@@ -20,12 +20,14 @@ def shelf() -> Path:
 
 
 def recipe_files() -> list[Path]:
-    """All recipes of the shelf, sorted; settings of the launcher are not recipes."""
-    return sorted(path for path in shelf().glob("*/*.yaml") if path.parent.name != "accelerate")
+    """All bundled recipes, sorted; settings of the launcher are not recipes."""
+    return sorted(
+        path for path in recipe_root().glob("*/*.yaml") if path.parent.name != "accelerate"
+    )
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path, or by its name on the shelf such as digits-lt/simclr.
+    """The file of a recipe given by path, or by the name of a bundled one such as digits-lt/simclr.
 
     Raises:
         RecipeError: If it can be the name of no file.
@@ -34,8 +36,8 @@ def find_recipe(name: str) -> Path:
     try:
         if path.is_file() or path.suffix in (".yaml", ".yml"):
             return path
-        on_shelf = shelf() / f"{name}.yaml"
-        return on_shelf if on_shelf.is_file() else path
+        bundled = recipe_root() / f"{name}.yaml"
+        return bundled if bundled.is_file() else path
     except RecipeError:
         return path
     except OSError as error:  # longer than a name may be

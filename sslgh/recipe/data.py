@@ -167,7 +167,7 @@ class Data(ConfigModel):
     long_tail: LongTail | None = Field(None, description="null: as the source has it")
     subset: UserPath | None = Field(
         None,
-        description="file of positions, one a line, counted from 0 after the long-tail cut: train on those "
+        description="file of positions, one per line, counted from 0 after the long-tail cut: train on those "
         "images only; null: on all",
     )
     augment: Augment = Augment()
@@ -177,7 +177,8 @@ class Data(ConfigModel):
         "instead; 0 stops at the first",
     )
     workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
-        None, description="loader processes; null: 0 for images in memory, else up to 8, one a core"
+        None,
+        description="loader processes; null: 0 for images in memory, else up to 8, one per core",
     )
 
     @model_validator(mode="after")

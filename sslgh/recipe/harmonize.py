@@ -1,4 +1,4 @@
-"""What stands beside a method: Geometric Harmonization, boosted augmentation."""
+"""Recipe blocks around a method: Geometric Harmonization, boosted augmentation."""
 
 from typing import Annotated, Any, Literal, Self
 

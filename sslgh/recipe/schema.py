@@ -188,7 +188,7 @@ class Probe(ConfigModel):
     test_prior: Literal["objective", "balanced", "train"] | tuple[Probability, ...] = Field(
         "objective",
         description="longtail: class shares that predictions expect: what each objective aims at, "
-        "equal ones, those of training, or one share a class",
+        "equal ones, those of training, or one share per class",
     )
     seeds: Count = Field(
         1, description="heads trained from different starts; mean and spread are reported"
@@ -212,7 +212,7 @@ class Recipe(ConfigModel):
     finetune: Finetune | None = Field(None, description="supervised training instead of `method`")
     harmonize: Harmonize | None = Field(None, description="null: the plain method")
     boost: Boost | None = Field(
-        None, description="null: no boosted augmentation; for methods with a loss a sample"
+        None, description="null: no boosted augmentation; for methods with a loss per sample"
     )
     optim: Optim = Optim()
     train: Train = Train()

@@ -131,7 +131,7 @@ def parse(text: str, source: str) -> Any:
     """What a text in this notation says.
 
     Args:
-        text: Of a file, or the value of an override.
+        text: Text of a file, or the value of an override.
         source: Where it stands, for the error.
 
     Raises:
