@@ -86,7 +86,7 @@ FAULTS = [
     Fault("share rounded down", QUARANTINE, "> ROUNDING or", "> 0 or", "engine/test_broken_images.py"),
     Fault("average forgotten", "doctor/memory_estimate.py", "return _bytes(network) if averaged else 0", "return 0", "doctor/test_memory_estimate.py"),
     Fault("gradients not counted", "engine/memory_guard.py", "2 + COPIES[recipe.optim.name]", "COPIES[recipe.optim.name]", "engine/test_memory_guard.py"),
-    Fault("size for content", "data/image_set.py", "hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()", 'path.stat().st_size.to_bytes(16, "big")', "data/test_image_set.py"),
+    Fault("size for content", "data/decoding.py", "hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()", 'path.stat().st_size.to_bytes(16, "big")', "data/test_image_set.py"),
     Fault("full disk ends the probe", "evaluation/features.py", "    except (OSError, SafetensorError) as error:\n        log.warning(\n", "    except ZeroDivisionError as error:\n        log.warning(\n", "evaluation/test_features.py"),
     Fault("half a cache left", "evaluation/features.py", "            temporary.unlink(missing_ok=True)\n", "            pass\n", "evaluation/test_features.py"),
     Fault("probes share a temporary", "evaluation/features.py", 'f"{path.name}.{uuid4().hex}.tmp"', 'f"{path.name}.tmp"', "evaluation/test_features.py"),

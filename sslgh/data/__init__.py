@@ -12,7 +12,7 @@ from sslgh.data.datasets import (
     local_side,
 )
 from sslgh.data.image_set import DataError, ImageSet
-from sslgh.data.loader import end_workers, labeled_loader, view_loader
+from sslgh.data.loader import end_workers, labeled_loader, num_workers, view_loader
 from sslgh.data.long_tail import select_long_tail
 from sslgh.data.sources import input_size, load_images, training_set
 
@@ -40,6 +40,7 @@ __all__ = [
     "local_side",
     "micro_batch_weights",
     "normalize",
+    "num_workers",
     "select_long_tail",
     "training_set",
     "view_loader",

@@ -26,30 +26,30 @@ class SampleKey(NamedTuple):
 
 
 class ResumableBatchSampler(Sampler[list[SampleKey]]):
-    """Batches of ``SampleKey`` for one process, over the whole rest of a run.
+    """Batches of ``SampleKey`` for one rank, over the whole rest of a run.
 
     The order of an epoch is a function of seed and epoch. A global batch is cut into ``accumulation``
-    parts and each part into contiguous runs for the processes, so that parts gathered in process order
-    are the batch that one process would see. One stream crosses the borders of epochs: workers are
-    never started again. No image is repeated to fill a batch; a last batch with fewer than
-    max(2, smallest_part * world * accumulation) images is left out.
+    micro-batches and each of them into contiguous shards for the ranks, so that shards gathered in the
+    order of ranks are the micro-batch that one process would see. One stream crosses the borders of
+    epochs: workers are never started again. No image is repeated to fill a batch; a last batch with
+    fewer than max(2, smallest_part * world_size * accumulation) images is left out.
 
     ``epoch_indices`` may show an image several times in an epoch: ``repeat`` counts them, so that each
     gets a view of its own.
 
     Args:
         num_samples: Images of the training set.
-        batch_size: Images of one optimizer step, over all processes and parts.
+        batch_size: Images of one optimizer step, over all ranks and micro-batches.
         seed: Random seed of the run.
         epochs: Passes over the training set.
         start: Epoch and optimizer step within it at which the stream begins (a resumed run).
         drop_last: Leave out a last batch that is not full.
-        rank: This process.
-        world_size: Number of processes.
-        accumulation: Parts of the batch of one step.
+        rank: This rank.
+        world_size: Number of ranks.
+        accumulation: Micro-batches of one step.
         epoch_indices: The ``num_samples`` positions that an epoch shows, in order, as ``class_sampling``
             gives them; None: a permutation of all images.
-        smallest_part: Images that a process's part of a batch must hold: 2 where an image has one view,
+        smallest_part: Images that a rank's shard of a micro-batch must hold: 2 if an image has one view,
             since batch statistics need two.
 
     Attributes:
@@ -140,8 +140,8 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
             keys = self._keys(epoch)
             for step in steps:
                 batch = keys[step * self.batch_size : (step + 1) * self.batch_size]
-                for own in self._own_parts(batch):
-                    yield [SampleKey(*key) for key in own.tolist()]
+                for shard in self._local_shards(batch):
+                    yield [SampleKey(*key) for key in shard.tolist()]
 
     def _keys(self, epoch: int) -> NDArray[np.int64]:
         """Fields of the epoch's keys in order, shape (``num_samples``, 3)."""
@@ -157,7 +157,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         columns = np.full_like(positions, epoch), _repetitions(positions), positions
         return np.stack(columns, axis=1)
 
-    def _own_parts(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    def _local_shards(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for part in np.array_split(batch, self.accumulation):
             yield np.array_split(part, self.world_size)[self.rank]
 
@@ -165,16 +165,16 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 def micro_batch_weights(
     num_samples: int, batch_size: int, *, accumulation: int, step: int
 ) -> tuple[float, ...]:
-    """The share of a step's images that each of its parts holds, on all processes together.
+    """The share of a step's images that each of its micro-batches holds, on all ranks together.
 
     Args:
         num_samples: Images of the training set.
         batch_size: Images of a full step.
-        accumulation: Parts of a step.
-        step: Within its epoch, from 0.
+        accumulation: Micro-batches of a step.
+        step: Step within its epoch, from 0.
 
     Returns:
-        As many shares as parts; they sum to 1.
+        As many shares as micro-batches; they sum to 1.
 
     Examples:
         >>> micro_batch_weights(10, 8, accumulation=4, step=0)

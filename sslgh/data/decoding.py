@@ -1,17 +1,21 @@
-"""From a file to pixels: whatever the file holds, an RGB image or one of the errors in `BROKEN`."""
+"""Reading image files: an RGB image or one of the errors in `BROKEN`, and hashes of their bytes."""
 
+import hashlib
 import os
 import stat
 import struct
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
+from sslgh.distributed import dist_info
 from sslgh.recipe.printable import printable
 
 # 16,384 x 8,192: the 108 megapixels of a telephone pass. Larger ones are refused by their header, before
@@ -39,6 +43,10 @@ BROKEN = (
 # Those that the extensions promise, and AVIF, which the web serves under any name. Pillow knows more,
 # among them EPS, for which it starts Ghostscript: an image file must not run a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# Threads that hash files (hashing leaves Python's lock, and a disk answers several at once), files that one
+# is given at a time, and files from which on a bar shows how far they are.
+_THREADS, _CHUNK, _LONG = 8, 64, 500
+_GONE = bytes(16)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -148,3 +156,33 @@ def _rgb(image: Image.Image) -> Image.Image:
         scale = 255 if gray.max() <= 1 else 1
         image = Image.fromarray((gray * scale).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def hash_files(paths: tuple[Path, ...]) -> bytes:
+    """Hashes of the bytes of files, 16 bytes each, in order; zeros for what is no file."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    hidden = len(paths) < _LONG or dist_info().rank != 0
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(desc="hashing", total=len(paths), unit="file", disable=hidden, leave=False) as bar,
+    ):
+        found = []
+        for hashes in pool.map(_hashes_of_some, chunks):
+            bar.update(len(hashes) // len(_GONE))
+            found.append(hashes)
+    return b"".join(found)
+
+
+def _hashes_of_some(paths: tuple[Path, ...]) -> bytes:
+    return b"".join(map(_hash, paths))
+
+
+def _hash(path: Path) -> bytes:
+    """Hash of a file's bytes; a folder's list may hold what has gone or is no file (a pipe has no end)."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return _GONE
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+    except OSError:
+        return _GONE

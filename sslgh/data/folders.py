@@ -1,20 +1,24 @@
 """Trees of image files: flat, nested, or one folder per class."""
 
+import errno
 import functools
 import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sslgh.data.image_set import DataError, ImageSet
-from sslgh.data.walking import EXTENSIONS, is_folder, tree
 from sslgh.distributed import dist_info
 from sslgh.recipe.printable import printable
 
 log = logging.getLogger(__name__)
 
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+)
 # Photos that Pillow alone does not read.
 UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 # Names a folder may have next to "train" in a tree that is divided into splits.
@@ -146,7 +150,7 @@ def _subfolders(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as listing:
             visible = [entry for entry in listing if not entry.name.startswith(".")]
-            return {entry.name for entry in visible if is_folder(entry)}
+            return {entry.name for entry in visible if _is_folder(entry)}
     except OSError as error:
         raise _unlistable(Path(error.filename or folder), error.strerror or str(error)) from error
 
@@ -155,3 +159,90 @@ def _unlistable(folder: Path, reason: str) -> DataError:
     return DataError(
         f"{printable(folder)} cannot be listed ({reason}); allow reading it, or take it out of the data"
     )
+
+
+class Tree(NamedTuple):
+    """Everything visible under a folder; hidden files and folders are left out.
+
+    Attributes:
+        images: Files by their extension, unread: links that lead nowhere, pipes and files without
+            permission are among them, to be found broken when they are read.
+        others: Files of other extensions.
+        dangling: Links without an image's extension that lead nowhere.
+        unreadable: Folders that cannot be listed, and why.
+    """
+
+    images: list[Path]
+    others: list[Path]
+    dangling: list[Path]
+    unreadable: list[tuple[Path, str]]
+
+
+def tree(folder: Path, without: Path | None = None) -> Tree:
+    """Walk a folder through links, each folder once.
+
+    Args:
+        folder: Where to start.
+        without: A folder inside it that is left out.
+    """
+    found = Tree([], [], [], [])
+    seen = set() if without is None else {_identity(without)}
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        try:
+            if _identity(current) in seen:
+                continue
+            seen.add(_identity(current))
+            entries = _visible(current)
+        except OSError as error:
+            found.unreadable.append((current, error.strerror or str(error)))
+            continue
+        waiting.extend(Path(entry.path) for entry in entries if not _sorted_in(entry, found))
+    return found
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or leads to one.
+
+    Raises:
+        OSError: If it cannot be told, as when a link leads through a folder without permission.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:  # a link to itself, or through a file
+            return False
+        raise
+
+
+def _sorted_in(entry: "os.DirEntry[str]", found: Tree) -> bool:
+    """Put a file where it belongs; False for a folder, which is still to be walked."""
+    path = Path(entry.path)
+    is_image = path.suffix.lower() in EXTENSIONS
+    try:
+        if _is_folder(entry):
+            return False
+    except OSError as error:
+        if not is_image:
+            found.unreadable.append((path, error.strerror or str(error)))
+            return True
+    if is_image:
+        found.images.append(path)
+    elif entry.is_symlink() and not path.exists():
+        found.dangling.append(path)
+    else:
+        found.others.append(path)
+    return True
+
+
+def _visible(folder: Path) -> "list[os.DirEntry[str]]":
+    """What is visible in a folder, last name first (folders are taken from the end)."""
+    with os.scandir(folder) as listing:
+        entries = [entry for entry in listing if not entry.name.startswith(".")]
+    return sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino

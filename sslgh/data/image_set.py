@@ -2,29 +2,20 @@
 
 import hashlib
 import re
-import stat
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
-from sslgh.data.decoding import BROKEN, opened_image, reason, upright_rgb
-from sslgh.distributed import dist_info
+from sslgh.data.decoding import BROKEN, hash_files, opened_image, reason, upright_rgb
 from sslgh.recipe.printable import printable
 
 # More than any published data set has; a number of another meaning (a date, an identity) among the labels
 # would otherwise become as many classes, and take the memory for them.
 MAX_CLASSES = 1_000_000
-# Threads that hash files (hashing leaves Python's lock, and a disk answers several at once), files that one
-# is given at a time, and files from which on a bar shows how far they are.
-_THREADS, _CHUNK, _LONG = 8, 64, 500
-_GONE = bytes(16)
 
 
 class DataError(ValueError):
@@ -132,7 +123,7 @@ class ImageSet:
             digest.update(np.ascontiguousarray(self.images).data)
         else:
             digest.update("\0".join([*self.names, ""]).encode("utf-8", "surrogateescape"))
-            digest.update(_hashes(self.images))
+            digest.update(hash_files(self.images))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -175,33 +166,3 @@ def check_classes(holder: str, largest: int) -> None:
             f"{holder} holds label {largest}, but labels count classes from 0 and end below "
             f"{MAX_CLASSES}; number the classes"
         )
-
-
-def _hashes(paths: tuple[Path, ...]) -> bytes:
-    """Hashes of files, 16 bytes each, one behind the other."""
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    hidden = len(paths) < _LONG or dist_info().rank != 0
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(desc="hashing", total=len(paths), unit="file", disable=hidden, leave=False) as bar,
-    ):
-        found = []
-        for hashes in pool.map(_hashes_of_some, chunks):
-            bar.update(len(hashes) // len(_GONE))
-            found.append(hashes)
-    return b"".join(found)
-
-
-def _hashes_of_some(paths: tuple[Path, ...]) -> bytes:
-    return b"".join(map(_hash, paths))
-
-
-def _hash(path: Path) -> bytes:
-    """Hash of a file's bytes; a folder's list may hold what has gone or is no file (a pipe has no end)."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return _GONE
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
-    except OSError:
-        return _GONE

@@ -1,4 +1,4 @@
-"""The loader that feeds a training run."""
+"""The loaders that feed a training run, and the life of their workers."""
 
 import atexit
 import logging
@@ -29,18 +29,18 @@ SHARED_MEMORY = Path("/dev/shm")
 def view_loader(
     images: ImageSet, data: Data, *, size: int, seed: int, order: ResumableBatchSampler
 ) -> DataLoader[Any]:
-    """Each `PretrainBatch` of this process.
+    """Each `PretrainBatch` of this rank.
 
     One pass goes over the whole rest of the run, with the same workers throughout. What it gives
-    depends on the seed and the order, not on the number of workers. It is this process's share
-    already: do not let Accelerate prepare it.
+    depends on the seed and the order, not on the number of workers. It is this rank's shard already:
+    do not let Accelerate prepare it.
 
     Args:
         images: The training set.
         data: Augmentation and number of workers.
         size: S (pixels).
         seed: Random seed of the run.
-        order: This process's batches.
+        order: Batches of this rank.
 
     Raises:
         DataError: While iterating, if hardly any image can be read, from workers too.
@@ -60,15 +60,15 @@ def labeled_loader(
     policy: Policy = "crop-flip",
     contrast: bool = False,
 ) -> DataLoader[Any]:
-    """Each `SupervisedBatch` of this process, in the way of ``view_loader``.
+    """Each `SupervisedBatch` of this rank, in the way of ``view_loader``.
 
     Args:
         images: The training set, with labels.
         data: Augmentation of the crops and number of workers.
         size: S (pixels).
         seed: Random seed of the run.
-        order: This process's batches.
-        policy: Augmentation policy of the view.
+        order: Batches of this rank.
+        policy: Augmentation of the view.
         contrast: Whether the crops are wanted.
 
     Raises:
@@ -88,11 +88,9 @@ def _loader(
     *,
     pixels: int,
 ) -> DataLoader[Any]:
-    """The loader of a dataset whose items hold so many pixels."""
-    workers = data.workers
-    if workers is None:
-        in_memory = dataset.images.in_memory
-        workers = 0 if in_memory else _default_workers(order, pixels)
+    """Loader of a dataset whose samples hold ``pixels`` RGB pixels."""
+    batch_bytes = order.batch_size / order.world_size / order.accumulation * 3 * pixels
+    workers = num_workers(data, in_memory=dataset.images.in_memory, batch_bytes=batch_bytes)
     if order.epoch_indices is not None:
         # A sequence may be known for this epoch and the next only: fetch less than an epoch ahead.
         workers = min(workers, order.steps_per_epoch * order.accumulation // PREFETCH)
@@ -118,7 +116,7 @@ def _leave_signals_to_the_run(_: int) -> None:
 
 
 def end_workers(batches: Iterator[Any]) -> None:
-    """End the workers of a loader's iterator now, where a loop is left before its end.
+    """Stop the workers of a loader's iterator, for a loop that is left before its end.
 
     An error of a worker stands in a reference cycle with the iterator (torch raises it from a frame
     that holds it). The garbage collector would close the workers' queues before the iterator could say
@@ -140,17 +138,27 @@ def _end_workers_at_exit() -> None:
             child.kill()
 
 
-def _default_workers(order: ResumableBatchSampler, pixels: int) -> int:
-    """One a core of this process's share of the machine, as far as shared memory holds their batches."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    workers = min(MAX_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if not SHARED_MEMORY.is_dir():
+def num_workers(data: Data, *, in_memory: bool, batch_bytes: float | None = None) -> int:
+    """Number of loader workers of this process.
+
+    ``data.workers``, or none for images in memory, or one per available core of this process's share of
+    the machine, at most 8, as far as shared memory holds their batches.
+
+    Args:
+        data: Data section of the recipe.
+        in_memory: Whether the images are in memory.
+        batch_bytes: Size of a batch in shared memory; None: not limited by it.
+    """
+    if data.workers is not None:
+        return data.workers
+    if in_memory:
+        return 0
+    share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = min(MAX_WORKERS, max(1, share))
+    if batch_bytes is None or not SHARED_MEMORY.is_dir():
         return workers
-    batch = order.batch_size / order.world_size / order.accumulation * 3 * pixels
     # Containers often get 64 MB; a worker that runs out of it dies with a bus error.
-    fitting = int(shutil.disk_usage(SHARED_MEMORY).free / 2 // (batch * PREFETCH))
+    fitting = int(shutil.disk_usage(SHARED_MEMORY).free / 2 // (batch_bytes * PREFETCH))
     if fitting < workers:
         logger.warning(
             "%s has room for the batches of %d loader workers instead of %d: enlarge it, or set "
@@ -160,3 +168,10 @@ def _default_workers(order: ResumableBatchSampler, pixels: int) -> int:
             workers,
         )
     return min(workers, fitting)
+
+
+def available_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from sslgh.data import DataError, ImageSet, input_size, local_side, training_set
+from sslgh.data import DataError, ImageSet, input_size, local_side, num_workers, training_set
+from sslgh.data.loader import PREFETCH, SHARED_MEMORY, available_cores
 from sslgh.doctor.check_result import CheckResult
 from sslgh.doctor.machine import (
     cpu_flags,
@@ -33,8 +34,6 @@ from sslgh.doctor.storage import (
 from sslgh.engine.memory_guard import free_memory, gigabytes
 from sslgh.recipe import Recipe, make_recipe
 
-SHARED_MEMORY = Path("/dev/shm")
-MAX_WORKERS, READY = 8, 2  # as the loader chooses them
 TRIAL = {"name": "trial", "data": {"source": "digits"}, "method": {"name": "simclr"}}
 
 
@@ -48,17 +47,11 @@ def run_checks(recipe: Recipe | None = None, run_dir: Path | None = None) -> Ite
     Yields:
         Findings, as they come.
     """
-    yield world(os.environ, threads=torch.get_num_threads(), cores=_cores())
+    yield world(os.environ, threads=torch.get_num_threads(), cores=available_cores())
     yield from _devices("fp32" if recipe is None else recipe.train.precision)
     directory = run_dir or (Path("runs") if recipe is None else recipe.directory)
     yield folder(directory)
     yield from _data(recipe or make_recipe(TRIAL), directory, known=recipe is not None)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _devices(precision: str) -> Iterator[CheckResult]:
@@ -87,8 +80,9 @@ def _data(recipe: Recipe, directory: Path, *, known: bool) -> Iterator[CheckResu
     except DataError as error:
         yield CheckResult("FAIL", "images", str(error), "sslgh scan FOLDER lists what is broken")
         return
-    workers = _workers(recipe, images, known=known)
-    yield loader_speed(rate, workers=workers, cores=_cores())
+    # Without a recipe the digits stand for files.
+    workers = num_workers(recipe.data, in_memory=known and images.in_memory)
+    yield loader_speed(rate, workers=workers, cores=available_cores())
     yield from _shared(recipe, size, workers)
     if known:
         yield from _room(recipe, images, size, directory)
@@ -98,18 +92,12 @@ def _data(recipe: Recipe, directory: Path, *, known: bool) -> Iterator[CheckResu
         )
 
 
-def _workers(recipe: Recipe, images: ImageSet, *, known: bool) -> int:
-    if recipe.data.workers is not None:
-        return recipe.data.workers
-    return 0 if known and images.in_memory else min(MAX_WORKERS, _cores())
-
-
 def _shared(recipe: Recipe, size: int, workers: int) -> Iterator[CheckResult]:
     if not SHARED_MEMORY.is_dir():
         return
     augment = recipe.data.augment
     pixels = 2 * size**2 + augment.local_crops * local_side(augment, size) ** 2
-    batch = READY * recipe.train.batch_size * 3 * pixels
+    batch = PREFETCH * recipe.train.batch_size * 3 * pixels
     free = shutil.disk_usage(SHARED_MEMORY).free
     yield shared_memory(free, workers=workers, batch_bytes=batch)
 

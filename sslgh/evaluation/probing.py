@@ -4,7 +4,6 @@ Shapes: N images, F features, C classes.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from sslgh.classify import Head, train_heads
-from sslgh.data import ImageSet, input_size
+from sslgh.data import ImageSet, input_size, num_workers
 from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
 from sslgh.evaluation.probe_settings import ProbePlan, plan_probes
 from sslgh.evaluation.protocols import (
@@ -40,7 +39,6 @@ from sslgh.recipe.schema import Probe, Recipe
 
 log = logging.getLogger(__name__)
 
-MAX_WORKERS = 8
 # Test images that heads score at once.
 MAX_ROWS = 8192
 
@@ -113,7 +111,7 @@ def probe_backbone(
             weak=weak,
             directory=directory,
             accelerator=accelerator,
-            workers=loader_workers(recipe.data, part),
+            workers=num_workers(recipe.data, in_memory=part.in_memory),
         )
         return None if values is None else Features(values, torch.from_numpy(part.labels))
 
@@ -287,13 +285,3 @@ def _train_and_evaluate(
             tightness=tightness or None,
         )
     return scores
-
-
-def loader_workers(data: Data, images: ImageSet) -> int:
-    """Processes that read the images for evaluation: ``data.workers``, or what suits the machine."""
-    if data.workers is not None:
-        return data.workers
-    if images.in_memory:
-        return 0
-    cores = os.cpu_count() or 1
-    return min(MAX_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

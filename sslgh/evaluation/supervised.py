@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.data import ImageSet, input_size, load_images
+from sslgh.data import ImageSet, input_size, load_images, num_workers
 from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
-from sslgh.evaluation.probing import loader_workers
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
 from sslgh.functional import adjust_logits
@@ -60,7 +59,7 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
             weak=False,
             directory=recipe.directory,
             accelerator=accelerator,
-            workers=loader_workers(recipe.data, part),
+            workers=num_workers(recipe.data, in_memory=part.in_memory),
         )
         for part in (train, test)
     ]

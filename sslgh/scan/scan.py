@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, upright_rgb
+from sslgh.data.folders import Tree, tree
 from sslgh.data.image_set import DataError
-from sslgh.data.walking import Tree, tree
 from sslgh.recipe.printable import printable
 from sslgh.scan.processes import answers
 

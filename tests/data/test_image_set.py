@@ -139,7 +139,7 @@ def test_a_long_hash_shows_how_far_it_is_and_a_short_one_does_not(tmp_path, monk
     path.write_bytes(b"x")
     of_file(path).fingerprint()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sslgh.data.image_set._LONG", 1)
+    monkeypatch.setattr("sslgh.data.decoding._LONG", 1)
     of_file(path).fingerprint()
     assert "hashing" in capsys.readouterr().err
 
