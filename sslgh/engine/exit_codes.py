@@ -25,43 +25,47 @@ INTERRUPTED = "interrupted; run the same command to go on from the last checkpoi
 
 
 def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int:
-    """Run a command and report how it ended.
-
-    Mistakes of the user (ValueError) and a full disk give one sentence; anything else is a bug and keeps its
-    traceback.
+    """Run a command; returns its exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
 
     Args:
         action: The command.
         recipe: Run whose status.json is updated, unless the directory belongs to another run.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
     """
     begun = datetime.now(UTC).replace(microsecond=0)
     try:
         action()
-    except Stopped as error:
-        return _report(recipe, "stopped", str(error), STOPPED, begun)
-    except KeyboardInterrupt:
-        return _report(recipe, "failed", INTERRUPTED, FAILED, begun)
-    except ValueError as error:
+    except BaseException as error:
+        code = _exit_code(error, recipe, begun)
+        if code is None:
+            raise
+        return code
+    return DONE
+
+
+def _exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> int | None:
+    """Report an error; None for a bug, which keeps its traceback.
+
+    Mistakes of the user (ValueError) and a full disk give one sentence.
+    """
+    state: State
+    owner, state, code, text = recipe, "failed", FAILED, str(error)
+    if isinstance(error, Stopped):
+        state, code = "stopped", STOPPED
+    elif isinstance(error, KeyboardInterrupt):
+        text = INTERRUPTED
+    elif isinstance(error, ValueError):
         logger.debug("traceback of a user's error", exc_info=True)
         # If another process trains there, the status is that of its run.
-        return _report(
-            None if isinstance(error, BusyError) else recipe, "failed", str(error), BAD_INPUT, begun
-        )
-    except (NotFiniteError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and recipe is None:
-            raise  # a closed pipe (``| head``) is handled by the command line
-        return _report(recipe, "failed", str(error), FAILED, begun)
-    except BaseException as error:
-        if _peer_lost(error):
-            logger.debug("traceback of a failed collective", exc_info=True)
-            sentence = "another process of the run ended; its message is the cause"
-            return _report(recipe, "failed", sentence, FAILED, begun)
+        code, owner = BAD_INPUT, None if isinstance(error, BusyError) else recipe
+    elif _peer_lost(error):
+        logger.debug("traceback of a failed collective", exc_info=True)
+        text = "another process of the run ended; its message is the cause"
+    elif not isinstance(error, NotFiniteError | OSError) or (
+        isinstance(error, BrokenPipeError) and recipe is None
+    ):  # a bug, or a closed pipe (``| head``), which the command line handles
         _record(recipe, "failed", f"{type(error).__name__}: {error}", begun)
-        raise
-    return DONE
+        return None
+    return _report(owner, state, text, code, begun)
 
 
 def _peer_lost(error: BaseException) -> bool:

@@ -27,8 +27,7 @@ class NotFiniteError(RuntimeError):
 def gradient_norm(model: nn.Module) -> Tensor:
     """Norm of the whole gradient, shape (). Collective with FSDP."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm: Tensor = gather_full(nn.utils.get_total_norm(gradients))
-    return norm
+    return gather_full(nn.utils.get_total_norm(gradients))
 
 
 def non_finite_reason(
@@ -42,8 +41,11 @@ def non_finite_reason(
         model: Module that holds the gradient.
     """
     watched = [part[name].float() for part in parts for name in WATCHED if name in part]
-    if bool(torch.stack([*watched, grad_norm.float()]).isfinite().all()):
-        return None
+    finite = bool(torch.stack([*watched, grad_norm.float()]).isfinite().all())
+    return None if finite else _first_not_finite(parts, model)
+
+
+def _first_not_finite(parts: Sequence[dict[str, Tensor]], model: nn.Module) -> str:
     for name, words in WATCHED.items():
         if any(name in part and not bool(part[name].isfinite()) for part in parts):
             return f"{words} is not finite"

@@ -48,23 +48,19 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when sta
 def init_accelerator(processes: int | None = None) -> Accelerator:
     """The Accelerator of this process.
 
-    Mixed precision is the recipe's and applied by the trainer, whatever the launcher's
-    configuration says: a forgotten default_config.yaml must not change a result.
-
-    Args:
-        processes: Required number of processes; None: any.
+    Precision is the recipe's, whatever the launcher's configuration says: a forgotten
+    default_config.yaml must not change a result.
 
     Raises:
-        LaunchError: If the launcher silently started fewer processes than it was asked for.
+        LaunchError: If another number of processes started than ``processes``, or than the launcher was asked for.
         FSDPError: If it asks for FSDP1.
     """
-    launched_without_world_size = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
-    if launched_without_world_size:
+    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise LaunchError(
             "the launcher was asked for several processes but started one (MASTER_PORT is set, "
             "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
         )
-    sharded = sharding_asked()
+    sharded = "ACCELERATE_USE_FSDP" in os.environ and sharding_asked()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",
@@ -81,11 +77,7 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
 
 
 def check_num_processes(accelerator: Accelerator, processes: int | None) -> None:
-    """Refuse another number of processes than was asked for.
-
-    Raises:
-        LaunchError: If the launcher started another number, or started them apart.
-    """
+    """Raise LaunchError if another number of processes started, or if they started apart."""
     size = accelerator.num_processes
     asked = int(os.environ.get("WORLD_SIZE", "0"))
     if "LOCAL_RANK" in os.environ and size == 1 and asked != 1:
@@ -165,17 +157,14 @@ class StopRequest:
 
 
 @contextmanager
-def determinism(asked: bool) -> Iterator[None]:
-    """Deterministic kernels within the block, if asked for; they cost speed on a GPU.
+def determinism() -> Iterator[None]:
+    """Deterministic kernels within the block; they cost speed on a GPU.
 
     On a CPU with a fixed number of threads runs repeat to the bit without them too.
 
     Raises:
         DeterminismError: If an operation has no deterministic kernel; it is named.
     """
-    if not asked:
-        yield
-        return
     # cuBLAS reads it at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark

@@ -58,8 +58,9 @@ class MetricLogger:
             return
         # A refresh is logged before the step that follows it, the health before the end of an epoch is saved.
         repeated = {"refresh", "health"} if within_epoch else {"refresh"}
-        kept = _drop_after(directory / METRICS, start, repeated)
-        self.file = self._open.enter_context(closing(JsonlWriter(directory / METRICS)))
+        path = directory / METRICS
+        kept = _drop_after(path, start, repeated) if path.is_file() else []
+        self.file = self._open.enter_context(closing(JsonlWriter(path)))
         board = TensorBoardWriter(directory / "tensorboard", start)
         self.board = self._open.enter_context(closing(board))
         for line in kept:
@@ -74,7 +75,8 @@ class MetricLogger:
             mininterval=0.3 if terminal else 20,
             dynamic_ncols=terminal,
         )
-        self._open.callback(self._close_bar)
+        self._open.enter_context(contextlib.suppress(OSError))
+        self._open.callback(self.bar.close)
 
     def advance(self) -> None:
         """Move the bar by one optimizer step."""
@@ -139,10 +141,6 @@ class MetricLogger:
             reason = error.strerror or str(error)
             self.info(f"{self.directory / name} cannot be written ({reason}); training continues")
 
-    def _close_bar(self) -> None:
-        with contextlib.suppress(OSError):
-            self.bar.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -161,8 +159,6 @@ def _drop_after(path: Path, start: int, repeated: set[str]) -> list[dict[str, An
     Returns:
         The kept lines of step ``start``: TensorBoard purges that step as a whole.
     """
-    if not path.is_file():
-        return []
     kept, last = [], []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -191,11 +187,7 @@ class JsonlWriter:
         self._file: FileIO | None = None
 
     def write(self, line: str) -> OSError | None:
-        """Append a line.
-
-        Returns:
-            The error if the line has to wait, else None.
-        """
+        """Append a line; returns the error if it has to wait."""
         self._pending += line.encode() + b"\n"
         if len(self._pending) > MAX_PENDING:
             self._pending = self._pending[-MAX_PENDING:].partition(b"\n")[2]

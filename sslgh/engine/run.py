@@ -166,10 +166,12 @@ def _open_directory(run: Run, processes: str) -> Path | None:
     run.lock = open_directory(run.recipe, {"world": processes, **launch_environment()})
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
-    clean_up(run.checkpoints)
-    found, messages = last_whole_checkpoint(run.checkpoints)
-    for message in messages:
-        accelerator.print(message)
+    found: Path | None = None
+    if any(run.checkpoints.iterdir()):
+        clean_up(run.checkpoints)
+        found, messages = last_whole_checkpoint(run.checkpoints)
+        for message in messages:
+            accelerator.print(message)
     if found is None and (directory / METRICS).exists():
         accelerator.print(f"{run.checkpoints} holds no checkpoint: the run begins from its start")
     return found

@@ -111,18 +111,10 @@ def _differences(
 
 
 def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
-    """Make and lock the directory; write the full config and the environment into it.
-
-    Args:
-        recipe: The run.
-        environment: Entries of ``environment.json`` besides the package versions.
-
-    Returns:
-        The lock, see `acquire_lock`.
+    """Make and lock the directory; write the full config and ``environment.json``. Returns the lock.
 
     Raises:
-        RecipeError: If it cannot be made.
-        BusyError: If another process trains in it.
+        RecipeError: If it cannot be made, or another process trains in it (`BusyError`).
     """
     directory = recipe.directory
     try:
@@ -151,15 +143,11 @@ def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | Non
     The kernel releases the lock when this process ends, however it ends. Loader workers, which are forks,
     do not inherit it (`lockf`, unlike `flock`).
 
-    Args:
-        directory: The run directory.
-        timeout: Seconds to wait for a process that holds it.
-
     Returns:
         A file descriptor that holds the lock until it is closed; None if the file system does not support locks.
 
     Raises:
-        BusyError: If another process holds it.
+        BusyError: If another process still holds it after ``timeout`` seconds.
     """
     until = time.monotonic() + timeout
     try:
@@ -168,19 +156,24 @@ def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | Non
         return None
     while not _try_lock(file):
         if time.monotonic() >= until:
-            holder = ""
-            with contextlib.suppress(OSError):
-                holder = os.pread(file, 200, 0).decode(errors="replace")
-            os.close(file)
-            raise BusyError(
-                f"run directory {directory} is being trained in by {holder or 'another process'}; wait for it to end, "
-                "or choose another run_dir"
-            )
+            raise _busy(directory, file)
         time.sleep(0.2)
     with contextlib.suppress(OSError):  # only used in the error message
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return file
+
+
+def _busy(directory: Path, file: int) -> BusyError:
+    """The error of a lock that another process holds, which is named."""
+    holder = ""
+    with contextlib.suppress(OSError):
+        holder = os.pread(file, 200, 0).decode(errors="replace")
+    os.close(file)
+    return BusyError(
+        f"run directory {directory} is being trained in by {holder or 'another process'}; wait for it to end, "
+        "or choose another run_dir"
+    )
 
 
 def _try_lock(file: int) -> bool:

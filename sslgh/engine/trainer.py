@@ -117,7 +117,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
         _checkpoint_writer(run, logger) as writer,
         StopRequest() as stop,
         closing(batches),
-        determinism(recipe.train.deterministic),
+        determinism() if recipe.train.deterministic else nullcontext(),
     ):
         for epoch in range(progress.epoch, recipe.train.epochs):
             logger.running(epoch, progress.global_step)
@@ -132,7 +132,11 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
                     step.global_step,
                     progress.skipped_in_a_row + 1 if result.skipped else 0,
                 )
-                log_step(stage, step, result, progress.skipped_in_a_row, logger)
+                if result.skipped is not None:
+                    log_skipped_step(run, step, result.skipped, progress.skipped_in_a_row, logger)
+                elif step.should_log:
+                    log_metrics(stage, step, result.metrics, logger)
+                logger.advance()
                 if result.broken:
                     report_broken_images(run, batches, progress, logger)
                 if result.stop:
@@ -216,35 +220,36 @@ def train_step(
     return StepResult(metrics, None, stopping, broken)
 
 
-def log_step(
-    stage: Stage, step: StepInfo, result: StepResult, skipped_in_a_row: int, logger: MetricLogger
+def log_metrics(stage: Stage, step: StepInfo, metrics: Metrics, logger: MetricLogger) -> None:
+    """Log the mean of a step's metrics over the ranks. Collective: call it on every rank."""
+    means = stage.run.accelerator.reduce(torch.stack(list(metrics.values())), "mean")
+    numbers = dict(zip(metrics, means.tolist(), strict=True)) | {"lr": step.lr}
+    logger.metrics(step.global_step, step.epoch, numbers)
+    if (warning := stage.alarm(numbers)) is not None:
+        logger.info(warning)
+        logger.log_event("alarm", step.global_step, step.epoch, {"text": warning})
+
+
+def log_skipped_step(
+    run: Run, step: StepInfo, reason: str, skipped_in_a_row: int, logger: MetricLogger
 ) -> None:
-    """Log a step's metrics, or why it was skipped. Collective: call it on every rank.
+    """Log why a step was skipped.
 
     Raises:
         NotFiniteError: If the recipe does not skip such steps, or `MAX_SKIPPED` were skipped in a row.
     """
-    if result.skipped is not None:
-        where = f"{result.skipped} in step {step.global_step} (epoch {step.epoch})"
-        if stage.run.recipe.train.not_finite == "stop":
-            raise NotFiniteError(
-                f"{where}; lower optim.lr, set optim.clip, or skip such steps with train.not_finite: skip"
-            )
-        logger.info(f"{where}: skipped")
-        logger.log_event("skipped", step.global_step, step.epoch, {"text": result.skipped})
-        if skipped_in_a_row >= MAX_SKIPPED:
-            raise NotFiniteError(
-                f"{where}, as in the {MAX_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and go "
-                "on from the last checkpoint"
-            )
-    elif step.should_log:
-        means = stage.run.accelerator.reduce(torch.stack(list(result.metrics.values())), "mean")
-        metrics = dict(zip(result.metrics, means.tolist(), strict=True)) | {"lr": step.lr}
-        logger.metrics(step.global_step, step.epoch, metrics)
-        if (warning := stage.alarm(metrics)) is not None:
-            logger.info(warning)
-            logger.log_event("alarm", step.global_step, step.epoch, {"text": warning})
-    logger.advance()
+    where = f"{reason} in step {step.global_step} (epoch {step.epoch})"
+    if run.recipe.train.not_finite == "stop":
+        raise NotFiniteError(
+            f"{where}; lower optim.lr, set optim.clip, or skip such steps with train.not_finite: skip"
+        )
+    logger.info(f"{where}: skipped")
+    logger.log_event("skipped", step.global_step, step.epoch, {"text": reason})
+    if skipped_in_a_row >= MAX_SKIPPED:
+        raise NotFiniteError(
+            f"{where}, as in the {MAX_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and go "
+            "on from the last checkpoint"
+        )
 
 
 def report_broken_images(
@@ -331,7 +336,8 @@ def dry_run(stage: Stage, batches: BrokenImages) -> None:
     run, recipe = stage.run, stage.run.recipe
     started = time.perf_counter()
     run.model.train()
-    with closing(batches), determinism(recipe.train.deterministic):
+    deterministic = determinism() if recipe.train.deterministic else nullcontext()
+    with closing(batches), deterministic:
         result = train_step(stage, batches, step_info(run, Progress()), StopRequest())
     if result.skipped is not None:
         raise NotFiniteError(f"{result.skipped} in the first step")

@@ -8,11 +8,9 @@ from sslgh.recipe import RecipeError
 
 
 def test_the_switch_holds_within_and_not_beyond() -> None:
-    with determinism(True):
+    with determinism():
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
-    with determinism(False):
-        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_an_operation_without_a_deterministic_kernel_is_named_with_the_way_out() -> None:
@@ -21,7 +19,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named_with_the_way_out()
     )
 
     def raise_inside() -> None:
-        with determinism(True):
+        with determinism():
             raise fault
 
     with pytest.raises(DeterminismError, match=r"put_ does not .*; set train.deterministic: false"):
@@ -31,7 +29,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named_with_the_way_out()
 
 def test_other_errors_pass_through() -> None:
     def raise_inside() -> None:
-        with determinism(True):
+        with determinism():
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
