@@ -49,6 +49,17 @@ def test_every_module_stands_on_a_floor() -> None:
     assert {room(path) for path in modules()} == set(FLOOR)
 
 
+def test_no_two_classes_have_one_name() -> None:
+    names: dict[str, list[str]] = {}
+    for path in modules():
+        if room(path) != "recipe":  # its sections are named after what they configure
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    names.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert len(names) > 100
+    assert {name: files for name, files in names.items() if len(files) > 1} == {}
+
+
 def test_imports_only_go_down() -> None:
     offenders, looked_at = [], 0
     for path in modules():

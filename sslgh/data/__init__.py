@@ -1,4 +1,4 @@
-"""Images: where they come from, the long-tail cut, views and the order they are seen in."""
+"""Images: sources, the long-tail cut, augmentation, and the order in which a run sees them."""
 
 from sslgh.data.augment import MEAN, STD, augment_local_views, augment_views, normalize
 from sslgh.data.batch_sampler import ResumableBatchSampler, SampleKey, micro_batch_weights

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sslgh.data.image_set import DataError, ImageSet, check_classes
 
-# What reading a damaged .npz file raises. RuntimeError: a flipped bit says that it is encrypted, or
+# What reading a damaged .npz file raises. RuntimeError: a flipped bit marks it as encrypted, or
 # compressed in a way that there is none of. TokenError: the head of an array ends too early. MemoryError:
 # its sizes are petabytes.
 UNREADABLE = (

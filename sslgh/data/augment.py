@@ -183,8 +183,8 @@ def _columns() -> dict[str, range]:
 
 COLUMNS = _columns()
 NUM_PARAMS = COLUMNS["RandAugment"].stop
-# Columns in the order of drawing. That of the first operations is older than this list; those that are
-# new are drawn last, so that they leave the numbers of the others, and earlier runs, as they were.
+# Columns in the order of drawing. The order of the first operations is older than this list. Columns of
+# new ones are drawn last, so that the numbers of the others, and earlier runs, stay as they were.
 _JITTER = COLUMNS["ColorJitter"]
 _FIRST = [*COLUMNS["Flip"], _JITTER[0], *COLUMNS["Grayscale"], *COLUMNS["Blur"], *_JITTER[1:]]
 _SECOND = [*COLUMNS["Solarize"], *COLUMNS["RandAugment"]]

@@ -38,7 +38,7 @@ def load_or_replace(images: ImageSet, key: SampleKey, *, seed: int) -> LoadedIma
     """The image of a key, or another one if it cannot be read.
 
     Which one depends on the seed, the key and the files that are broken, not on what was shown
-    before. Its views are others than those it has in the same epoch anyway.
+    before. Its views differ from the ones that it has in the same epoch anyway.
 
     Args:
         images: The training set.

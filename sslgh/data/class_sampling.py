@@ -82,7 +82,7 @@ def drawn_shares(
 
     Args:
         counts: Images of each class, shape (C,); a class without images has share 0.
-        kind: As of `class_sampling`.
+        kind: How p_c depends on n_c, as in `class_sampling`.
         epoch: In 0..T-1.
         epochs: T.
 

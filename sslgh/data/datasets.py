@@ -146,7 +146,7 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
 
     A sample depends on the seed and its ``SampleKey`` alone, and the crops are those of self-supervised
     training. An image that cannot be read is replaced by ``load_or_replace``; label and index are then
-    those of the replacement.
+    the replacement's.
 
     Args:
         images: The training set, with labels.

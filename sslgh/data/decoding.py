@@ -46,7 +46,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # Threads that hash files (hashing leaves Python's lock, and a disk answers several at once), files that one
 # is given at a time, and files from which on a bar shows how far they are.
 _THREADS, _CHUNK, _LONG = 8, 64, 500
-_GONE = bytes(16)
+_MISSING = bytes(16)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -168,7 +168,7 @@ def hash_files(paths: tuple[Path, ...]) -> bytes:
     ):
         found = []
         for hashes in pool.map(_hashes_of_some, chunks):
-            bar.update(len(hashes) // len(_GONE))
+            bar.update(len(hashes) // len(_MISSING))
             found.append(hashes)
     return b"".join(found)
 
@@ -178,11 +178,11 @@ def _hashes_of_some(paths: tuple[Path, ...]) -> bytes:
 
 
 def _hash(path: Path) -> bytes:
-    """Hash of a file's bytes; a folder's list may hold what has gone or is no file (a pipe has no end)."""
+    """Hash of a file's bytes; zeros if it is missing or no regular file (a pipe has no end)."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return _GONE
+            return _MISSING
         with path.open("rb") as file:
             return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
     except OSError:
-        return _GONE
+        return _MISSING

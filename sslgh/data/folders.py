@@ -29,14 +29,14 @@ def split_folders(root: Path, test_root: Path | None) -> tuple[Path, Path | None
     """The folders of training and test images.
 
     A tree is divided when it has a folder ``train`` and no folder that is not named like a split: a
-    class that happens to be called "train" does not hide the others. A given ``test_root`` goes first.
+    class that happens to be called "train" does not hide the others. A given ``test_root`` takes precedence.
 
     Raises:
         DataError: If ``root`` or ``test_root`` is not a folder or cannot be listed, or they are the
             same.
     """
     for key, folder in (("data.root", root), ("data.test_root", test_root)):
-        # os.path: unlike Path's, it says no where a folder above must not be entered.
+        # os.path: unlike Path's, it is False where a folder above must not be entered.
         if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
             raise DataError(
                 f"{key} {printable(folder)} is not a folder; give the folder that holds the images"
@@ -139,10 +139,10 @@ def _find_images(folder: Path, without: Path | None) -> list[Path]:
 
 
 @functools.cache
-def _warn_once(sentence: str) -> None:
+def _warn_once(message: str) -> None:
     """A command lists its folders several times."""
     if dist_info().rank == 0:
-        log.warning("%s", sentence)
+        log.warning("%s", message)
 
 
 def _subfolders(folder: Path) -> set[str]:
@@ -206,7 +206,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry is a folder or leads to one.
 
     Raises:
-        OSError: If it cannot be told, as when a link leads through a folder without permission.
+        OSError: If it cannot be decided, as when a link leads through a folder without permission.
     """
     try:
         return entry.is_dir()
@@ -237,7 +237,7 @@ def _sorted_in(entry: "os.DirEntry[str]", found: Tree) -> bool:
 
 
 def _visible(folder: Path) -> "list[os.DirEntry[str]]":
-    """What is visible in a folder, last name first (folders are taken from the end)."""
+    """What is visible in a folder, last name first (folders are popped from the end)."""
     with os.scandir(folder) as listing:
         entries = [entry for entry in listing if not entry.name.startswith(".")]
     return sorted(entries, key=lambda entry: entry.name, reverse=True)

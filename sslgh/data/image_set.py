@@ -19,11 +19,11 @@ MAX_CLASSES = 1_000_000
 
 
 class DataError(ValueError):
-    """The user's data cannot be used: one sentence that says where, what, and the way out."""
+    """The user's data cannot be used; the message is one sentence: where, what, and the remedy."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader raises a worker's error again with its whole traceback as the message; the
-        # sentence that was meant for the user stands behind the last line that begins with the name
+        # sentence that was meant for the user follows the last line that begins with the name
         # of this class. A file may be called "DataError: .jpg", but names cannot begin a line.
         if message.startswith("Caught DataError in "):
             message = re.split(r"^(?:[\w.]+\.)?DataError: ", message, flags=re.MULTILINE)[-1]
@@ -114,8 +114,8 @@ class ImageSet:
         """Hash of the pixels, or of the names of files and all their bytes, and of the labels (32 hex digits).
 
         Files are read whole: a file of the same size may hold other pixels. That costs one pass over the
-        disk, far less than decoding them and a network, and what is decoded next is in memory then. A file
-        that has gone counts as gone: it changes the fingerprint and is found when it is read.
+        disk, far less than decoding them and a network, and what is decoded next is in memory then. A
+        missing file changes the fingerprint and is found when it is read.
         """
         digest = hashlib.blake2b(digest_size=16)
         if isinstance(self.images, np.ndarray):
@@ -133,7 +133,7 @@ def read_image(path: Path) -> Image.Image:
     """One file as an upright RGB image: right, or refused.
 
     The first frame counts; see `sslgh.data.decoding.upright_rgb` for depths, inks and transparency.
-    Memory stays below 24 bytes a pixel (8 to 12 for a photo) and pixels below
+    Memory stays below 24 bytes per pixel (8 to 12 for a photo) and pixels below
     `sslgh.data.decoding.MAX_PIXELS`: 3 GiB at the very most. JPEG has no checksum: flipped bits in its
     pixels may show as other colors and are not noticed.
 

@@ -13,7 +13,7 @@ _LABELED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
 
 
 def read_list(file: Path, root: Path, *, key: str, classes: tuple[str, ...] = ()) -> ImageSet:
-    """The images of a list with one ``path [label]`` a line, in that order.
+    """The images of a list with one ``path [label]`` per line, in that order.
 
     A path may contain spaces: the last word is a label when every line ends with an integer. Labels
     may leave gaps; there are max + 1 classes, named by their number.
@@ -74,7 +74,7 @@ def _lines(file: Path, key: str) -> list[str]:
 
 
 def _check_files(file: Path, paths: tuple[Path, ...], *, key: str, stray_labels: int) -> None:
-    # os.path: unlike Path's, it says no to names that are too long and where it must not look.
+    # os.path: unlike Path's, it is False for names that are too long and where it must not look.
     missing = [printable(path) for path in paths if not os.path.isfile(path)]  # noqa: PTH113
     if not missing:
         return

@@ -119,8 +119,8 @@ def end_workers(batches: Iterator[Any]) -> None:
     """Stop the workers of a loader's iterator, for a loop that is left before its end.
 
     An error of a worker stands in a reference cycle with the iterator (torch raises it from a frame
-    that holds it). The garbage collector would close the workers' queues before the iterator could say
-    goodbye through them.
+    that holds it). The garbage collector would close the workers' queues before the iterator could use
+    them to stop the workers.
     """
     shutdown = getattr(batches, "_shutdown_workers", None)  # none without workers
     if shutdown is not None:
@@ -130,7 +130,7 @@ def end_workers(batches: Iterator[Any]) -> None:
 def _end_workers_at_exit() -> None:
     """What multiprocessing does at exit, for workers that ignore its SIGTERM: it would wait for them.
 
-    Such are left when an iterator outlives its loop, in the traceback that a notebook keeps, say.
+    They are left when an iterator outlives its loop, as in the traceback that a notebook keeps.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
     for child in multiprocessing.active_children():

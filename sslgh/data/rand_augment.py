@@ -1,4 +1,4 @@
-"""RandAugment on a batch, each image as strongly as its own number says.
+"""RandAugment on a batch, each image with a strength of its own.
 
 The boost of Boosted Contrastive Learning (Zhou et al., ICML 2022), after the code of its authors and
 of GH: 15 operations with doubled ranges, magnitudes on RandAugment's scale of 0..30. torchvision's
@@ -39,7 +39,7 @@ SOLARIZE, CUTOUT = 110 / 255, 0.4
 CUTOUT_COLOR = (125 / 255, 123 / 255, 114 / 255)
 
 MOST_OPS = 2
-# Columns of the draws: the magnitude (two operations), then five for each operation.
+# Columns of the random numbers: the magnitude (two operations), then five for each operation.
 MAGNITUDE = 0
 CHOICE, DONE, SIGN, ACROSS, DOWN = range(5)
 BOOST_PARAMS = 1 + 5 * MOST_OPS
@@ -75,7 +75,7 @@ def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops
     n = len(images)
     if images.ndim != 4 or strength.shape != (n,) or random_params.shape != (n, BOOST_PARAMS):
         raise ValueError(
-            f"images must be (N, 3, S, S), strength (N,) and draws (N, {BOOST_PARAMS}), got "
+            f"images must be (N, 3, S, S), strength (N,) and random_params (N, {BOOST_PARAMS}), got "
             f"{tuple(images.shape)}, {tuple(strength.shape)} and {tuple(random_params.shape)}"
         )
     if ops not in (1, MOST_OPS):
@@ -84,7 +84,7 @@ def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops
     x = images.clone()
     for number in range(ops):
         u = random_params[:, 1 + 5 * number : 6 + 5 * number]
-        # -1 where nothing is done. A draw times 15 may round up to 15.
+        # -1 where nothing is done. A number times 15 may round up to 15.
         operation = (u[:, CHOICE] * len(OPERATIONS)).long().clamp_max(len(OPERATIONS) - 1)
         operation = torch.where(u[:, DONE] < strength, operation, -1)
         x = _operate(x, operation, magnitude / 30, u)
@@ -92,7 +92,7 @@ def rand_augment(images: Tensor, strength: Tensor, random_params: Tensor, *, ops
 
 
 def _operate(x: Tensor, operation: Tensor, level: Tensor, u: Tensor) -> Tensor:
-    """One operation on each image: its code (N,), its level in 0..1 (N,) and its draws (N, 5)."""
+    """One operation on each image: its code (N,), its level in 0..1 (N,) and its numbers (N, 5)."""
     kinds: tuple[tuple[tuple[str, ...], Callable[..., Tensor], tuple[Tensor, ...]], ...] = (
         (OPERATIONS[:5], _move, (operation, torch.where(u[:, SIGN] < 0.5, level, -level))),
         (OPERATIONS[5:9], _blend, (operation, 0.1 + 1.8 * level)),

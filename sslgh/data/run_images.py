@@ -76,8 +76,8 @@ def probe_images(
 ) -> tuple[ImageSet, NDArray[np.int64]]:
     """The images of pretraining for a probe, labeled and numbered as the training split is now.
 
-    They are the recorded ones, whatever the source would be cut to by now; without a record, or if
-    the data ask for other images than the run had, they are `training_set`.
+    The recorded images, whatever the source would be cut to by now; `training_set` without a record, or if
+    the data ask for other images than the run had.
 
     Args:
         directory: Run directory; None: there is none yet.
@@ -122,7 +122,7 @@ def trained_images(directory: Path, data: Data) -> tuple[ImageSet, NDArray[np.in
         The images that are still there, and how many the run had of each class, shape (C,).
 
     Raises:
-        DataError: As `probe_images`; if the label of an image has changed; if there is a class that
+        DataError: For the reasons of `probe_images`; if the label of an image has changed; if there is a class that
             the run did not know.
         RecipeError: If the recipe of the run cannot be read.
     """
@@ -300,8 +300,8 @@ def _check_labels(record: Record, data: Data) -> None:
 def _labels_now(record: Record, full_train: ImageSet) -> NDArray[np.int64]:
     """Labels (N,) of the recorded images in the split's numbers; -1 for a class that it lacks.
 
-    The split's own labels count. A list may name a file under several classes: those that the record has
-    too are matched first.
+    The split's own labels count. A list may name a file under several classes: classes that the record
+    has too are matched first.
     """
     assert full_train.labels is not None
     free: defaultdict[str, list[str | None]] = defaultdict(list)

@@ -38,7 +38,7 @@ def load_images(data: Data, split: Split) -> ImageSet | None:
 
 
 def training_set(data: Data) -> ImageSet:
-    """The images to pretrain on: the training split after the long-tail cut, or a subset of those.
+    """The images to pretrain on: the training split after the long-tail cut, or a subset of it.
 
     Labels are kept for evaluation only.
 
@@ -66,7 +66,7 @@ def read_positions(file: Path, num_images: int) -> NDArray[np.int64]:
         Shape (N,), in the order of the file.
 
     Raises:
-        DataError: If the file cannot be read, or a line is no position, or one that came before.
+        DataError: If the file cannot be read, or a line is no position, or repeats one.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]

@@ -63,8 +63,8 @@ def random_view(
 def weak_view(image: Image.Image, size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
     """A view of the policy crop-flip, uint8 (3, S, S), as the ``gh-*`` protocols draw it.
 
-    They drew other random numbers before there were policies; to draw those of ``random_view`` would be
-    a new version of the protocols.
+    The protocols are older than the policies and draw in another order than ``random_view``; to change it
+    would be a new version of the protocols.
     """
     flip, *params = generator.random(1 + CROP_PARAMS).tolist()
     if size <= SMALL:

@@ -15,20 +15,20 @@ from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, uprig
 from sslgh.data.folders import Tree, tree
 from sslgh.data.image_set import DataError
 from sslgh.recipe.printable import printable
-from sslgh.scan.processes import answers
+from sslgh.scan.processes import map_processes
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class CheckResult(NamedTuple):
-    """One file.
+class ScannedFile(NamedTuple):
+    """What reading one image file has shown.
 
     Attributes:
         path: Where it is.
         bytes: Its size.
         format: Pillow's name of the format; empty if broken.
-        width: Pixels as stored, before EXIF turns them.
-        height: The same.
+        width: Width in pixels as stored, before EXIF turns it.
+        height: Height in pixels as stored.
         notes: Out of "CMYK", "16 bit", "several frames", "EXIF-rotated".
         fault: Why it cannot be read; None if it can.
     """
@@ -47,11 +47,11 @@ class Scan(NamedTuple):
 
     folder: Path
     tree: Tree
-    files: list[CheckResult]
+    files: list[ScannedFile]
     duplicates: list[list[Path]]
 
     @property
-    def broken(self) -> list[CheckResult]:
+    def broken(self) -> list[ScannedFile]:
         """The files that cannot be read."""
         return [file for file in self.files if file.fault is not None]
 
@@ -82,11 +82,11 @@ def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
             f"{printable(folder)} cannot be listed ({found.unreadable[0][1]}); allow reading it"
         )
     paths = sorted(found.images, key=lambda path: path.relative_to(folder).parts)
-    files = _all(examine, paths, lost=_crashed, workers=workers, doing="decoding")
+    files = _all(examine, paths, crashed=_crashed, workers=workers, doing="decoding")
     return Scan(folder, found, files, _duplicates(files, workers))
 
 
-def examine(path: Path) -> CheckResult:
+def examine(path: Path) -> ScannedFile:
     """Read one file to the end."""
     size = _bytes(path)
     try:
@@ -98,13 +98,13 @@ def examine(path: Path) -> CheckResult:
                 notes.append("EXIF-rotated")
             if _has_second_frame(image):
                 notes.append("several frames")
-            return CheckResult(path, size, image.format or "", width, height, tuple(notes))
+            return ScannedFile(path, size, image.format or "", width, height, tuple(notes))
     except BROKEN as error:
-        return CheckResult(path, size, fault=reason(error))
+        return ScannedFile(path, size, fault=reason(error))
 
 
-def _crashed(path: Path) -> CheckResult:
-    return CheckResult(
+def _crashed(path: Path) -> ScannedFile:
+    return ScannedFile(
         path, _bytes(path), fault="decoding it ends the process, or takes all memory"
     )
 
@@ -117,7 +117,7 @@ def _bytes(path: Path) -> int:
 
 
 def _notes(image: Image.Image) -> list[str]:
-    """What only the header says: decoding turns TIFF upright and drops half of 16 bits."""
+    """Notes that only the header allows: decoding turns TIFF upright and drops half of 16 bits."""
     notes = []
     if image.mode == "CMYK":
         notes.append("CMYK")
@@ -140,14 +140,14 @@ def _has_second_frame(image: Image.Image) -> bool:
     return True
 
 
-def _duplicates(files: Iterable[CheckResult], workers: int) -> list[list[Path]]:
+def _duplicates(files: Iterable[ScannedFile], workers: int) -> list[list[Path]]:
     """Groups of files with the same bytes; only files of equal size are read again."""
     by_size = defaultdict(list)
     for file in files:
         if file.fault is None:
             by_size[file.bytes].append(file.path)
     paths = [path for group in by_size.values() if len(group) > 1 for path in group]
-    digests = _all(_digest, paths, lost=str, workers=workers, doing="comparing")
+    digests = _all(_digest, paths, crashed=str, workers=workers, doing="comparing")
     groups = defaultdict(list)
     for path, digest in zip(paths, digests, strict=True):
         groups[digest].append(path)
@@ -155,7 +155,7 @@ def _duplicates(files: Iterable[CheckResult], workers: int) -> list[list[Path]]:
 
 
 def _digest(path: Path) -> str:
-    """Hash of a file's bytes; of its own name if it has gone, so that it equals no other."""
+    """Hash of a file's bytes; its path if it is missing, so that it equals no other."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
@@ -164,13 +164,13 @@ def _digest(path: Path) -> str:
 
 
 def _all(
-    function: Callable[[Path], Answer],
+    function: Callable[[Path], Result],
     paths: list[Path],
     *,
-    lost: Callable[[Path], Answer],
+    crashed: Callable[[Path], Result],
     workers: int,
     doing: str,
-) -> list[Answer]:
-    found = answers(function, paths, lost=lost, workers=workers)
+) -> list[Result]:
+    found = map_processes(function, paths, crashed=crashed, workers=workers)
     # Without a terminal there is no bar.
     return list(tqdm(found, doing, len(paths), unit="file", disable=None, leave=False))

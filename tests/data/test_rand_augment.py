@@ -265,7 +265,9 @@ def test_shapes_and_numbers_of_operations_that_do_not_fit_are_named():
     images, strength, random_params = random(4)
     with pytest.raises(ValueError, match=r"strength \(N,\).*got \(4, 3, 8, 8\), \(3,\) and"):
         rand_augment(images, strength[:3], random_params, ops=1)
-    with pytest.raises(ValueError, match=rf"draws \(N, {BOOST_PARAMS}\), got .* and \(4, 6\)"):
+    with pytest.raises(
+        ValueError, match=rf"random_params \(N, {BOOST_PARAMS}\), got .* and \(4, 6\)"
+    ):
         rand_augment(images, strength, random_params[:, :6], ops=1)
     with pytest.raises(ValueError, match="ops must be 1 or 2, got 3"):
         rand_augment(images, strength, random_params, ops=3)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sslgh.cli import main
 from sslgh.data import DataError
-from sslgh.scan.processes import answers
+from sslgh.scan.processes import map_processes
 from sslgh.scan.report import class_counts, scan_record, scan_text
 from sslgh.scan.scan import scan_folder
 
@@ -187,5 +187,5 @@ def ends_at_five(item: int) -> int:
 
 
 def test_an_item_that_ends_its_process_is_named_and_the_others_are_answered():
-    found = answers(ends_at_five, range(40), lost=lambda item: -item, workers=2)
+    found = map_processes(ends_at_five, range(40), crashed=lambda item: -item, workers=2)
     assert list(found) == [-5 if i == 5 else i * 10 for i in range(40)]
