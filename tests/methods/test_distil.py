@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_named(teachers, centroids, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"holds no backbone\.json"):
         build((str(tmp_path),))
     with pytest.raises(
-        ValueError, match=r"shape \(2, 64\), but 1 experts beside .* need \(1, 64\)"
+        ValueError, match=r"shape \(2, 64\), but 1 experts and a base .* need \(1, 64\)"
     ):
         build(teachers[:2], centroids=centroids)
     with pytest.raises(ValueError, match=r"method\.centroids .*gone\.npy cannot be read"):
