@@ -102,7 +102,7 @@ def test_every_recipe_loads_builds_and_says_how_to_run_it(path, tmp_path) -> Non
         build_network(recipe, size, num_classes=10)
 
 
-def test_the_shelf_holds_what_it_should() -> None:
+def test_the_bundled_recipes_are_complete() -> None:
     names = {f"{path.parent.name}/{path.stem}" for path in recipe_files()}
     assert len(names) >= 58
     for data in ("cifar10-lt", "cifar100-lt"):

@@ -105,7 +105,7 @@ def test_recipe_schema_is_json_with_a_description_for_every_setting(capsys) -> N
     assert all(described)
 
 
-def test_recipe_list_names_the_shelf(capsys, monkeypatch) -> None:
+def test_recipe_list_names_the_bundled_recipes(capsys, monkeypatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert call("recipe", "list") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -233,7 +233,7 @@ def test_a_folder_without_labels_is_pretrained_on(recipe_file, tmp_path) -> None
     assert (tmp_path / "run" / "backbone.safetensors").is_file()
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_said_in_the_status(
+def test_a_checkpoint_of_another_model_is_refused_and_recorded_in_the_status(
     recipe_file, tmp_path, capsys
 ) -> None:
     assert call("pretrain", recipe_file) == 0
@@ -253,7 +253,7 @@ def test_a_run_of_another_recipe_keeps_its_status(recipe_file, tmp_path, capsys)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
 
 
-def test_nothing_to_probe_and_unknown_runs_are_said(tmp_path, capsys) -> None:
+def test_nothing_to_probe_and_unknown_runs_are_reported(tmp_path, capsys) -> None:
     assert call("probe") == 2
     assert "nothing to probe" in capsys.readouterr().err
     assert call("probe", tmp_path) == 2

@@ -119,7 +119,7 @@ def crowd():
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_a_head_is_the_same_whatever_trains_beside_it(objective, crowd):
+def test_a_head_is_the_same_whatever_trains_with_it(objective, crowd):
     features, labels = blobs([60, 30, 10])
     head = Head(objective)
     alone = train_heads(features, labels, num_classes=3, heads=[head], training=SHORT)

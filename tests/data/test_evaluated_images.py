@@ -149,7 +149,9 @@ def test_more_than_half_missing_is_refused(tmp_path, root, data):
             look()
 
 
-def test_an_image_beside_the_class_folders_takes_no_label_from_the_classifier(tmp_path, root, data):
+def test_an_image_outside_the_class_folders_takes_no_label_from_the_classifier(
+    tmp_path, root, data
+):
     first = begun(tmp_path)
     plant(root, "stray.png")
     assert classes(trained_images(tmp_path / "run", data())[0]) == classes(first)

@@ -250,7 +250,7 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path):
     assert Path(first.names[3]).parts[0] == "a-b"
 
 
-def test_photos_of_formats_that_are_not_read_and_strays_are_told_of_once(tmp_path, caplog):
+def test_photos_of_formats_that_are_not_read_and_strays_are_reported_once(tmp_path, caplog):
     for name in (
         "cats/1.jpg",
         "cats/2.jpg",

@@ -90,7 +90,7 @@ def test_a_new_class_folder_shifts_no_label(recipe, root):
     assert classes(again) == classes(first)
 
 
-def test_an_image_beside_the_class_folders_takes_no_label_away(recipe, root):
+def test_an_image_outside_the_class_folders_takes_no_label_away(recipe, root):
     first = begun(recipe())
     plant(root, "stray.png")
     assert classes(run_images(recipe())) == classes(first)

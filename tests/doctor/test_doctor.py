@@ -33,7 +33,7 @@ def test_a_package_that_does_not_import_is_a_fault_with_its_remedy() -> None:
     assert not software.unusable(["faiss", "disk", ""])
 
 
-def test_packages_that_break_while_importing_are_told_from_those_that_do_not(
+def test_packages_that_break_while_importing_are_distinguished_from_missing_ones(
     tmp_path, monkeypatch
 ) -> None:
     (tmp_path / "broken_pair.py").write_text("raise RuntimeError('operator nms\\nis missing')")

@@ -14,7 +14,7 @@ WORDS = ["optim.name=sgd", "optim.name=adamw"]
 
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("gh", [False, True])
-def test_a_checkpoint_is_as_large_as_was_said(tiny, word, gh) -> None:
+def test_a_checkpoint_is_as_large_as_estimated(tiny, word, gh) -> None:
     recipe = tiny(word, gh=gh)
     images = training_set(recipe.data)
     size = input_size(recipe.data, images)

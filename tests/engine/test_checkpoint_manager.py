@@ -220,7 +220,7 @@ def test_one_that_is_kept_for_good_is_never_passed_over(tmp_path, snapshot, gate
         assert steps(tmp_path) == [2, 3]
 
 
-def test_what_cannot_be_written_is_said_and_the_last_good_one_stays(tmp_path, snapshot) -> None:
+def test_what_cannot_be_written_is_reported_and_the_last_good_one_stays(tmp_path, snapshot) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     messages: list[str] = []

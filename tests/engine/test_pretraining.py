@@ -240,7 +240,7 @@ def test_bf16_and_workers_run_and_do_not_change_the_images(tiny, tmp_path) -> No
         ("train.processes=2", "train.processes is 2, but 1 started"),
     ],
 )
-def test_what_cannot_run_is_said_in_one_sentence_and_leaves_no_run_behind(
+def test_what_cannot_run_is_refused_in_one_sentence_and_leaves_no_run_behind(
     tiny, override, message
 ) -> None:
     recipe = tiny(override)

@@ -70,7 +70,7 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def test_the_shelf_is_found() -> None:
+def test_the_bundled_recipes_are_found() -> None:
     assert len(RECIPES) >= 30
     assert {"dino-gh", "swav", "sdclr-boost-gh", "simclr-gh-prototypes"} <= set(RECIPES)
 

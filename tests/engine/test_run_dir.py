@@ -102,7 +102,7 @@ def holder(tmp_path):
     child.communicate()
 
 
-def test_a_second_process_is_refused_and_told_of_the_first(tmp_path, holder) -> None:
+def test_a_second_process_is_refused_and_the_message_names_the_first(tmp_path, holder) -> None:
     with pytest.raises(
         BusyError, match=rf"is being trained in by process {holder.pid} on .*; wait"
     ):
@@ -147,7 +147,7 @@ def test_a_folder_without_room_for_a_lock_is_trained_in_all_the_same(tmp_path) -
     assert acquire_lock(tmp_path / "gone") is None
 
 
-def test_one_who_is_refused_leaves_the_status_of_the_other(tiny, capsys) -> None:
+def test_a_refused_process_leaves_the_status_of_the_other(tiny, capsys) -> None:
     recipe = tiny()
     write_status(recipe.directory, "running")
 

@@ -119,7 +119,7 @@ def test_what_is_kept_every_few_epochs_is_also_written_then(tiny) -> None:
     assert [int(name[5:]) // 4 for name in kept] == [3, 6, 7]
 
 
-def test_a_failure_beside_a_training_that_is_done_undoes_nothing(tiny, capsys) -> None:
+def test_a_failure_after_a_finished_training_undoes_nothing(tiny, capsys) -> None:
     directory = pretrain(tiny(), init_accelerator())
     assert (
         run_command(lambda: pretrain(tiny("train.processes=2"), init_accelerator()), tiny())

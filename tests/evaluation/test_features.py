@@ -144,7 +144,7 @@ def test_other_pixels_in_a_file_of_the_same_size_are_extracted_anew(tmp_path):
 
 
 @pytest.mark.parametrize("error", [SafetensorError("No space"), OSError(28, "No space")])
-def test_a_cache_that_cannot_be_written_is_said_and_done_without(
+def test_a_cache_that_cannot_be_written_is_reported_and_done_without(
     tmp_path, monkeypatch, caplog, error
 ):
     def save(tensors, path, metadata):
@@ -204,7 +204,7 @@ def rename(path):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, rename])
-def test_a_damaged_cache_is_extracted_anew_and_said(tmp_path, caplog, damage):
+def test_a_damaged_cache_is_extracted_again_and_reported(tmp_path, caplog, damage):
     backbone, images = Convolution(), pictures(9)
     first = cached(backbone, images, tmp_path)
     (path,) = (tmp_path / "features").iterdir()

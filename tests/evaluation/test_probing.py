@@ -106,7 +106,7 @@ def test_spread_is_over_seeds_and_absent_for_one(digits):
     assert digits[1]["gh-50shot"].scores["ce"].metrics["thirds"]["few"].std is None
 
 
-def test_the_embedding_layer_s_tightness_stands_beside_that_of_the_features(digits):
+def test_the_embedding_layer_s_tightness_stands_next_to_that_of_the_features(digits):
     result = digits[1]["longtail"]
     assert set(result.tightness) == {"train", "test"}
     assert set(result.tightness["test"]["thirds"]) == {"many", "medium", "few", "average"}

@@ -63,7 +63,7 @@ def test_the_spread_over_seeds_is_shown_where_there_are_several():
     assert "±" not in comparison_table([("run", [result()])])
 
 
-def test_thresholds_that_leave_a_group_empty_give_way_to_thirds_and_say_so():
+def test_thresholds_that_leave_a_group_empty_give_way_to_thirds_and_are_named():
     table = comparison_table([("run", [result(counts=(500, 300, 200, 50))])])
     assert "groups by thirds" in table
     assert "thresholds leave few empty" in table
@@ -124,7 +124,7 @@ def test_numbers_that_do_not_compare_get_sections_of_their_own():
     assert len(comparison_table(runs).split("\n\n")) == 3
 
 
-def test_another_test_prior_gets_a_section_of_its_own_and_is_said():
+def test_another_test_prior_gets_a_section_of_its_own_and_is_named():
     def expecting(prior):
         return replace(result(), settings={"seeds": 1, "test_prior": prior})
 

@@ -59,7 +59,7 @@ def probed(tree):
     )
 
 
-def test_training_images_that_the_run_found_broken_are_left_out_and_said_once(tree, caplog):
+def test_training_images_that_the_run_found_broken_are_left_out_and_reported_once(tree, caplog):
     spoil(tree, "train", "cat/03.png", "dog/07.png", "dog/08.png")
     quarantine(tree, "cat/03.png", "dog/07.png", "dog/08.png")
     for result in probed(tree):

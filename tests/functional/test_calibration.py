@@ -44,7 +44,7 @@ def test_one_bin_is_the_distance_between_mean_confidence_and_accuracy():
     torch.testing.assert_close(calibration_error(confidence, right, bins=1), expected)
 
 
-def test_who_is_always_sure_errs_by_the_share_of_wrong_answers():
+def test_a_classifier_that_is_always_sure_errs_by_the_share_of_wrong_answers():
     right = torch.arange(10) < 7
     assert calibration_error(torch.ones(10), right).item() == pytest.approx(0.3)
     assert calibration_error(torch.ones(10), torch.ones(10, dtype=torch.bool)) == 0

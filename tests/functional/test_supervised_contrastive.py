@@ -119,7 +119,7 @@ def test_with_every_image_its_own_class_it_has_the_value_and_gradient_of_lightly
     )
 
 
-def test_of_images_that_cannot_be_told_apart_it_is_log_of_the_candidates() -> None:
+def test_of_images_that_cannot_be_distinguished_it_is_log_of_the_candidates() -> None:
     same, labels = torch.ones(6, 2, 4), torch.tensor([0, 0, 1, 1, 1, 2])
     found = supervised_contrastive(same, labels, temperature=0.07)
     torch.testing.assert_close(found, torch.full((6,), math.log(11)))

@@ -162,7 +162,7 @@ def test_the_device_is_named():
 
 
 @pytest.mark.parametrize("failure", [ImportError("no module"), RuntimeError("no libcublas")])
-def test_a_missing_faiss_is_told_in_a_sentence(monkeypatch, failure):
+def test_a_missing_faiss_is_reported_in_a_sentence(monkeypatch, failure):
     real = builtins.__import__
 
     def without_faiss(name, *args, **kwargs):

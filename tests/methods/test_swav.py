@@ -41,7 +41,7 @@ def test_swav_loss_is_lightlys_of_its_scores(local) -> None:
     torch.testing.assert_close(output.per_sample.mean()[None], expected)
 
 
-def test_swav_embeddings_are_the_full_views_projections_beside_those_of_the_crops() -> None:
+def test_swav_embeddings_are_the_full_views_projections_without_the_crops() -> None:
     views, again = crops(local=3), build()
     z1, z2 = build()(views).embeddings
     features = [again.backbone(torch.cat(part)) for part in (views[:2], views[2:])]

@@ -28,7 +28,7 @@ def test_vicreg_loss_is_lightlys_of_its_embeddings(factors) -> None:
     torch.testing.assert_close(output.loss, VICRegLoss(*factors)(*output.embeddings))
 
 
-def test_vicreg_takes_the_papers_factors_unless_told() -> None:
+def test_vicreg_uses_the_papers_factors_by_default() -> None:
     output = build()(pair())
     torch.testing.assert_close(output.loss, VICRegLoss()(*output.embeddings))
 

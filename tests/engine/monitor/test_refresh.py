@@ -19,7 +19,7 @@ def refreshed(labels: np.ndarray) -> GeometricHarmonizer:
     return harmonizer
 
 
-def test_a_refresh_is_told_with_its_health_and_against_the_labels() -> None:
+def test_a_refresh_is_logged_with_its_health_and_against_the_labels() -> None:
     labels = np.repeat([0, 1, 2], [200, 60, 20])
     images = ImageSet(
         np.zeros((280, 1, 1, 3), np.uint8), labels, ("a", "b", "c"), tuple(map(str, range(280)))
