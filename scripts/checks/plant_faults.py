@@ -109,7 +109,7 @@ FAULTS = [
     Fault("class without images predicted", "classify/objectives.py", "return shift.where(present, -torch.inf)", "return shift.where(present, 0)", "classify/test_objectives.py"),
     Fault("lonely anchors counted as zeros", "classify/embedding_terms.py", "return loss * (len(target) / mates)", "return loss", "classify/test_embedding_terms.py"),
     Fault("tau-norm keeps the bias", "classify/ensemble.py", "normalized(weight, tau=head.tau), torch.zeros_like(bias)", "normalized(weight, tau=head.tau), bias", "classify/test_ensemble.py"),
-    Fault("trained on what is held out", "classify/selection.py", "features[~out],\n            labels[~out],", "features,\n            labels,", "classify/test_selection.py"),
+    Fault("trained on what is held out", "classify/selection.py", "Problem(features[~out], labels[~out],", "Problem(features, labels,", "classify/test_selection.py"),
     Fault("plain accuracy decides", "classify/selection.py", "return recalls[~recalls.isnan()].mean().item()", "return (predictions == labels).double().mean().item()", "classify/test_selection.py"),
     Fault("gaps of bins cancel", CAL, "surplus.abs().sum()", "surplus.sum().abs()", "functional/test_calibration.py"),
     Fault("absent class counts as F1 0", CONFUSION, "return 2 * right.double() / (asked + given)", "return 2 * right.double() / (asked + given).clamp(min=1)", "functional/test_confusion.py"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslgh.classify.ensemble import Head
-from sslgh.classify.train_heads import HeadTraining, check_problem, train_checked
+from sslgh.classify.train_heads import HeadTraining, Problem, check_problem, train_checked
 from sslgh.functional.groups import class_accuracy
 
 NEVER = -1
@@ -62,15 +62,8 @@ def select_heads(
     for fold in sorted(set(part[part != NEVER].tolist())):
         out = part == fold
         counts = torch.bincount(labels[~out], minlength=num_classes)
-        trained = train_checked(
-            features[~out],
-            labels[~out],
-            counts,
-            heads=compared,
-            training=training,
-            seeds=1,
-            progress=progress,
-        )
+        problem = Problem(features[~out], labels[~out], counts, training, progress=progress)
+        trained = train_checked(problem, compared)
         for head in compared:
             predictions[head][out] = trained.predict(head, features[out])[0]
     judged = part != NEVER

@@ -6,7 +6,7 @@ Shapes: S seeds, H heads, N samples, B batch, F features, D embedding width, C c
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -64,9 +64,9 @@ class Problem:
     """What all heads share.
 
     Attributes:
-        features: Standardized features, shape (N, F).
+        features: Features, shape (N, F).
         labels: Classes, shape (N,).
-        prior: Class shares, shape (C,).
+        counts: Samples per class, shape (C,).
         training: Settings of the training.
         seeds: S.
         progress: Whether progress bars are shown.
@@ -74,10 +74,15 @@ class Problem:
 
     features: Tensor
     labels: Tensor
-    prior: Tensor
+    counts: Tensor
     training: HeadTraining
-    seeds: int
-    progress: bool
+    seeds: int = 1
+    progress: bool = False
+
+    @property
+    def prior(self) -> Tensor:
+        """Class shares, shape (C,)."""
+        return self.counts / self.counts.sum()
 
 
 def train_heads(
@@ -92,8 +97,8 @@ def train_heads(
 ) -> HeadEnsemble:
     """Train heads for every seed, all of one shape in one batched problem.
 
-    Each seed has its own start and its own order of the samples; a head does not depend on the
-    other heads. The prior is the class shares of ``labels``. It runs on the device of ``features``.
+    Each seed has its own start and its own order of the samples; no head depends on another. The prior
+    is the class shares of ``labels``.
 
     Args:
         features: Shape (N, F), finite.
@@ -121,32 +126,15 @@ def train_heads(
     counts = torch.bincount(labels, minlength=num_classes)
     if absent := (counts == 0).nonzero().flatten().tolist():
         log.warning("classes %s have no training image and are never predicted", absent)
-    return train_checked(
-        features, labels, counts, heads=heads, training=training, seeds=seeds, progress=progress
-    )
+    return train_checked(Problem(features, labels, counts, training, seeds, progress), heads)
 
 
-def train_checked(
-    features: Tensor,
-    labels: Tensor,
-    counts: Tensor,
-    *,
-    heads: Sequence[Head],
-    training: HeadTraining,
-    seeds: int,
-    progress: bool,
-) -> HeadEnsemble:
-    """:func:`train_heads` on a checked problem; ``counts`` are the samples per class, shape (C,)."""
-    features = features.float()
-    scaler = _feature_scaler(features, standardize=training.standardize)
-    problem = Problem(
-        features=(features - scaler.mean) / scaler.scale,
-        labels=labels.long(),
-        prior=counts / counts.sum(),
-        training=training,
-        seeds=seeds,
-        progress=progress,
-    )
+def train_checked(problem: Problem, heads: Sequence[Head]) -> HeadEnsemble:
+    """`train_heads` for a problem that `check_problem` accepts; its features are not standardized."""
+    training, counts = problem.training, problem.counts
+    scaler = _feature_scaler(problem.features.float(), standardize=training.standardize)
+    features = (problem.features.float() - scaler.mean) / scaler.scale
+    problem = replace(problem, features=features, labels=problem.labels.long())
     keys = {head: _trained_head(head, training) for head in heads}
     wanted = dict.fromkeys(keys.values())
     bases = {head: _base_head(head) for head in wanted if OBJECTIVES[head.objective].rescales}
@@ -154,7 +142,7 @@ def train_checked(
     # Heads that rescale others come last.
     for group in _groups([head for head in wanted if head not in bases] + list(bases.values())):
         if OBJECTIVES[group[0].objective].decision == "means":
-            means = class_means(problem.features, problem.labels, len(counts), seeds)
+            means = class_means(problem.features, problem.labels, len(counts), problem.seeds)
             trained |= dict.fromkeys(group, means)
         else:
             trained |= _train_group(problem, group, _initial_heads(problem, group))
@@ -166,7 +154,7 @@ def train_checked(
         heads,
         {head: trained[key] for head, key in keys.items()},
         prior=problem.prior,
-        num_samples=len(labels),
+        num_samples=len(problem.labels),
         scaler=scaler,
     )
 
@@ -247,21 +235,7 @@ def _embedding_loss(
 def sample_orders(
     labels: Tensor, kind: Literal["instance", "class-balanced"], *, seeds: int, epochs: int
 ) -> Iterator[Tensor]:
-    """Rows (S, N) of every epoch, on the device of the labels.
-
-    Args:
-        labels: Shape (N,).
-        kind: ``instance``: every sample once per epoch; ``class-balanced``: every class equally often.
-        seeds: S; the order of a seed does not depend on the other seeds.
-        epochs: Number of epochs.
-
-    Examples:
-        >>> labels = torch.tensor([0, 0, 0, 0, 0, 1])
-        >>> [rows.shape for rows in sample_orders(labels, "instance", seeds=2, epochs=1)]
-        [torch.Size([2, 6])]
-        >>> next(sample_orders(labels, "class-balanced", seeds=1, epochs=1)).eq(5).sum()
-        tensor(3)
-    """
+    """Rows (S, N) of every epoch: each sample once, or each class equally often; a function of the seed."""
     if kind == "instance":
         generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
         for _ in range(epochs):

@@ -150,9 +150,9 @@ def cached_features(
     images: ImageSet,
     *,
     size: int,
-    weak: bool,
     directory: Path,
     accelerator: Accelerator,
+    weak: bool = False,
     workers: int = 0,
 ) -> Tensor | None:
     """`extract_features` of images, cached in ``directory/features``. Collective: call it on every rank.

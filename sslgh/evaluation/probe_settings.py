@@ -87,13 +87,7 @@ class ProbePlan:
         return settings
 
     def select(self, features: Tensor, labels: Tensor, num_classes: int) -> dict[str, Head]:
-        """One head per objective: the only one, or the best in cross-validation on the training images.
-
-        Args:
-            features: Training features, shape (N, F).
-            labels: Training labels, shape (N,).
-            num_classes: C.
-        """
+        """One head per objective: the only one, or the best in cross-validation on training features (N, F)."""
         assert self.protocol.heads is not None
         best: Mapping[str, Head] = {}
         if several := {name: heads for name, heads in self.heads.items() if len(heads) > 1}:
@@ -109,31 +103,23 @@ class ProbePlan:
         return {name: best.get(name, heads[0]) for name, heads in self.heads.items()}
 
     def chosen(self, selected: Mapping[str, Head]) -> dict[str, dict[str, float | None]]:
-        """``chosen`` of a result: the settings of each objective that had a choice.
-
-        Args:
-            selected: Heads as `select` returns them.
-        """
+        """``chosen`` of a result: settings of the selected heads of objectives that had a choice."""
+        assert self.protocol.heads is not None
+        chosen = {name: head for name, head in selected.items() if len(self.heads[name]) > 1}
         training = self.protocol.heads
-        assert training is not None
         return {
             name: {
                 "tau": head.tau if OBJECTIVES[name].takes_tau else None,
                 "lr": training.lr if head.lr is None else head.lr,
-                "weight_decay": (
-                    training.weight_decay if head.weight_decay is None else head.weight_decay
-                ),
+                "weight_decay": training.weight_decay
+                if head.weight_decay is None
+                else head.weight_decay,
             }
-            for name, head in selected.items()
-            if len(self.heads[name]) > 1
+            for name, head in chosen.items()
         }
 
     def expected_prior(self, prior: Tensor) -> Tensor | None:
-        """Class shares (C,) that predictions are made for; None: as each objective decides.
-
-        Args:
-            prior: Class shares of the training images, shape (C,).
-        """
+        """Class shares (C,) that predictions are made for, given those of training; None: the objective's."""
         shares = self.probe.test_prior
         if shares == "objective":
             return None
@@ -160,9 +146,9 @@ def plan_probe(probe: Probe, key: str = "probe") -> ProbePlan:
         RecipeError: If a name is unknown or settings do not go together.
 
     Examples:
-        >>> probe = Probe(protocol="longtail", objectives=("ce", "la"), tau=(0.5, 1), lr=(0.1, 0.01))
+        >>> probe = Probe(protocol="longtail", objectives=("ce", "la"), tau=(0.5, 1))
         >>> {name: len(heads) for name, heads in plan_probe(probe).heads.items()}
-        {'ce': 2, 'la': 4}
+        {'ce': 1, 'la': 2}
     """
     if probe.protocol not in PROTOCOLS:
         raise RecipeError(f"{key}.protocol: {unknown_key(probe.protocol, PROTOCOLS)}")

@@ -6,6 +6,7 @@ Shapes: N images, F features, C classes.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,11 @@ class Features(NamedTuple):
 
     values: Tensor
     labels: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, images: ImageSet) -> "Features":
+        """Features of labeled images."""
+        return cls(values, torch.from_numpy(images.labels))
 
 
 class Classes(NamedTuple):
@@ -102,29 +108,22 @@ def probe_backbone(
         return []
     images = labeled_images(recipe.data, directory)
     size = input_size(recipe.data, images.full_train)
-
-    def features(part: ImageSet, *, weak: bool = False) -> Features | None:
-        values = cached_features(
-            backbone,
-            part,
-            size=size,
-            weak=weak,
-            directory=directory,
-            accelerator=accelerator,
-            workers=num_workers(recipe.data, in_memory=part.in_memory),
-        )
-        return None if values is None else Features(values, torch.from_numpy(part.labels))
-
+    extract = partial(
+        cached_features, backbone, size=size, directory=directory, accelerator=accelerator
+    )
     # Every set is selected, and refused, before the first image goes through the network.
     train_sets = _training_images(plans, images)
     broken = unreadable_names(images.full_train, directory, accelerator)
-    test = features(images.test)
+    test = extract(images.test, workers=num_workers(recipe.data, in_memory=images.test.in_memory))
     classes = Classes(images.full_train.class_names, torch.from_numpy(images.class_counts))
     results: list[Result] = []
-    for plan, part in zip(plans, train_sets, strict=True):
-        train = features(without(part, broken), weak=plan.protocol.weak)
+    for plan, train_set in zip(plans, train_sets, strict=True):
+        part = without(train_set, broken)
+        workers = num_workers(recipe.data, in_memory=part.in_memory)
+        train = extract(part, weak=plan.protocol.weak, workers=workers)
         if train is not None and test is not None:
-            results.append(_run_probe(plan, train, test, classes, accelerator.device))
+            pairs = Features.of(train, part), Features.of(test, images.test)
+            results.append(_run_probe(plan, *pairs, classes, accelerator.device))
     if accelerator.is_main_process:
         write_results(results, directory)
     shared = [results]

@@ -137,7 +137,8 @@ def _table(section: Section) -> Iterator[str]:
 
     yield from aligned(["objective", "run", *COLUMNS], list(rows(section.entries, cells)), left=2)
     for run, result in section.entries:
-        yield from _chosen(run, result)
+        if result.chosen:
+            yield from _chosen(run, result)
 
 
 def rows(entries: list[Entry], cells: Callable[[Scores], list[str]]) -> Iterator[list[str]]:
@@ -151,8 +152,6 @@ def rows(entries: list[Entry], cells: Callable[[Scores], list[str]]) -> Iterator
 
 def _chosen(run: str, result: Result) -> Iterator[str]:
     """Settings chosen on training images, by objective, without settings of a single value."""
-    if not result.chosen:
-        return
     several = [name for name, given in result.settings.items() if isinstance(given, list)]
     values = [
         ", ".join(f"{key} {v:g}" for key, v in found.items() if key in several and v is not None)
