@@ -21,6 +21,7 @@ RENAMED = {"labelled.": "labeled.", "centre": "center", "alarm.rung": "alarm.tri
 RENAMED_METRICS = {"neighbourhood": "neighborhood"}  # fields of metrics.jsonl
 # Words of tables, keys and texts of results, texts of events.
 RENAMED_WORDS = {
+    "a class": "per class",
     "standardise": "standardize",
     "standardised": "standardized",
     "equalised": "equalized",

@@ -3,7 +3,6 @@
 Shapes: N images, F features, C classes.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,8 +36,6 @@ from sslgh.evaluation.scoring import (
 from sslgh.functional.neighbors import nearest_neighbor_votes
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
-
-log = logging.getLogger(__name__)
 
 # Test images that heads score at once.
 MAX_ROWS = 8192
