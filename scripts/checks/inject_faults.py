@@ -93,6 +93,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--places", type=int, default=200, help="bits and cuts tried in each file")
+    parser.add_argument("--most", type=int, help="failing operations that are tried; default: all")
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
@@ -101,7 +102,7 @@ def main() -> int:
     parts = {
         "altered files": lambda: altered(every, options.out / "altered", options.places),
         "file-size limits": lambda: limits(intact, options.out),
-        "failing operations": lambda: operations(intact, options.out),
+        "failing operations": lambda: operations(intact, options.out, options.most),
     }
     sound = True
     for name, part in parts.items():
@@ -154,7 +155,7 @@ def altered(intact: Path, folder: Path, places: int) -> Outcome:
     return tried, survived, lost
 
 
-def operations(intact: Path, out: Path) -> Outcome:
+def operations(intact: Path, out: Path, most: int | None) -> Outcome:
     """Every disk operation of a run's middle fails once, with each error, and once for good."""
     fault = Fault()
     for name, place in (("save_file", 1), ("_flush", 0)):
@@ -169,7 +170,7 @@ def operations(intact: Path, out: Path) -> Outcome:
                 countdown += 1
                 reason = strike_once(fault, directory, countdown, number, lasting=lasting)
                 happened = fault.happened
-                if not happened:
+                if not happened or tried == most:
                     break
                 tried += 1
                 print(f"operation {tried}", end="\r", file=sys.stderr)

@@ -2,7 +2,7 @@
 
     python scripts/checks/reading_cost.py
     python scripts/checks/reading_cost.py --only pretrain --by-file
-    python scripts/checks/reading_cost.py --report --checkout ../old
+    python scripts/checks/reading_cost.py --report --checkout FOLDER
 
 Three commands are profiled with `sys.setprofile`, in all threads of their process: `pretrain` with
 SimCLR on digits (2 epochs), `run` with SimCLR+GH and one LA probe (4 epochs, GH from the third), and
