@@ -1,12 +1,15 @@
 """From a recipe to the objects of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from sslgh import __version__
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
+from sslgh.data import MEAN, STD
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
 from sslgh.methods.queue import Queue
@@ -19,6 +22,8 @@ from sslgh.models import (
     load_backbone,
     use_global_batch_norm,
 )
+from sslgh.models.backbones import resolve_patch
+from sslgh.models.serialization import read_card
 from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
 from sslgh.recipe.schema import Model, fewer_negatives
@@ -197,3 +202,30 @@ def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHar
         seed=recipe.seed,
         **settings,
     )
+
+
+def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[str, Any]:
+    """Metadata saved with a backbone: how to rebuild it, its input, its training.
+
+    Call it before training, while ``model.init`` is still there.
+
+    Raises:
+        ValueError: If ``model.init`` holds no backbone.
+    """
+    model, shape = recipe.model, ("backbone", "stem", "width")
+    if model.init is None or model.init == "pretrained":
+        source = {key: getattr(model, key) for key in shape}
+        source["patch"] = resolve_patch(model.backbone, patch=model.patch, image_size=image_size)
+    else:
+        source = read_card(Path(model.init).expanduser())
+    return {
+        "format": 1,
+        **{key: source[key] for key in shape},
+        "patch": source.get("patch"),
+        "image_size": image_size,
+        "mean": MEAN,
+        "std": STD,
+        "method": method,
+        "run": recipe.name,
+        "sslgh": __version__,
+    }

@@ -124,15 +124,8 @@ def drop_old_checkpoints(
 ) -> None:
     """Delete all but the latest ``keep_last`` and those at the end of every ``keep_every``-th epoch.
 
-    Args:
-        directory: Folder of the checkpoints.
-        newest: The checkpoint written last, which always stays. One whose progress cannot be read counts as
-            the oldest: it must not take the place of a whole one.
-        keep_last: Number of the latest checkpoints to keep, at least 1.
-        keep_every: Epochs between checkpoints that are kept for good, or None.
-
-    Raises:
-        OSError: If one cannot be deleted.
+    ``newest``, the one written last, always stays. One whose progress cannot be read counts as the oldest:
+    it must not take the place of a whole one.
     """
     others = [path for path in directory.glob("step-*[0-9]") if path != newest]
     others.sort(key=lambda path: (_sort_key(path)[0] < float("inf"), _sort_key(path)))

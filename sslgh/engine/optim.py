@@ -24,11 +24,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     decays nor rescales them (SimCLR, BYOL).
 
     With ``layer_decay`` each layer of the backbone has the rate times ``layer_decay`` to the power of its
-    distance from the heads, which have the full rate (BEiT, arXiv:2106.08254).
-
-    Args:
-        model: Module with a ``backbone``, where there is a ``layer_decay``; frozen parameters stay out.
-        optim: The recipe's settings.
+    distance from the heads, which have the full rate (BEiT, arXiv:2106.08254). Frozen parameters stay out.
 
     Raises:
         ValueError: If the order of the backbone's layers is not known.
@@ -113,15 +109,8 @@ def learning_rate(
     """Learning rate of an optimizer step.
 
     Linear warm-up from 0, then a cosine to ``lr_end``; or, for ``gh-two-stage`` (the GH code),
-    a cosine to ``lr_mid`` at the step where GH begins and a second one from there to ``lr_end``;
+    a cosine to ``lr_mid`` at epoch ``gh_start``, where GH begins, and a second one to ``lr_end``;
     or, for ``step``, the peak times ``decay`` at each milestone.
-
-    Args:
-        step: Optimizer step, from 0.
-        optim: The recipe's settings.
-        steps_per_epoch: Optimizer steps per epoch.
-        epochs: Epochs of the whole run.
-        gh_start: Epoch in which GH begins; for ``gh-two-stage``.
 
     Examples:
         >>> optim = Optim(lr=1.0, warmup_epochs=1, lr_end=0.0)

@@ -18,9 +18,8 @@ from sslgh.data import (
 )
 from sslgh.data.run_images import run_images
 from sslgh.engine import trainer
-from sslgh.engine.backbone_card import backbone_metadata
 from sslgh.engine.broken_images import BrokenImages
-from sslgh.engine.build import build_method
+from sslgh.engine.build import backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslgh.data import ImageSet
 from sslgh.engine.build import build_harmonizer
-from sslgh.engine.monitor.collapse import CollapseAlarm
+from sslgh.engine.monitor.embeddings import CollapseAlarm
 from sslgh.engine.monitor.labels import TrackedEmbeddings, labeled_health
 from sslgh.engine.monitor.online_probe import OnlineProbe
 from sslgh.functional.groups import shot_groups

@@ -1,18 +1,27 @@
-"""Health of a step: metrics of a batch's embeddings without labels.
+"""Metrics of a batch's embeddings without labels, and an alarm for their collapse.
 
 Computed on logged steps, on the device, from the samples of all ranks: the values are equal on all.
 Shapes: N samples of this rank, D embedding width.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sslgh.distributed import gather, weighted_mean
 from sslgh.functional import alignment, uniformity
 from sslgh.functional.effective_rank import effective_rank
+
+# On long-tailed digits (64 axes) healthy runs of SimCLR and SimSiam never came below a spread of 0.75 and a
+# rank of 11. In the second half of runs of SimSiam without predictor, SimSiam without stop-gradient and SimCLR
+# without negatives 87, 96 and 100 % of the lines were below one of these two.
+LEAST_SPREAD, LEAST_RANK = 0.25, 1.5
+# Lines that must speak against a run, more than those that speak for it. Fresh networks without a
+# normalized output begin almost collapsed and spread within some hundred steps.
+LINES = 10
 
 
 @torch.no_grad()
@@ -22,11 +31,6 @@ def batch_health(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     Args:
         z1: Local embeddings of the first view, shape (N, D), not necessarily normalized.
         z2: Local embeddings of the second view, shape (N, D).
-
-    Returns:
-        Shape () each. ``alignment`` of the two views; for more than one image ``embedding_std``,
-        ``effective_rank`` and ``uniformity`` of the first view. Only ``effective_rank`` waits for
-        the device.
     """
     gathered, _ = gather(torch.cat([z1, z2], dim=1).float())
     z1, z2 = gathered.chunk(2, dim=1)
@@ -40,16 +44,9 @@ def batch_health(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def embedding_norm(z1: Tensor, z2: Tensor, *, gathered: bool) -> Tensor:
-    """Mean length of the embeddings of both views.
+    """Mean length of the embeddings (N, D) of both views, shape ().
 
-    Args:
-        z1: Local embeddings of the first view, shape (N, D).
-        z2: Local embeddings of the second view, shape (N, D).
-        gathered: Whether to weigh by the ranks' numbers of images, a collective: the mean of the
-            returned values over the ranks is then the mean over all images.
-
-    Returns:
-        Shape ().
+    With ``gathered``, a collective, the mean of the values over the ranks is the mean over all images.
     """
     lengths = torch.cat([z1, z2]).float().norm(dim=1)
     return weighted_mean(lengths) if gathered else lengths.mean()
@@ -109,3 +106,50 @@ def _square(loss: Tensor, embeddings: list[Tensor]) -> Tensor:
             "the loss of the method does not depend on the embeddings it returns; compute it from these tensors"
         )
     return torch.stack(found).sum()
+
+
+class CollapseAlarm(nn.Module):
+    """Watches the logged numbers and returns one warning when the embeddings stay collapsed.
+
+    Every line that looks collapsed counts one up, every other one down, within 0 and 10: at 10 the alarm
+    is triggered, once, and is armed again when the count is back at 0. Both are buffers: a resumed run warns
+    as an uninterrupted one does.
+
+    Args:
+        dim: Embedding width D, for the warning.
+
+    Examples:
+        >>> alarm = CollapseAlarm(128)
+        >>> warnings = [alarm({"embedding_std": 0.01, "effective_rank": 1.1}) for _ in range(20)]
+        >>> [line for line, warning in enumerate(warnings, 1) if warning]
+        [10]
+    """
+
+    count: Tensor
+    triggered: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("triggered", torch.tensor(False))
+
+    def forward(self, values: Mapping[str, float]) -> str | None:
+        """The warning, or None. Lines without the numbers of `batch_health` do not count."""
+        if "embedding_std" not in values or "effective_rank" not in values:
+            return None
+        spread, rank = values["embedding_std"], values["effective_rank"]
+        collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
+        count = min(max(int(self.count) + (1 if collapsed else -1), 0), LINES)
+        self.count.fill_(count)
+        if count == 0:
+            self.triggered.fill_(False)
+        if count < LINES or bool(self.triggered):
+            return None
+        self.triggered.fill_(True)
+        return (
+            f"the embeddings have collapsed: almost all images are embedded alike (embedding_std {spread:.2f}, "
+            f"where 1 fills the sphere and 0 is one point; effective rank {rank:.1f} of {self.dim}); start again "
+            "with a lower optim.lr, a longer warm-up or a larger train.batch_size, and with the method's own "
+            "defaults for what keeps images apart (predictor, momentum, temperature, loss weights)"
+        )

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from sslgh.engine.backbone_card import backbone_metadata
-from sslgh.engine.build import initial_backbone
+from sslgh.engine.build import backbone_metadata, initial_backbone
 from sslgh.models import load_backbone, save_backbone
 from sslgh.recipe import RecipeError
 
