@@ -57,7 +57,8 @@ def load_checked(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
     """As `load_recipes`; names of objectives and protocols are checked too, before data are read."""
     recipes = load_recipes(words, gh=gh)
     for recipe in recipes:
-        check_objective(recipe)
+        if recipe.finetune is not None:
+            check_objective(recipe)
         plan_probes(recipe.probe)
     return recipes
 

@@ -1,7 +1,7 @@
 """Images: sources, the long-tail cut, augmentation, and the order in which a run sees them."""
 
 from sslgh.data.augment import MEAN, STD, augment_local_views, augment_views, normalize
-from sslgh.data.batch_sampler import ResumableBatchSampler, SampleKey, micro_batch_weights
+from sslgh.data.batch_sampler import ResumableBatchSampler, SampleKey
 from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
 from sslgh.data.datasets import (
     EvalDataset,
@@ -38,7 +38,6 @@ __all__ = [
     "labeled_loader",
     "load_images",
     "local_side",
-    "micro_batch_weights",
     "normalize",
     "num_workers",
     "select_long_tail",

@@ -88,15 +88,9 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
                 f"train.batch_size {batch_size} gives {world_size} processes x {accumulation} parts fewer "
                 f"than 2 images each; set it to at least {smallest}"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epochs = epochs
-        self.start = start
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulation = accumulation
-        self.epoch_indices = epoch_indices
+        self.num_samples, self.batch_size, self.accumulation = num_samples, batch_size, accumulation
+        self.seed, self.epochs, self.start = seed, epochs, start
+        self.rank, self.world_size, self.epoch_indices = rank, world_size, epoch_indices
         full, rest = divmod(num_samples, batch_size)
         counts = not drop_last and rest >= max(2, smallest_part * world_size * accumulation)
         self.steps_per_epoch = full + counts
@@ -140,15 +134,17 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
             keys = self._keys(epoch)
             for step in steps:
                 batch = keys[step * self.batch_size : (step + 1) * self.batch_size]
-                for shard in self._local_shards(batch):
+                for micro_batch in np.array_split(batch, self.accumulation):
+                    shard = np.array_split(micro_batch, self.world_size)[self.rank]
                     yield [SampleKey(*key) for key in shard.tolist()]
 
     def _keys(self, epoch: int) -> NDArray[np.int64]:
         """Fields of the epoch's keys in order, shape (``num_samples``, 3)."""
         if self.epoch_indices is None:
             positions = rng_for(self.seed, ORDER, epoch).permutation(self.num_samples)
-        else:
-            positions = self.epoch_indices(epoch)
+            columns = np.full_like(positions, epoch), np.zeros_like(positions), positions
+            return np.stack(columns, axis=1)
+        positions = self.epoch_indices(epoch)
         if positions.shape != (self.num_samples,):
             raise ValueError(
                 f"the sequence of an epoch must have the shape ({self.num_samples},), got "
@@ -157,34 +153,16 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         columns = np.full_like(positions, epoch), _repetitions(positions), positions
         return np.stack(columns, axis=1)
 
-    def _local_shards(self, batch: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        for part in np.array_split(batch, self.accumulation):
-            yield np.array_split(part, self.world_size)[self.rank]
+    def micro_batch_weights(self, step: int) -> tuple[float, ...]:
+        """Share of the images of a step within its epoch in each micro-batch, on all ranks together.
 
-
-def micro_batch_weights(
-    num_samples: int, batch_size: int, *, accumulation: int, step: int
-) -> tuple[float, ...]:
-    """The share of a step's images that each of its micro-batches holds, on all ranks together.
-
-    Args:
-        num_samples: Images of the training set.
-        batch_size: Images of a full step.
-        accumulation: Micro-batches of a step.
-        step: Step within its epoch, from 0.
-
-    Returns:
-        As many shares as micro-batches; they sum to 1.
-
-    Examples:
-        >>> micro_batch_weights(10, 8, accumulation=4, step=0)
-        (0.25, 0.25, 0.25, 0.25)
-        >>> micro_batch_weights(13, 8, accumulation=4, step=1)
-        (0.4, 0.2, 0.2, 0.2)
-    """
-    images = min(batch_size, num_samples - step * batch_size)
-    each, rest = divmod(images, accumulation)
-    return tuple((each + (part < rest)) / images for part in range(accumulation))
+        Examples:
+            >>> ResumableBatchSampler(13, 8, seed=0, epochs=1, accumulation=4).micro_batch_weights(1)
+            (0.4, 0.2, 0.2, 0.2)
+        """
+        images = min(self.batch_size, self.num_samples - step * self.batch_size)
+        each, rest = divmod(images, self.accumulation)
+        return tuple((each + (part < rest)) / images for part in range(self.accumulation))
 
 
 def _repetitions(positions: NDArray[np.int64]) -> NDArray[np.int64]:

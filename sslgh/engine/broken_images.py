@@ -98,19 +98,16 @@ class BrokenImages(Iterator[Batch]):
         return self._failure is not None
 
     def sync(self, accelerator: Accelerator) -> str | None:
-        """Share what was found since the last call; due before a checkpoint. Collective: call it on every rank.
-
-        Rank 0 writes ``quarantine.json``.
-
-        Returns:
-            A message on new broken images; None without any.
+        """A message on images found broken since the last call, or None. Collective: call it on every rank.
 
         Raises:
             DataError: On every rank, if more than ``share`` of the images are broken, or hardly any
                 can be read.
         """
-        if not any_rank(self.has_new, self.device):
-            return None
+        return self._sync(accelerator) if any_rank(self.has_new, self.device) else None
+
+    def _sync(self, accelerator: Accelerator) -> str:
+        """Gather what was found; rank 0 writes ``quarantine.json``."""
         found = gather_object([(sorted(self._new), self._failure)])
         new = sorted({position for positions, _ in found for position in positions})
         failure = next((why for _, why in found if why is not None), None)

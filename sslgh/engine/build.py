@@ -35,8 +35,7 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     """The method with its backbone, initialized from the recipe's seed.
 
     Raises:
-        RecipeError: If the method is unknown or its arguments do not fit.
-        ValueError: If the backbone cannot be built.
+        ValueError: If the method is unknown, its arguments do not fit, or the backbone cannot be built.
     """
     if recipe.method is None:
         raise RecipeError("pretraining needs method:; this recipe has finetune: (sslgh finetune)")
@@ -77,24 +76,27 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
 
 
 def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
-    """The backbone with the weights of ``model.init``, or such as torch's generator draws now.
+    """The backbone with the weights of ``model.init``, else drawn by torch's generator.
 
     Raises:
         ValueError: If it cannot be built, or there are no such weights.
     """
-    backbone = _initial_backbone(recipe, image_size)
-    return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
-
-
-def _initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
     model = recipe.model
-    if model.init is None or model.init == "pretrained":
-        return _named_backbone(model, image_size)
-    if not Path(model.init).expanduser().is_dir():
+    if model.init is None:
+        backbone = _named_backbone(model, image_size)
+    elif model.init == "pretrained":
+        backbone = _pretrained_backbone(model, image_size)
+    else:
+        backbone = _saved_backbone(model, Path(model.init).expanduser(), image_size)
+    return checkpoint_activations(backbone) if model.checkpointing else backbone
+
+
+def _saved_backbone(model: Model, run: Path, image_size: int) -> nn.Module:
+    if not run.is_dir():
         raise RecipeError(
             f"model.init: {model.init} is no run directory, nor the word `pretrained`"
         )
-    backbone, card = load_backbone(Path(model.init).expanduser(), image_size=image_size)
+    backbone, card = load_backbone(run, image_size=image_size)
     for key in ("backbone", "stem", "width", "patch"):
         asked, held = getattr(model, key), card.get(key)
         if key in model.model_fields_set and asked not in (None, held):
@@ -104,16 +106,20 @@ def _initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
     return backbone
 
 
-def _named_backbone(model: Model, image_size: int) -> nn.Module:
+def _named_backbone(model: Model, image_size: int, *, pretrained: bool = False) -> nn.Module:
+    return build_backbone(
+        model.backbone,
+        stem=model.stem,
+        width=model.width,
+        patch=model.patch,
+        image_size=image_size,
+        pretrained=pretrained,
+    )
+
+
+def _pretrained_backbone(model: Model, image_size: int) -> nn.Module:
     try:
-        return build_backbone(
-            model.backbone,
-            stem=model.stem,
-            width=model.width,
-            patch=model.patch,
-            image_size=image_size,
-            pretrained=model.init is not None,
-        )
+        return _named_backbone(model, image_size, pretrained=True)
     except OSError as error:  # of torch's and of Hugging Face's downloads
         reason = str(error).splitlines()[0]
         raise RecipeError(
@@ -122,15 +128,14 @@ def _named_backbone(model: Model, image_size: int) -> nn.Module:
 
 
 def check_objective(recipe: Recipe) -> None:
-    """Refuse a ``finetune`` section that does not fit its objective; nothing without such a section.
+    """Refuse a ``finetune`` section that does not fit its objective.
 
     Raises:
         RecipeError: If the objective is unknown or trains no network, a setting is not read by it, or accumulation
             would take negatives from its contrast.
     """
     settings, train = recipe.finetune, recipe.train
-    if settings is None:
-        return
+    assert settings is not None
     trainable = {name: value for name, value in OBJECTIVES.items() if value.trains_network}
     if settings.objective not in trainable:
         raise RecipeError(f"finetune.objective: {unknown_key(settings.objective, trainable)}")
@@ -175,14 +180,13 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     return network
 
 
-def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHarmonizer | None:
-    """The harmonizer, or None for the plain method.
+def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHarmonizer:
+    """The harmonizer of a recipe with ``harmonize``.
 
     Raises:
         RecipeError: If there are more vertices than samples, or FAISS is needed and missing.
     """
-    if recipe.harmonize is None:
-        return None
+    assert recipe.harmonize is not None
     if recipe.harmonize.population == "faiss":
         try:
             faiss_device()

@@ -142,16 +142,12 @@ def _by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, A
 def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     """Write ``directory/step-N``: under another name, with a manifest, flushed, then renamed.
 
-    Args:
-        directory: Folder of the checkpoints. It is not made here: if it is gone, so is the mount
-            it was on, and a new one would fill the disk below.
-        snapshot: The state to write.
-
     Raises:
         OSError: If it cannot be written. Earlier checkpoints are still there.
     """
     target = directory / snapshot.name
     temporary = directory / f".{target.name}.tmp"
+    # Not made here: if the folder is gone, so is its mount, and a new one would fill the disk below.
     if not directory.is_dir():
         raise FileNotFoundError(2, "its folder has gone", str(directory))
     shutil.rmtree(temporary, ignore_errors=True)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -154,6 +154,11 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def kernels(*, deterministic: bool) -> AbstractContextManager[None]:
+    """A block in which torch uses deterministic kernels, or any."""
+    return determinism() if deterministic else nullcontext()
 
 
 @contextmanager

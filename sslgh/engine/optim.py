@@ -21,16 +21,13 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
     Biases, norm parameters (one axis) and what the backbone lists as ``no_weight_decay`` (class token,
     positions) are decayed only by SGD and AdamW with ``decay_all``, as in the GH code. LARS neither
-    decays nor rescales them (SimCLR, BYOL).
-
-    With ``layer_decay`` each layer of the backbone has the rate times ``layer_decay`` to the power of its
-    distance from the heads, which have the full rate (BEiT, arXiv:2106.08254). Frozen parameters stay out.
+    decays nor rescales them (SimCLR, BYOL). Frozen parameters stay out. ``layer_decay``: see `_lr_scales`.
 
     Raises:
-        ValueError: If the order of the backbone's layers is not known.
+        ValueError: If there is a ``layer_decay`` and the order of the backbone's layers is not known.
     """
-    exempt = optim.name == "lars" or not optim.decay_all
-    scales, no_decay = _lr_scales(model, optim.layer_decay), set()
+    exempt, no_decay = optim.name == "lars" or not optim.decay_all, set()
+    scales = {} if optim.layer_decay is None else _lr_scales(model, optim.layer_decay)
     backbone: Any = getattr(model, "backbone", None)
     if hasattr(backbone, "no_weight_decay"):
         no_decay = {f"backbone.{name}" for name in backbone.no_weight_decay()}
@@ -59,10 +56,12 @@ def _group_settings(optim: Optim, scale: float, free: bool) -> dict[str, float]:
     return {"weight_decay": decay} | scaled
 
 
-def _lr_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
-    """Factors of the learning rate by parameter name; parameters not listed have the full rate."""
-    if layer_decay is None:
-        return {}
+def _lr_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factors of the learning rate by parameter name; parameters not listed have the full rate.
+
+    A layer of the backbone has ``layer_decay`` to the power of its distance from the heads (BEiT,
+    arXiv:2106.08254).
+    """
     layers = layers_by_name(model.get_submodule("backbone"))
     heads = layers.pop(HEADS)
     return {f"backbone.{name}": layer_decay ** (heads - layer) for name, layer in layers.items()}
@@ -110,7 +109,7 @@ def learning_rate(
 
     Linear warm-up from 0, then a cosine to ``lr_end``; or, for ``gh-two-stage`` (the GH code),
     a cosine to ``lr_mid`` at epoch ``gh_start``, where GH begins, and a second one to ``lr_end``;
-    or, for ``step``, the peak times ``decay`` at each milestone.
+    or, for ``step``, the peak times ``decay`` at each milestone. Steps count from 0.
 
     Examples:
         >>> optim = Optim(lr=1.0, warmup_epochs=1, lr_end=0.0)

@@ -36,20 +36,10 @@ from sslgh.recipe import Recipe
 
 
 def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Pretrain, or resume, the run of a recipe. Collective: call it on every rank.
-
-    Args:
-        recipe: The experiment.
-        accelerator: Result of `init_accelerator`.
-
-    Returns:
-        The run directory, with ``backbone.safetensors`` in it.
+    """Pretrain, or resume, the run of a recipe; returns the run directory. Collective: call it on every rank.
 
     Raises:
-        RecipeError: If the recipe does not fit the data or the run directory.
-        DataError: If the images cannot be used.
-        CheckpointError: If the checkpoint to resume from cannot be used.
-        LaunchError: If another number of processes was asked for.
+        ValueError: If recipe, data, checkpoint or number of processes cannot be used.
         NotFiniteError: If a value is NaN or infinite, and steps are not to be skipped.
         Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """

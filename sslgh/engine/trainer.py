@@ -11,14 +11,13 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from sslgh.data import micro_batch_weights
 from sslgh.distributed import any_of, any_rank
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_manager import CheckpointWriter
 from sslgh.engine.finite import MAX_SKIPPED, NotFiniteError, gradient_norm, non_finite_reason
 from sslgh.engine.fsdp import local_shard, unshard_
-from sslgh.engine.launch import Stopped, StopRequest, determinism, run_on_main
+from sslgh.engine.launch import Stopped, StopRequest, kernels, run_on_main
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import learning_rate, set_learning_rate
 from sslgh.engine.run import Run
@@ -94,12 +93,8 @@ class Stage(Protocol):
 def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
     """Train from ``progress`` to the last epoch. Collective: call it on every rank.
 
-    FSDP's sharded weights are whole on every rank afterwards.
-
     Raises:
-        NotFiniteError: If a value is NaN or infinite and steps are not skipped, or too many were.
-        DataError: If too many images are broken.
-        OSError: If the last checkpoint cannot be written.
+        NotFiniteError, DataError, OSError: If a value is NaN, too many images are broken, or saving fails.
         Stopped: After saving, if SIGTERM, SIGINT or SIGUSR1 came.
     """
     run, recipe = stage.run, stage.run.recipe
@@ -117,7 +112,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
         _checkpoint_writer(run, logger) as writer,
         StopRequest() as stop,
         closing(batches),
-        determinism() if recipe.train.deterministic else nullcontext(),
+        kernels(deterministic=recipe.train.deterministic),
     ):
         for epoch in range(progress.epoch, recipe.train.epochs):
             logger.running(epoch, progress.global_step)
@@ -173,12 +168,7 @@ def step_info(run: Run, progress: Progress) -> StepInfo:
             gh_start=recipe.gh_start,
         ),
         seed=recipe.seed + 1_000_003 * global_step + 7_919 * rank,
-        micro_batch_weights=micro_batch_weights(
-            len(run.images),
-            recipe.train.batch_size,
-            accumulation=recipe.train.accumulation,
-            step=progress.step_in_epoch,
-        ),
+        micro_batch_weights=run.sampler.micro_batch_weights(progress.step_in_epoch),
     )
 
 
@@ -336,8 +326,7 @@ def dry_run(stage: Stage, batches: BrokenImages) -> None:
     run, recipe = stage.run, stage.run.recipe
     started = time.perf_counter()
     run.model.train()
-    deterministic = determinism() if recipe.train.deterministic else nullcontext()
-    with closing(batches), deterministic:
+    with closing(batches), kernels(deterministic=recipe.train.deterministic):
         result = train_step(stage, batches, step_info(run, Progress()), StopRequest())
     if result.skipped is not None:
         raise NotFiniteError(f"{result.skipped} in the first step")

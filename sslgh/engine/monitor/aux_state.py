@@ -122,7 +122,9 @@ def build_auxiliary(recipe: Recipe, images: ImageSet, method: Method) -> Auxilia
     Raises:
         RecipeError: If the harmonizer's settings do not fit.
     """
-    harmonizer = build_harmonizer(recipe, len(images), method.embedding_dim)
+    harmonizer = None
+    if recipe.harmonize is not None:
+        harmonizer = build_harmonizer(recipe, len(images), method.embedding_dim)
     boost = None
     if recipe.boost is not None:
         boost = MomentumLoss(len(images), momentum=recipe.boost.momentum)
