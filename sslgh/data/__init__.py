@@ -1,6 +1,6 @@
 """Images: sources, the long-tail cut, augmentation, and the order in which a run sees them."""
 
-from sslgh.data.augment import MEAN, STD, augment_local_views, augment_views, normalize
+from sslgh.data.augment import MEAN, STD, augment_views, normalize
 from sslgh.data.batch_sampler import ResumableBatchSampler, SampleKey
 from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
 from sslgh.data.datasets import (
@@ -29,7 +29,6 @@ __all__ = [
     "Sampling",
     "SupervisedBatch",
     "SupervisedDataset",
-    "augment_local_views",
     "augment_views",
     "class_sampling",
     "drawn_shares",

@@ -7,6 +7,7 @@ Shape letters: N images, V views, S side (pixels), L local crops, s their side.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -238,82 +239,50 @@ def augment_views(
     params: Tensor,
     augment: Augment,
     *,
+    full_size: int | None = None,
     strength: Tensor | None = None,
     ops: int = 1,
 ) -> list[Tensor]:
-    """The two full views of a batch, ready for the network.
+    """The two full views of a batch, or its local views, ready for the network.
 
     The operations of ``AUGMENTATION``, RandAugment if a strength is given, normalization. Each
     operation before RandAugment is torchvision's of that name on float images (no rounding to 8 bits).
 
     Args:
-        crops: uint8 (N, 2, 3, S, S).
-        params: Uniform random numbers in [0, 1), float32 (N, 2, ``NUM_PARAMS``), on the same device.
+        crops: uint8 (N, V, 3, S, S); V is 2, or ``augment.local_crops`` for local crops.
+        params: Uniform random numbers in [0, 1), float32 (N, V, ``NUM_PARAMS``), on the same device.
         augment: Probabilities and strengths.
-        strength: Strength of ``rand_augment``, float32 (N,) in [0, 1], on the same device; None:
-            without it.
-        ops: Operations of ``rand_augment`` per image, 1 or 2.
+        full_size: For local crops the side of the full views (pixels): a blur has their sigma in
+            pixels, as in SwAV and DINO. None: these are the full views.
+        strength: Strength of RandAugment, float32 (N,) in [0, 1], on the same device; None: without.
+        ops: Operations of RandAugment per image, 1 or 2.
 
     Returns:
-        Two tensors, float32 (N, 3, S, S).
+        V tensors, float32 (N, 3, S, S).
 
     Raises:
         ValueError: If the shapes do not fit together or ``ops`` is neither.
     """
-    if crops.shape[1:3] != (2, 3) or params.shape != (len(crops), 2, NUM_PARAMS):
+    count = 2 if full_size is None else augment.local_crops
+    if crops.shape[1:3] != (count, 3) or params.shape != (len(crops), count, NUM_PARAMS):
         raise ValueError(
-            f"crops must be (N, 2, 3, S, S) and params (N, 2, {NUM_PARAMS}), got "
+            f"crops must be (N, {count}, 3, S, S) and params (N, {count}, {NUM_PARAMS}), got "
             f"{tuple(crops.shape)} and {tuple(params.shape)}"
-        )
-    size, last = crops.shape[-1], strength is None
-    images = [
-        _apply(crops[:, i], params[:, i], augment, View(i, size), normalized=last) for i in (0, 1)
-    ]
-    return images if strength is None else _boost(images, params, strength, ops)
-
-
-def augment_local_views(
-    local_crops: Tensor,
-    local_params: Tensor,
-    augment: Augment,
-    *,
-    size: int,
-    strength: Tensor | None = None,
-    ops: int = 1,
-) -> list[Tensor]:
-    """The local views of a batch, in the way of ``augment_views``.
-
-    Args:
-        local_crops: uint8 (N, L, 3, s, s), L being ``augment.local_crops``.
-        local_params: Uniform random numbers in [0, 1), float32 (N, L, ``NUM_PARAMS``), on the same
-            device.
-        augment: Probabilities and strengths.
-        size: Side S of the full views (pixels): a blur has their sigma in pixels, as in SwAV and DINO.
-        strength: As for ``augment_views``.
-        ops: As for ``augment_views``.
-
-    Returns:
-        L tensors, float32 (N, 3, s, s); none if L is 0.
-
-    Raises:
-        ValueError: If the shapes do not fit together or ``ops`` is neither 1 nor 2.
-    """
-    count, n = augment.local_crops, len(local_crops)
-    if local_crops.shape[1:3] != (count, 3) or local_params.shape != (n, count, NUM_PARAMS):
-        raise ValueError(
-            f"local_crops must be (N, {count}, 3, s, s) and local_params (N, {count}, {NUM_PARAMS}), "
-            f"got {tuple(local_crops.shape)} and {tuple(local_params.shape)}"
         )
     if count == 0:
         return []
-    crops, params = (each.transpose(0, 1).flatten(0, 1) for each in (local_crops, local_params))
-    images = _apply(crops, params, augment, View(2, size), normalized=strength is None)
-    views = list(images.chunk(count))
-    return views if strength is None else _boost(views, local_params, strength, ops)
+    apply = partial(_apply, augment=augment, normalized=strength is None)
+    if full_size is None:
+        size = crops.shape[-1]
+        views = [apply(crops[:, i], params[:, i], view=View(i, size)) for i in (0, 1)]
+    else:
+        x, u = (each.transpose(0, 1).flatten(0, 1) for each in (crops, params))
+        views = list(apply(x, u, view=View(2, full_size)).chunk(count))
+    return views if strength is None else _boost(views, params, strength, ops)
 
 
 def _apply(
-    crops: Tensor, params: Tensor, augment: Augment, view: View, *, normalized: bool
+    crops: Tensor, params: Tensor, *, augment: Augment, view: View, normalized: bool
 ) -> Tensor:
     """The operations that the recipe asks for, on uint8 crops (N, 3, S, S) of one kind of view."""
     operations = [operation(augment, view) for operation in AUGMENTATION]

@@ -36,7 +36,7 @@ def local_side(augment: Augment, size: int) -> int:
 class PretrainBatch(NamedTuple):
     """Samples of pretraining, N in a batch; a single sample has the same fields without N.
 
-    ``augment_views`` and ``augment_local_views`` turn crops and their random numbers into views.
+    ``augment_views`` turns crops and their random numbers into views.
 
     Attributes:
         crops: Full crops, uint8 (N, 2, 3, S, S).

@@ -10,7 +10,6 @@ from torch import Tensor
 from sslgh.data import (
     ImageSet,
     PretrainBatch,
-    augment_local_views,
     augment_views,
     input_size,
     training_set,
@@ -150,11 +149,10 @@ class Pretraining:
         augment, boost = self.recipe.data.augment, self.aux.boost
         strength = None if boost is None else boost.strength(batch.index)
         ops = 1 if self.recipe.boost is None else self.recipe.boost.ops
-        size = batch.crops.shape[-1]
         views = augment_views(batch.crops, batch.params, augment, strength=strength, ops=ops)
-        views += augment_local_views(
-            batch.local_crops, batch.local_params, augment, size=size, strength=strength, ops=ops
-        )
+        if augment.local_crops:
+            size, local = batch.crops.shape[-1], (batch.local_crops, batch.local_params)
+            views += augment_views(*local, augment, full_size=size, strength=strength, ops=ops)
         if self.recipe.train.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         return views

@@ -11,7 +11,7 @@ import yaml
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data import MEAN, STD, ImageSet, augment_local_views, augment_views, datasets, normalize
+from sslgh.data import MEAN, STD, ImageSet, augment_views, datasets, normalize
 from sslgh.data import augment as augmentation
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.rand_augment import rand_augment
@@ -98,7 +98,7 @@ def test_every_local_view_is_too_with_the_full_views_blur():
     augment = Augment(blur=(0.0, 1.0, 0.7), solarize=(1.0, 0.0, 0.3), local_crops=3)
     augment = augment.model_copy(update={"blur_sigma": (2.0, 9.0)})
     crops, random_params = batch(40, 24, views=3)
-    views = augment_local_views(crops, random_params, augment, size=56)
+    views = augment_views(crops, random_params, augment, full_size=56)
     assert len(views) == 3
     for view in range(3):
         assert views[view].shape == (40, 3, 24, 24)
@@ -109,7 +109,7 @@ def test_every_local_view_is_too_with_the_full_views_blur():
 
 def test_no_local_crops_make_no_local_views():
     crops, random_params = batch(5, 4, views=0)
-    assert augment_local_views(crops, random_params, Augment(), size=16) == []
+    assert augment_views(crops, random_params, Augment(), full_size=16) == []
 
 
 def test_one_probability_is_that_of_every_view():
@@ -163,8 +163,8 @@ def test_local_views_are_boosted_by_the_strength_of_their_image():
     augment = Augment(local_crops=3)
     crops, random_params = batch(40, 12, views=3)
     strength = torch.arange(40) % 2 * 1.0
-    plain = augment_local_views(crops, random_params, augment, size=28)
-    boosted = augment_local_views(crops, random_params, augment, size=28, strength=strength, ops=2)
+    plain = augment_views(crops, random_params, augment, full_size=28)
+    boosted = augment_views(crops, random_params, augment, full_size=28, strength=strength, ops=2)
     for a, b in zip(plain, boosted, strict=True):
         assert torch.equal(a[::2], b[::2])
         assert not torch.equal(a[1::2], b[1::2])
@@ -176,7 +176,7 @@ def test_nothing_asks_for_a_value_of_the_batch():
     augment = Augment(blur=(1.0, 0.1, 0.5), solarize=(0.0, 0.2, 0.0), local_crops=2)
     strength = torch.empty(4, device="meta")
     views = augment_views(crops, random_params, augment, strength=strength, ops=2)
-    views += augment_local_views(crops, random_params, augment, size=32, strength=strength, ops=2)
+    views += augment_views(crops, random_params, augment, full_size=32, strength=strength, ops=2)
     assert [view.shape for view in views] == [(4, 3, 16, 16)] * 4
 
 
@@ -346,8 +346,8 @@ def test_shapes_that_do_not_fit_are_named():
     crops, random_params = batch(4)
     with pytest.raises(ValueError, match=r"got \(4, 2, 3, 16, 16\) and \(3, 2, 25\)"):
         augment_views(crops, random_params[:3], FULL)
-    with pytest.raises(ValueError, match=r"be \(N, 3, 3, s, s\) and .*got \(4, 2, 3, 16, 16\)"):
-        augment_local_views(crops, random_params, Augment(local_crops=3), size=16)
+    with pytest.raises(ValueError, match=r"be \(N, 3, 3, S, S\) and .*got \(4, 2, 3, 16, 16\)"):
+        augment_views(crops, random_params, Augment(local_crops=3), full_size=16)
     with pytest.raises(ValueError, match="ops must be 1 or 2, got 0"):
         augment_views(crops, random_params, FULL, strength=torch.ones(4), ops=0)
     with pytest.raises(ValueError, match=r"strength \(N,\)"):
@@ -438,8 +438,8 @@ def test_a_new_operation_is_a_class_a_name_and_a_field_and_leaves_earlier_runs_a
         crops, params, local_crops, local_params = (
             torch.stack(column) for column in list(zip(*samples, strict=True))[:4]
         )
-        return code.augment_views(crops, params, augment) + code.augment_local_views(
-            local_crops, local_params, augment, size=16
+        return code.augment_views(crops, params, augment) + code.augment_views(
+            local_crops, local_params, augment, full_size=16
         )
 
     for more in ({}, {"jitter": 0.8, "blur": 0.5, "solarize": 0.5}):

@@ -13,7 +13,6 @@ from sslgh.data import (
     ImageSet,
     ResumableBatchSampler,
     SupervisedDataset,
-    augment_local_views,
     augment_views,
     class_sampling,
     end_workers,
@@ -91,7 +90,7 @@ def test_batches_render(files):
         assert small.shape == (6, local_crops, 3, 4, 4)
         views = augment_views(crops, random_params, augment)
         assert [tuple(view.shape) for view in views] == [(6, 3, 8, 8)] * 2
-        local = augment_local_views(small, small_draws, augment, size=8)
+        local = augment_views(small, small_draws, augment, full_size=8)
         assert [tuple(view.shape) for view in local] == [(6, 3, 4, 4)] * local_crops
 
 
