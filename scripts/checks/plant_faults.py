@@ -31,7 +31,7 @@ RULES, FOCAL = "functional/margin_rules.py", "functional/focal.py"
 SUPCON, CONTRAST_SET = "functional/supervised_contrastive.py", "functional/contrast_set.py"
 CAL, CONFUSION, SCORING = (
     "functional/calibration.py",
-    "functional/confusion.py",
+    "functional/groups.py",
     "evaluation/scoring.py",
 )
 PROBING, PLAN = "evaluation/probing.py", "evaluation/probe_settings.py"

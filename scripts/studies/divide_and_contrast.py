@@ -145,11 +145,10 @@ def _features(base: Recipe, world: Accelerator) -> Tensor | None:
     return cached_features(
         load_backbone(base.directory)[0],
         images,
+        base.data,
         size=input_size(base.data, images),
-        weak=False,
         directory=base.directory,
         accelerator=world,
-        workers=base.data.workers or 0,
     )
 
 

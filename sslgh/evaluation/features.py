@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from sslgh.data import DataError, EvalDataset, ImageSet, normalize
+from sslgh.data import DataError, EvalDataset, ImageSet, normalize, num_workers
 from sslgh.data.arrays import UNREADABLE
 from sslgh.data.broken_images import QUARANTINE, READS_NOW, read_error, read_quarantine
 from sslgh.data.image_set import check_classes
 from sslgh.distributed import gather
+from sslgh.recipe.data import Data
 
 log = logging.getLogger(__name__)
 
@@ -148,12 +149,12 @@ def _frozen(backbone: nn.Module, device: torch.device) -> Iterator[None]:
 def cached_features(
     backbone: nn.Module,
     images: ImageSet,
+    data: Data,
     *,
     size: int,
     directory: Path,
     accelerator: Accelerator,
     weak: bool = False,
-    workers: int = 0,
 ) -> Tensor | None:
     """`extract_features` of images, cached in ``directory/features``. Collective: call it on every rank.
 
@@ -163,11 +164,11 @@ def cached_features(
     Args:
         backbone: (N, 3, S, S) to (N, F).
         images: N images.
+        data: Data section of the recipe, for the number of loader workers.
         size: S.
         weak: Use one weakly augmented view per image, drawn with seed 0.
         directory: The run directory.
         accelerator: Processes and device; rank 0 reads and writes.
-        workers: Loader processes.
 
     Returns:
         Shape (N, F), float32, on the CPU of rank 0; None on other ranks.
@@ -185,6 +186,7 @@ def cached_features(
     broadcast_object_list(held)
     if not held[0]:
         dataset = EvalDataset(images, size=size, weak_seed=0 if weak else None)
+        workers = num_workers(data, in_memory=images.in_memory)
         try:
             features = extract_features(backbone, dataset, accelerator=accelerator, workers=workers)
         except DataError as error:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from sslgh.classify import Head, train_heads
-from sslgh.data import ImageSet, input_size, num_workers
+from sslgh.data import ImageSet, input_size
 from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
 from sslgh.evaluation.probe_settings import ProbePlan, plan_probes
 from sslgh.evaluation.protocols import (
@@ -106,18 +106,22 @@ def probe_backbone(
     images = labeled_images(recipe.data, directory)
     size = input_size(recipe.data, images.full_train)
     extract = partial(
-        cached_features, backbone, size=size, directory=directory, accelerator=accelerator
+        cached_features,
+        backbone,
+        data=recipe.data,
+        size=size,
+        directory=directory,
+        accelerator=accelerator,
     )
     # Every set is selected, and refused, before the first image goes through the network.
     train_sets = _training_images(plans, images)
     broken = unreadable_names(images.full_train, directory, accelerator)
-    test = extract(images.test, workers=num_workers(recipe.data, in_memory=images.test.in_memory))
+    test = extract(images.test)
     classes = Classes(images.full_train.class_names, torch.from_numpy(images.class_counts))
     results: list[Result] = []
     for plan, train_set in zip(plans, train_sets, strict=True):
         part = without(train_set, broken)
-        workers = num_workers(recipe.data, in_memory=part.in_memory)
-        train = extract(part, weak=plan.protocol.weak, workers=workers)
+        train = extract(part, weak=plan.protocol.weak)
         if train is not None and test is not None:
             pairs = Features.of(train, part), Features.of(test, images.test)
             results.append(_run_probe(plan, *pairs, classes, accelerator.device))

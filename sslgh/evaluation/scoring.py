@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sslgh.evaluation.results import CONVENTIONS, METRICS, Metrics, Scores, Spread
 from sslgh.functional.calibration import calibration_error
-from sslgh.functional.confusion import class_f1, confused_share
 from sslgh.functional.groups import (
     class_accuracy,
+    class_f1,
     class_tightness,
+    confused_share,
     group_means,
     group_metrics,
     shot_groups,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.data import ImageSet, input_size, load_images, num_workers
+from sslgh.data import ImageSet, input_size, load_images
 from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
 from sslgh.evaluation.results import Result, Scores, write_results
@@ -55,11 +55,10 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
         cached_features(
             backbone,
             part,
+            recipe.data,
             size=size,
-            weak=False,
             directory=recipe.directory,
             accelerator=accelerator,
-            workers=num_workers(recipe.data, in_memory=part.in_memory),
         )
         for part in (train, test)
     ]

@@ -11,6 +11,7 @@ from torch import nn
 
 from sslgh.data import EvalDataset, ImageSet, normalize
 from sslgh.evaluation import cached_features, extract_features
+from sslgh.recipe.data import Data
 
 
 class Convolution(nn.Module):
@@ -58,6 +59,7 @@ def cached(backbone, images, directory, *, weak=False):
     return cached_features(
         backbone,
         images,
+        Data(source="digits"),
         size=8,
         weak=weak,
         directory=directory,

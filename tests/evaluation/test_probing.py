@@ -177,6 +177,7 @@ def test_the_paper_s_protocols_train_on_weak_views_and_the_others_on_plain_ones(
         cached_features(
             random_convolution(),
             part,
+            recipe().data,
             size=16,
             weak=weak,
             directory=folder,

@@ -3,8 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
-from sslgh.functional.confusion import class_f1, confused_share
-from sslgh.functional.groups import shot_groups
+from sslgh.functional.groups import class_f1, confused_share, shot_groups
 
 COUNTS = torch.tensor([500, 5, 300, 50, 10, 3])
 
