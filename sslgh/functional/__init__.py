@@ -34,6 +34,7 @@ from sslgh.functional.margins import (
 from sslgh.functional.negative_cosine import negative_cosine
 from sslgh.functional.nt_xent import Gather, nt_xent
 from sslgh.functional.self_distillation import self_distillation
+from sslgh.functional.sigreg import sigreg
 from sslgh.functional.sinkhorn import sinkhorn
 from sslgh.functional.supervised_contrastive import (
     balanced_contrastive,
@@ -86,6 +87,7 @@ __all__ = [
     "queued_info_nce",
     "rebalanced_contrastive",
     "self_distillation",
+    "sigreg",
     "simplex_etf",
     "sinkhorn",
     "supervised_contrastive",
