@@ -111,11 +111,9 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Hash of the pixels, or of the names of files and all their bytes, and of the labels (32 hex digits).
+        """Hash of pixels, or of names and bytes of files, and of labels (32 hex digits).
 
-        Files are read whole: a file of the same size may hold other pixels. That costs one pass over the
-        disk, far less than decoding them and a network, and what is decoded next is in memory then. A
-        missing file changes the fingerprint and is found when it is read.
+        Files are read whole, since a file of the same size may hold other pixels; a missing file changes it.
         """
         digest = hashlib.blake2b(digest_size=16)
         if isinstance(self.images, np.ndarray):

@@ -16,12 +16,7 @@ def rng_for(
     Philox is counter-based: streams whose counters differ in the upper words cannot overlap, and
     neither the number of workers nor a resumed run can change what an image gets.
 
-    Args:
-        seed: Random seed of the run.
-        purpose: One of the constants of this module.
-        epoch: Epoch, from 0.
-        index: Position of the image, or of whatever else is drawn for.
-        repeat: How often the epoch has shown the image before.
+    ``repeat`` is how often the epoch has shown the image before.
 
     Examples:
         >>> rng_for(0, VIEWS, 3, 7).random() == rng_for(0, VIEWS, 3, 7).random()

@@ -18,6 +18,7 @@ from sslgh.data import (
     end_workers,
     labeled_loader,
     normalize,
+    num_workers,
     view_loader,
 )
 from sslgh.data import loader as loader_module
@@ -253,3 +254,23 @@ def test_labeled_batches_need_less_memory_without_contrast(files, monkeypatch, t
     ]
     # 64 images x (1 or 3) views x 3 x 112 x 112 bytes, two batches ahead: 4.8 or 14.5 MB a worker
     assert workers == [6, 2]
+
+
+def test_one_function_counts_the_workers_of_training_evaluation_and_doctor(monkeypatch, tmp_path):
+    cores = 6
+    monkeypatch.setattr(
+        loader_module.os, "sched_getaffinity", lambda _: range(cores), raising=False
+    )
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(loader_module, "SHARED_MEMORY", tmp_path)
+    usage = type("Usage", (), {"free": 10**6})
+    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _: usage)
+    assert num_workers(data(3), in_memory=True) == 3
+    assert num_workers(data(), in_memory=True) == 0
+    assert num_workers(data(), in_memory=False) == cores
+    assert num_workers(data(), in_memory=False, batch_bytes=10**5) == 2
+    assert num_workers(data(3), in_memory=False, batch_bytes=10**9) == 3
+    cores = 64
+    assert num_workers(data(), in_memory=False) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert num_workers(data(), in_memory=False) == 4
