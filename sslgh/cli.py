@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Pretrain image backbones without labels on long-tailed data; train and judge classifiers.",
+    help="Pretrain image backbones without labels on long-tailed data; train and evaluate classifiers.",
 )
 recipe_app = typer.Typer(no_args_is_help=True, help="Show, list and describe recipes.")
 app.add_typer(recipe_app, name="recipe")
@@ -73,7 +73,7 @@ def run(words: Words, details: Details = False, gh: GH = False) -> None:
 
 @app.command()
 def finetune(words: Words, dry_run: DryRun = False, details: Details = False) -> None:
-    """Train on long-tailed labels, from scratch or from model.init=RUN, and judge the result."""
+    """Train on long-tailed labels, from scratch or from model.init=RUN, and evaluate the result."""
     from sslgh import commands
 
     work = commands.dry_run if dry_run else commands.finetune
@@ -90,7 +90,7 @@ def probe(
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe whose data and probes judge a backbone or file.")
+        str | None, typer.Option(help="Recipe whose data and probes evaluate a backbone or file.")
     ] = None,
     features: Annotated[
         Path | None, typer.Option(help=".npz with train_ and test_ features and labels.")

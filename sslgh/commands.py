@@ -209,7 +209,7 @@ def _probe_backbone(
     target: str, recipe_name: str | None, overrides: list[str], out: Path, *, pretrained: bool
 ) -> Row:
     if recipe_name is None:
-        raise RecipeError(f"{target} needs data to be judged by; add --recipe RECIPE")
+        raise RecipeError(f"{target} needs data to be evaluated on; add --recipe RECIPE")
     recipe = load_recipes([recipe_name, *overrides])[0]
     if not recipe.probe:
         typer.echo(f"{target}: {NO_PROBE}")

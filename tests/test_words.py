@@ -34,7 +34,8 @@ RULES = {
     "next to, auxiliary": r"\bbeside\b",
     "step, time": r"(?<!second )\bmoment\b|\b(?:any|random|these|which) moments\b",
     "per, not a": rf"\b(?:{ONE}) an? (?:{THING})\b(?! (?:of|is|was|has))",
-    "an entry that starts with a noun": r"^\s*\w+(?:, \w+)*: Of\b",
+    "an entry that starts with a noun": r"^\s+\w+(?:, \w+)*: (?:Of|That|Its|Where it|As it)\b",
+    "evaluate": r"\bjudg(?:e[ds]?|ing)\b",
     "dialect": r"\b(?:companions|shelf|verdict|whereabouts)\b",
 }
 NAME = r"(?:^|_)(?:everyone|whoever|who|told|tell|said|beside|moment|shelf)(?:_|$)"

@@ -105,7 +105,7 @@ FAULTS = [
     Fault("another model called damage", CHECKPOINT, "    except CheckpointError:\n        raise\n    except (OSError, Saf", "    except (OSError, Saf", "engine/test_checkpoint.py"),
     Fault("gaps shift the thirds", "functional/groups.py", "order[held[order]]", "order", "functional/test_groups.py"),
     Fault("gaps are few-shot", "functional/groups.py", "(counts < 20) & held", "counts < 20", "functional/test_groups.py"),
-    Fault("gaps are judged", "evaluation/scoring.py", "groups = shot_groups(group_counts, convention=convention, test_counts=test_counts)", "groups = shot_groups(group_counts, convention=convention)", "evaluation/test_scoring.py"),
+    Fault("gaps are evaluated", "evaluation/scoring.py", "groups = shot_groups(group_counts, convention=convention, test_counts=test_counts)", "groups = shot_groups(group_counts, convention=convention)", "evaluation/test_scoring.py"),
     Fault("gaps are printed", "evaluation/tables.py", "convention=convention, test_counts=test_counts)", "convention=convention)", "evaluation/test_tables.py"),
     Fault("gaps keep an imagined accuracy", "engine/monitor/online_probe.py", "mask.cpu() & self.held", "mask.cpu()", "engine/monitor/test_online_probe.py"),
     Fault("gaps move the tightness", "evaluation/probing.py", "part.values[None], part.labels, counts, test_labels=test.labels", "part.values[None], part.labels, counts", "evaluation/test_probing.py -k count_from_one"),

@@ -12,7 +12,7 @@ from sslgh.models import CosineClassifier
 
 
 class Prediction(NamedTuple):
-    """What a step is judged by.
+    """Outputs that the loss of a step reads.
 
     Attributes:
         logits: Logits of the classifier's view, shape (N, C).

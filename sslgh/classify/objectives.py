@@ -64,8 +64,8 @@ class Objective:
         focus: Exponent of the focal loss; 0 is cross-entropy. Of the margins only the weights then count.
         deferred: The rule from `DEFERRED_FROM` of the epochs on; None: ``margins`` to the end.
         embedding: Term on the embeddings that the classifier reads; None: none.
-        embedding_weight: What that term is multiplied by.
-        term: Its temperature and balance; its tau is the objective's.
+        embedding_weight: Factor of that term.
+        term: Temperature and balance of that term; its tau is the objective's.
         contrast_heads: Heads of a network for two contrast views of their own; empty: the term reads the
             features of the classifier's view.
         head: Objective whose trained head is used; None: one of its own is trained.
@@ -236,7 +236,7 @@ def check_shares(prior: Tensor) -> None:
 
 
 def _check_targets(target: Tensor, prior: Tensor) -> None:
-    """Refuse labels that are no class, or a class that the prior says does not occur."""
+    """Refuse labels that are no class, or a class of share 0 in the prior."""
     if not target.numel() or target.device.type != "cpu" or target.is_floating_point():
         return
     low, high = target.min().item(), target.max().item()

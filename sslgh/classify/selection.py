@@ -66,9 +66,9 @@ def select_heads(
         trained = train_checked(problem, compared)
         for head in compared:
             predictions[head][out] = trained.predict(head, features[out])[0]
-    judged = part != NEVER
+    held_out = part != NEVER
     accuracy = {
-        head: _balanced_accuracy(prediction[judged], labels[judged], num_classes)
+        head: _balanced_accuracy(prediction[held_out], labels[held_out], num_classes)
         for head, prediction in predictions.items()
     }
     return {

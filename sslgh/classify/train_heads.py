@@ -42,7 +42,7 @@ class HeadTraining:
         epochs: Passes over the features.
         batch_size: Samples of one step; the last of an epoch may be smaller.
         lr: Learning rate of the first epoch.
-        lr_end: What the rate would be in the epoch after the last.
+        lr_end: Learning rate of the epoch after the last.
         weight_decay: L2, in the gradient: adds weight_decay / 2 |w|^2 to the mean loss.
         decay_bias: Decay biases too.
         standardize: Bring every feature to mean 0 and variance 1 over the training samples.

@@ -140,7 +140,7 @@ def _check_size(width: int, height: int) -> None:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats this build of Pillow knows (AVIF is young)."""
+    """The formats that this build of Pillow reads (AVIF is young)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 

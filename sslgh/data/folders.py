@@ -182,7 +182,7 @@ def tree(folder: Path, without: Path | None = None) -> Tree:
     """Walk a folder through links, each folder once.
 
     Args:
-        folder: Where to start.
+        folder: Folder to start from.
         without: A folder inside it that is left out.
     """
     found = Tree([], [], [], [])

@@ -153,7 +153,7 @@ def check_classes(holder: str, largest: int) -> None:
     """Refuse labels that count something else than classes, before they are given memory.
 
     Args:
-        holder: What holds the labels, the first words of the message.
+        holder: Origin of the labels, the first words of the message.
         largest: The largest label.
 
     Raises:

@@ -61,7 +61,7 @@ def run_images(recipe: Recipe) -> ImageSet:
     """The training set of a run: the recorded one, or `training_set` if it has not begun.
 
     Args:
-        recipe: Its data and its run directory.
+        recipe: Recipe of the run; its data and run directory are read.
 
     Raises:
         DataError: If the source cannot be used; if images in memory or the labels of a list have
@@ -144,7 +144,7 @@ def renumbered(images: ImageSet, class_names: Sequence[str], *, of: str) -> Imag
     Args:
         images: N images.
         class_names: C names; the set may lack images of some.
-        of: What the images are, for the message.
+        of: Name of the images, for the message.
 
     Raises:
         DataError: If the images have no labels, or one is of a class that is not in the list.

@@ -1,4 +1,4 @@
-"""What a check of the doctor says."""
+"""Result of a check of the doctor."""
 
 from typing import Literal, NamedTuple
 
@@ -10,9 +10,9 @@ class CheckResult(NamedTuple):
 
     Attributes:
         state: FAIL where a run would die or be wrong, warn where it would be slow or tight.
-        subject: What was looked at.
-        found: What there is.
-        remedy: What to do about it; empty where nothing is to be done.
+        subject: Subject of the check.
+        found: State that was found.
+        remedy: Remedy; empty if none is needed.
     """
 
     state: Literal["ok", "warn", "FAIL"]

@@ -42,7 +42,7 @@ def run_checks(recipe: Recipe | None = None, run_dir: Path | None = None) -> Ite
 
     Args:
         recipe: The run that is meant; None: the machine alone.
-        run_dir: Where runs are written; None: the recipe's, or ``runs``.
+        run_dir: Folder that runs are written to; None: the recipe's, or ``runs``.
 
     Yields:
         Findings, as they come.

@@ -133,7 +133,7 @@ def loader_speed(rate: float, *, workers: int, cores: int) -> CheckResult:
     Args:
         rate: Images a second of one worker.
         workers: As set or chosen.
-        cores: That this process may use.
+        cores: Cores that this process may use.
     """
     found = f"{rate:,.0f} images a second from one worker, {workers} asked for"
     if workers > cores:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: extracted once, kept in a cache that knows what they came from.
+"""Features of a frozen backbone: extracted once, kept in a cache that is keyed by their origin.
 
 Shapes: N images, S side (pixels), F features.
 """
@@ -356,7 +356,7 @@ def _check_arrays(
 
 
 def check_features(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
-    """Refuse features that no classifier could be trained on and judged by.
+    """Refuse features on which no classifier could be trained and evaluated.
 
     Args:
         train: Features (N, F) and labels (N,).

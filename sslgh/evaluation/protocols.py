@@ -1,4 +1,4 @@
-"""Named, versioned protocols of evaluation: which images a frozen backbone is judged on, and how.
+"""Named, versioned protocols of evaluation: which images a frozen backbone is evaluated on, and how.
 
 Shapes: N images, C classes.
 """
@@ -41,7 +41,7 @@ LONGTAIL_HEADS = HeadTraining(epochs=40, batch_size=128, lr=1e-2, lr_end=1e-4, w
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a frozen backbone is judged.
+    """How a frozen backbone is evaluated.
 
     Attributes:
         name: As recipes name it.

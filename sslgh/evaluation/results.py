@@ -61,8 +61,8 @@ class Result:
 
     Attributes:
         protocol: Name of the protocol.
-        version: Its version.
-        summary: Its line.
+        version: Version of the protocol.
+        summary: Summary line of the protocol.
         settings: Everything that was set.
         class_names: C names.
         group_counts: Images of each class by which classes are many-, medium- or few-shot: those of pretraining.

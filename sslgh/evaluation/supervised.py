@@ -42,7 +42,7 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     """
     test = load_images(recipe.data, "test")
     if test is None or test.labels is None:
-        accelerator.print(f"{recipe.name}: no labeled test images, so nothing is judged")
+        accelerator.print(f"{recipe.name}: no labeled test images, so nothing is evaluated")
         return []
     train, class_counts = trained_images(recipe.directory, recipe.data)
     # By name: a new class folder would shift the class numbers against the rows of the classifier.

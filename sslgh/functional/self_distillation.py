@@ -37,7 +37,7 @@ def self_distillation(
         ValueError: If shapes do not fit or a temperature is not positive.
 
     Examples:
-        The center takes away what the teacher always says; an undecided student then pays log K.
+        The center removes the teacher's mean output; a uniform student then has loss log K.
 
         >>> import torch
         >>> always = torch.tensor([5.0, 0.0]).expand(2, 3, 2)

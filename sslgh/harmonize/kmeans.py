@@ -61,9 +61,7 @@ def spherical_kmeans(
     _check(points, num_clusters, start)
     num_clusters = int(num_clusters)  # FAISS takes no NumPy integers
     faiss = _faiss()
-    faiss.omp_set_num_threads(
-        torch.get_num_threads()
-    )  # its own OpenMP knows nothing of torch's limit
+    faiss.omp_set_num_threads(torch.get_num_threads())  # its own OpenMP ignores torch's limit
     rows = F.normalize(points.detach().float().cpu(), dim=1).contiguous().numpy()
     num_points, dim = rows.shape
     settings = faiss.ClusteringParameters()

@@ -31,7 +31,7 @@ Array = NDArray[np.float32]
 
 
 class Modes(NamedTuple):
-    """What clustering says of a population; groups are ordered by size, largest first.
+    """Result of clustering a population; groups are ordered by size, largest first.
 
     Attributes:
         labels: Group of each sample, shape (N,), int64.

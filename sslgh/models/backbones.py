@@ -91,8 +91,8 @@ def resize_backbone(backbone: nn.Module, name: str, *, patch: int | None, image_
 
     Args:
         backbone: Changed in place; a convolutional one stays as it is.
-        name: As it was built.
-        patch: Its patch side (pixels), where it has one.
+        name: Name that it was built by.
+        patch: Patch side (pixels), if it has one.
         image_size: The new side (pixels).
 
     Raises:

@@ -16,7 +16,7 @@ from torch import nn
 
 
 class ProjectorSpec(NamedTuple):
-    """Projector that a method wants: its kind, and its shape in the paper.
+    """Default projector of a method: its kind, and its shape in the paper.
 
     Attributes:
         head: Function ``(features, *, hidden, out, layers, **options) -> nn.Module``.

@@ -102,7 +102,7 @@ def resize_patched(model: nn.Module, name: str, *, patch: int, image_size: int) 
     Args:
         model: A model of `build_patched`.
         name: A key of ``FAMILIES``.
-        patch: Its patch side (pixels).
+        patch: Patch side (pixels).
         image_size: The new side (pixels).
 
     Raises:

@@ -52,7 +52,7 @@ class PrunedBranch(nn.Module):
     hands out shards: neither fits.
 
     Args:
-        network: Its convolutions are masked, from the beginning with nothing pruned; its batch
+        network: Network whose convolutions are masked, at first with nothing pruned, and whose batch
             norms are copied as they are now.
     """
 
@@ -94,7 +94,7 @@ class PrunedBranch(nn.Module):
 
         Args:
             network: The one that the branch was made of; unchanged, its statistics too.
-            x: Its input.
+            x: Input of the network.
         """
         own: dict[str, Any] = {_dotted(name): norm for name, norm in _tensors(self.norms)}
         for name, mask in self.masks.named_buffers():

@@ -46,7 +46,7 @@ class Fault(typing.NamedTuple):
 
     Attributes:
         where: Key path of what the sentence is about.
-        message: What was expected, and what came.
+        message: Expected and found values.
     """
 
     where: tuple[Any, ...]
@@ -59,7 +59,7 @@ def explain(
     """The first of the validation errors as a sentence, and where the next one is.
 
     Args:
-        error: What pydantic found.
+        error: The error of pydantic.
         model: The model that was validated, to know the keys at each place.
         source: The file the recipe came from.
         prefix: Key path of the model inside the recipe.

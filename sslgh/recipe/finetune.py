@@ -47,7 +47,7 @@ class Finetune(ConfigModel):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="decay of a moving average of the weights, from the first step's on, which is then "
-        "judged; null: none",
+        "evaluated; null: none",
     )
 
     @model_validator(mode="after")

@@ -76,7 +76,7 @@ class Method(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments, unchecked: the engine knows the class they belong to."""
+        """The keyword arguments, unchecked: the engine checks them against the class."""
         return dict(self.model_extra or {})
 
 

@@ -128,11 +128,11 @@ for _character, _resolvers in _Loader.yaml_implicit_resolvers.items():
 
 
 def parse(text: str, source: str) -> Any:
-    """What a text in this notation says.
+    """The value of a YAML text.
 
     Args:
         text: Text of a file, or the value of an override.
-        source: Where it stands, for the error.
+        source: Origin of the text, for the error.
 
     Raises:
         RecipeError: One sentence with the line.

@@ -22,7 +22,7 @@ def map_processes(
 
     Args:
         function: A module-level function, so that it can be pickled.
-        items: Its arguments, one per call.
+        items: Arguments, one per call.
         crashed: The result for an item that ends the process it is given to (a crash in a decoder, or the
             kernel when memory is short).
         workers: Number of processes.

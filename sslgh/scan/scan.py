@@ -21,11 +21,11 @@ Result = TypeVar("Result")
 
 
 class ScannedFile(NamedTuple):
-    """What reading one image file has shown.
+    """Result of reading one image file.
 
     Attributes:
-        path: Where it is.
-        bytes: Its size.
+        path: Path of the file.
+        bytes: Size of the file.
         format: Pillow's name of the format; empty if broken.
         width: Width in pixels as stored, before EXIF turns it.
         height: Height in pixels as stored.
