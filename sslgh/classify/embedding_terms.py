@@ -147,7 +147,7 @@ def rebalanced_term(
     settings: TermSettings,
     gather: Gather | None,
 ) -> Tensor:
-    """RCL: those averages weigh by the class shares, which differ from counts by a constant only."""
+    """RCL: the averages are weighted by the class shares, which differ from counts by a constant only."""
     return rebalanced_contrastive(
         z,
         target,

@@ -1,6 +1,6 @@
 """Trained heads, ready to decide.
 
-Shapes: S seeds, N samples, F features, D width of what a head reads, C classes.
+Shapes: S seeds, N samples, F features, D input width of a head, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class HeadEnsemble:
     Attributes:
         heads: The heads asked for, in that order.
         prior: Class shares of the training samples, shape (C,).
-        num_samples: How many those were.
+        num_samples: Number of training samples.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class HeadEnsemble:
         return torch.matmul(self._ready(features), embedding.mT)
 
     def scores(self, head: Head, features: Tensor, test_prior: Tensor | None = None) -> Tensor:
-        """Scores (S, N, C), the largest of which is the answer.
+        """Scores (S, N, C), the largest of which is the prediction.
 
         Args:
             head: One of ``heads``.

@@ -96,7 +96,7 @@ class LongTailProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Train on features (N, F) and N labels of any kind.
 
         Raises:
-            ValueError: If features are not finite, a class is alone, or a parameter is not possible.
+            ValueError: If features are not finite, there is a single class, or a parameter is not valid.
         """
         objective = self._checked_objective()
         rows, labels = validate_data(

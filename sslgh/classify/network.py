@@ -19,7 +19,7 @@ class Prediction(NamedTuple):
         embeddings: Shape (N, V, D), not normalized: the features of the classifier's view (V = 1), or
             the projections of the contrast views.
         proxies: One for each class, shape (C, D): what the prototype head makes of the classifier's
-            weights, or those themselves, shape (C, F); SupCon reads none.
+            weights, or the weights themselves, shape (C, F); SupCon reads none.
     """
 
     logits: Tensor

@@ -72,8 +72,8 @@ class Objective:
         sampling: How images are drawn: uniformly over images, or over classes.
         decision: Scores are the ``logits``, logits ``adjusted`` post hoc, those of ``normalized``
             class weights, or cosines to the class ``means``.
-        reads: Settings of finetuning that this objective reads, of those that not all read. A tau that is not
-            read is 1 wherever it enters.
+        reads: Settings of finetuning that some objectives read and this one does. A tau that is not read is 1
+            wherever it enters.
     """
 
     margins: Rule = plain_margins

@@ -102,7 +102,7 @@ def solve_heads(
             negative, fewer than two classes are left, or margins are not finite.
 
     Examples:
-        Features that say nothing leave the shares to cross-entropy and equal shares to adjustment:
+        Uninformative features give the shares with cross-entropy and equal shares with adjustment:
 
         >>> from sslgh.functional.margin_rules import adjusted_margins, plain_margins
         >>> prior = torch.tensor([0.75, 0.25])
@@ -159,7 +159,7 @@ def _minimum(problem: Convex, max_iterations: int, tolerance: float) -> Tensor:
         value, gradient = problem.loss(parameters)
         return value.item(), gradient.flatten().cpu().numpy()
 
-    # ftol 0: a rare class is too small a part of the mean loss for its relative change to tell.
+    # ftol 0: a rare class is too small a part of the mean loss for the relative change to show it.
     found = minimize(
         loss,
         start.flatten().cpu().numpy(),

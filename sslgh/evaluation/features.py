@@ -174,14 +174,14 @@ def cached_features(
         Shape (N, F), float32, on the CPU of rank 0; None on other ranks.
 
     Raises:
-        DataError: If an image cannot be read: an accuracy over fewer images is another number.
+        DataError: If an image cannot be read: an accuracy over fewer images is not comparable.
     """
     view = f"{'Weak' if weak else 'Plain'} size {size} seed 0 version {VERSION}"
     features = None
     if accelerator.is_main_process:  # other ranks would read all files again
         path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
         features = _read(path)
-    # One answer for all ranks: a rank without the file would wait for gathers that never come.
+    # The same decision on all ranks: a rank without the file would wait for gathers that never come.
     held = [features is not None]
     broadcast_object_list(held)
     if not held[0]:
@@ -281,7 +281,7 @@ def unreadable_names(images: ImageSet, directory: Path, accelerator: Accelerator
 
 
 def without(images: ImageSet, names: frozenset[str]) -> ImageSet:
-    """The images but those of the given names; the same set where none is."""
+    """Images without the given names; the same set if none occurs."""
     kept = np.array([name not in names for name in images.names], dtype=bool)
     return images if kept.all() else images.subset(np.flatnonzero(kept))
 

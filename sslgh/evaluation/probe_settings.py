@@ -1,4 +1,4 @@
-"""Plans of probes: checked settings, the heads to choose from, and what results say of them.
+"""Plans of probes: checked settings, the heads to choose from, and the settings that results record.
 
 Shapes: N images, F features, C classes.
 """
@@ -119,7 +119,7 @@ class ProbePlan:
         }
 
     def expected_prior(self, prior: Tensor) -> Tensor | None:
-        """Class shares (C,) that predictions are made for, given those of training; None: the objective's."""
+        """Class shares (C,) that predictions are made for, given the training prior; None: the objective's."""
         shares = self.probe.test_prior
         if shares == "objective":
             return None

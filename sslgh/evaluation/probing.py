@@ -66,7 +66,7 @@ def check_probes(data: Data, probes: Sequence[Probe], directory: Path | None = N
     Args:
         data: Data section of the recipe.
         probes: Probes to run.
-        directory: Run directory, whose run may have begun; None: no run has.
+        directory: Run directory of a run that may have begun; None: no run has begun.
 
     Raises:
         DataError: If the data cannot serve them; the message names the way out.

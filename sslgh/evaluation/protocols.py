@@ -50,7 +50,7 @@ class Protocol:
         train: ``whole``: the uncut, balanced training split; ``shots``: that many images of each class;
             ``longtail``: the images of pretraining, with their labels.
         shots: Images of each class for ``shots``.
-        weak: Training features are those of a weakly augmented view, drawn once.
+        weak: Training features come from a weakly augmented view, drawn once.
         heads: How heads are trained; None: the nearest neighbors vote.
     """
 
@@ -123,7 +123,7 @@ def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
             f"a probe needs labeled test images, and source {data.source} at {data.root} has none; set "
             "data.test_root or leave probe out"
         )
-    assert test.class_names == full_train.class_names  # the sources number both splits alike
+    assert test.class_names == full_train.class_names  # sources number both splits the same way
     longtail, counts = probe_images(directory, data, full_train)
     return LabeledImages(full_train, longtail, counts, test)
 

@@ -32,7 +32,7 @@ class Spread:
 
     @classmethod
     def over(cls, values: Sequence[float | None]) -> "Spread | None":
-        """Of one value a seed; None where a value is missing."""
+        """Spread of one value per seed; None if a value is missing."""
         known = [value for value in values if value is not None]
         if not known or len(known) < len(values):
             return None
@@ -73,7 +73,7 @@ class Result:
             the classes of a group, and over all classes.
         chosen: For each objective what was chosen on the training images: ``tau`` (None: it reads none), ``lr``,
             ``weight_decay``; empty where there was no choice.
-        std_ddof: Degrees of freedom taken off in the spread of the three groups.
+        std_ddof: Degrees of freedom subtracted in the spread of the three groups.
     """
 
     protocol: str
