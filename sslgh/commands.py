@@ -26,9 +26,8 @@ from sslgh.evaluation import (
 )
 from sslgh.models import build_backbone, load_backbone
 from sslgh.recipe import Recipe, RecipeError, load_recipe, make_recipe
-from sslgh.recipe.bundled import find_recipe, recipe_files
-from sslgh.recipe.loading import apply_overrides
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
+from sslgh.recipe.loading import apply_overrides, find_recipe, recipe_files
 
 Row = tuple[str, Sequence[Result]]
 NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"

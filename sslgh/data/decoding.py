@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from sslgh.distributed import dist_info
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 # 16,384 x 8,192: the 108 megapixels of a telephone pass. Larger ones are refused by their header, before
 # anything is decoded, so that a file of a few kilobytes cannot take gigabytes.

@@ -12,7 +12,7 @@ import numpy as np
 
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.distributed import dist_info
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sslgh.data.decoding import BROKEN, hash_files, opened_image, reason, upright_rgb
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 # More than any published data set has; a number of another meaning (a date, an identity) among the labels
 # would otherwise become as many classes, and take the memory for them.

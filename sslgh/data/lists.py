@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sslgh.data.image_set import DataError, ImageSet, check_classes
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 _LABELED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\d+)")
 

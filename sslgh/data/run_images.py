@@ -22,7 +22,7 @@ from sslgh.data.sources import load_images, training_set
 from sslgh.distributed import dist_info
 from sslgh.recipe import Recipe, load_recipe
 from sslgh.recipe.data import Data
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 log = logging.getLogger(__name__)
 

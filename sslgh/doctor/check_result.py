@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 
 class CheckResult(NamedTuple):

@@ -20,7 +20,7 @@ from sslgh.data.broken_images import (
 from sslgh.distributed import any_rank, dist_info
 from sslgh.engine.launch import run_on_main
 from sslgh.engine.run_dir import write_text
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 Batch = PretrainBatch | SupervisedBatch
 # 0.29 * 100 is a little less than 29.

@@ -13,7 +13,7 @@ from sslgh.engine.launch import Stopped
 from sslgh.engine.logger import print_stderr
 from sslgh.engine.run_dir import BusyError, State, check_directory, read_status, write_status
 from sslgh.recipe import Recipe, RecipeError
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 logger = logging.getLogger(__name__)
 

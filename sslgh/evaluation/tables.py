@@ -9,7 +9,7 @@ import torch
 
 from sslgh.evaluation.results import Metrics, Result, Scores, Spread
 from sslgh.functional.groups import GROUPS, Convention, shot_groups
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 
 WIDTH = 100
 # Column heads and their metrics.

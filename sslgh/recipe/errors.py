@@ -1,23 +1,24 @@
 """Errors of a recipe as one sentence: file, key path, what was expected, the nearest known key."""
 
 import difflib
+import math
+import os
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sslgh.recipe.printable import printable
-
 LONGEST_SHOWN = 60
 # What pydantic's kinds of errors expected, in words; in braces what it knows of the place.
 WHOLE, NUMBER, BLOCK = "a whole number", "a number", "a block of keys"
+TRUTH = "true or false"
 EXPECTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), WHOLE),
     "int_parsing_size": "a whole number of fewer digits",
     **dict.fromkeys(("float_type", "float_parsing"), NUMBER),
     "finite_number": "a finite number",
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), TRUTH),
     "string_type": "text",
     "string_pattern_mismatch": "text of the pattern {pattern}",
     "string_too_long": "at most {max_length} characters",
@@ -32,6 +33,24 @@ EXPECTED = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), BLOCK),
     "path_type": "a path",
 }
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    r"""The text in one line, with what a terminal would act on written as an escape.
+
+    A name of a file or a class can hold line breaks, terminal codes, turned writing direction or
+    bytes that are no text: printed as they are they forge lines, or cannot be encoded.
+
+    Examples:
+        >>> printable("Grüße, 猫")
+        'Grüße, 猫'
+        >>> print(printable("cat\n\x1b[31mdog\udcff"))
+        cat\n\x1b[31mdog\udcff
+    """
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii")
+        for one in os.fspath(text)
+    )
 
 
 class RecipeError(ValueError):
@@ -110,8 +129,24 @@ def _fault(place: tuple[Any, ...], problems: Sequence[Any], model: type[BaseMode
         return Fault(place, str(problem["msg"]).removeprefix("Value error, "))
     expected = " or ".join(dict.fromkeys(map(_expected, problems)))
     given = problem["input"]
-    quotes = "; put it in quotes" if expected == "text" and isinstance(given, int | float) else ""
-    return Fault(place, f"expected {expected}, got {shown(given)}{quotes}")
+    return Fault(place, f"expected {expected}, got {shown(given)}{_remedy(expected, given)}")
+
+
+def _remedy(expected: str, given: Any) -> str:
+    """The way out where a value has the wrong type only."""
+    if expected == "text" and isinstance(given, int | float):
+        return "; put it in quotes"
+    if expected == TRUTH and given in (0, 1):
+        return f"; write {'true' if given else 'false'}"
+    if expected not in (WHOLE, NUMBER) or not isinstance(given, str | float):
+        return ""
+    try:
+        number = float(given)
+    except ValueError:
+        return ""
+    if not math.isfinite(number) or (expected == WHOLE and not number.is_integer()):
+        return ""
+    return f"; write {int(number) if number.is_integer() else number}"
 
 
 def _expected(problem: Any) -> str:

@@ -1,6 +1,7 @@
-"""Recipes from YAML files and ``a.b=c`` overrides, and back to text."""
+"""Recipes from YAML files and ``a.b=c`` overrides, and back to text; the bundled recipes."""
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from sslgh.recipe.errors import RecipeError, explain, shown
 from sslgh.recipe.schema import Recipe
 from sslgh.recipe.yaml_io import MOST_LEVELS, parse, read, to_yaml
 
+PACKAGE = Path(__file__).resolve().parents[1]
 Block = TypeVar("Block", bound=ConfigModel)
 
 
@@ -52,9 +54,14 @@ def make_recipe(settings: Mapping[str, Any], *, source: str = "") -> Recipe:
         RecipeError: As :func:`load_recipe`.
     """
     try:
-        return Recipe.model_validate(settings)
+        return _validate(Recipe, settings)
     except ValidationError as error:
         raise explain(error, Recipe, source) from None
+
+
+def _validate(model: type[Block], settings: Mapping[str, Any]) -> Block:
+    """Check settings as JSON, where strict means: a number is no text, and a truth value no number."""
+    return model.model_validate_json(json.dumps(dict(settings), default=str), strict=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def check_block(model: type[Block], settings: Mapping[str, Any], *, prefix: str)
         RecipeError: As :func:`load_recipe`.
     """
     try:
-        return model.model_validate(dict(settings))
+        return _validate(model, settings)
     except ValidationError as error:
         raise explain(error, model, "", prefix) from None
 
@@ -162,3 +169,40 @@ def check_block(model: type[Block], settings: Mapping[str, Any], *, prefix: str)
 def recipe_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
     return to_yaml(recipe.model_dump(mode="json"))
+
+
+def recipe_root() -> Path:
+    """The folder of recipes: in the working folder, the checkout, or the installed package.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    for folder in (Path("recipes"), PACKAGE.parent / "recipes", PACKAGE / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError("no recipes folder here and none installed; give the path of a recipe file")
+
+
+def recipe_files() -> list[Path]:
+    """All bundled recipes, sorted; settings of the launcher are not recipes."""
+    return sorted(
+        path for path in recipe_root().glob("*/*.yaml") if path.parent.name != "accelerate"
+    )
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path, or by the name of a bundled one such as digits-lt/simclr.
+
+    Raises:
+        RecipeError: If it cannot be the name of a file.
+    """
+    path = Path(name)
+    try:
+        if path.is_file() or path.suffix in (".yaml", ".yml"):
+            return path
+        bundled = recipe_root() / f"{name}.yaml"
+        return bundled if bundled.is_file() else path
+    except RecipeError:
+        return path
+    except OSError as error:  # longer than a name may be
+        raise RecipeError(f"{name[:40]}...: no recipe: {error.strerror}") from None

@@ -19,8 +19,15 @@ from sslgh.recipe.data import Data
 from sslgh.recipe.finetune import Finetune
 from sslgh.recipe.harmonize import Boost, Harmonize
 
+
 # One number, or several to choose from: a list in a recipe, or a bare number.
-Choices = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
+def _several(value: Any) -> Any:
+    if isinstance(value, list):  # strict validation takes no list for a tuple after a validator
+        return tuple(value)
+    return (value,) if isinstance(value, int | float) else value
+
+
+Choices = BeforeValidator(_several)
 
 
 class Projector(ConfigModel):

@@ -9,7 +9,7 @@ import torch
 
 from sslgh.data.folders import SPLITS
 from sslgh.functional.groups import shot_groups
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 from sslgh.scan.scan import Scan
 
 # Lines of a kind in the text; the JSON holds all. Broken files are always named.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, upright_rgb
 from sslgh.data.folders import Tree, tree
 from sslgh.data.image_set import DataError
-from sslgh.recipe.printable import printable
+from sslgh.recipe.errors import printable
 from sslgh.scan.processes import map_processes
 
 Result = TypeVar("Result")

@@ -14,12 +14,11 @@ TINY = {"name": "x", "data": {"source": "digits"}, "method": {"name": "simclr"}}
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
+        (5, "expected a path, got 5; put it in quotes"),
         ("", "expected a path, got ''; leave the key out, or write . for this folder"),
-        ("a\0b", r"got 'a\x00b' with a null character"),
-        ("~nobody-of-this-name/x", "no home folder is known for ~nobody-of-this-name"),
         ("runs/" + "a" * 256, "expected names of at most 255 bytes, got aaaaaaaaaaaaaaaaaaaa..."),
-        ("a/" * 2100 + "a", "expected a path of at most 4095 bytes, got a/a/a/a/a/a/a/a/a/a/..."),
         ("runs/" + "ä" * 128, "expected names of at most 255 bytes"),
+        ("~nobody-of-this-name/x", "no home folder is known for ~nobody-of-this-name"),
     ],
 )
 def test_a_path_that_can_be_none_is_refused_by_its_key(path, sentence) -> None:
@@ -36,7 +35,7 @@ def test_a_path_that_can_be_none_is_refused_by_its_key(path, sentence) -> None:
 def test_a_word_that_may_be_a_path_is_held_to_the_same_and_stays_as_it_is() -> None:
     read = TypeAdapter(PathOrWord).validate_python
     assert [read(given) for given in ("pretrained", "~/runs/x/")] == ["pretrained", "~/runs/x/"]
-    for given in ("", "~nobody-of-this-name/x", "a" * 256, "a\0b"):
+    for given in ("", "~nobody-of-this-name/x", "a" * 256):
         with pytest.raises(ValidationError):
             read(given)
 
