@@ -88,7 +88,7 @@ class Augment(ConfigModel):
         (3 / 4, 4 / 3), description="width over height of a crop"
     )
     interpolation: Literal["bilinear", "bicubic"] = Field(
-        "bilinear", description="of the resized crop"
+        "bilinear", description="interpolation of the resized crop"
     )
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
     brightness: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")

@@ -21,7 +21,9 @@ class Finetune(ConfigModel):
     embedding_weight: Annotated[float, Field(ge=0)] | None = Field(
         None, description="factor of the embedding term (BCL on CIFAR: 0.6); null: the objective's"
     )
-    temperature: Positive = Field(0.1, description="of the embedding term (BCL on ImageNet: 0.07)")
+    temperature: Positive = Field(
+        0.1, description="temperature of the embedding term (BCL on ImageNet: 0.07)"
+    )
     gamma: Annotated[float, Field(ge=0)] = Field(
         1.0, description="rcl: power of the class counts in the denominator; 0: bcl"
     )

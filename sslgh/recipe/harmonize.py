@@ -123,5 +123,5 @@ class Boost(ConfigModel):
         "probability: 1 on SimCLR, 2 on SDCLR in the paper",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.97, description="of the moving average of a sample's loss"
+        0.97, description="momentum of the moving average of the per-sample loss"
     )

@@ -92,7 +92,9 @@ class Optim(ConfigModel):
 
     name: Literal["sgd", "adamw", "lars"] = Field("sgd", description="optimizer")
     lr: Positive = Field(0.5, description="peak learning rate, for the global batch as given")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and lars")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="momentum of sgd and lars"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         5e-4, description="decoupled for adamw, L2 otherwise"
     )
