@@ -93,7 +93,9 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--places", type=int, default=200, help="bits and cuts tried in each file")
-    parser.add_argument("--most", type=int, help="failing operations that are tried; default: all")
+    parser.add_argument(
+        "--most", type=int, help="limits and operations that are tried; default: all"
+    )
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
@@ -101,7 +103,7 @@ def main() -> int:
     every = run(options.out / "every", keep_last=9)
     parts = {
         "altered files": lambda: altered(every, options.out / "altered", options.places),
-        "file-size limits": lambda: limits(intact, options.out),
+        "file-size limits": lambda: limits(intact, options.out, options.most),
         "failing operations": lambda: operations(intact, options.out, options.most),
     }
     sound = True
@@ -220,12 +222,12 @@ def begun(directory: Path) -> None:
     shutil.copytree(first, directory)
 
 
-def limits(intact: Path, out: Path) -> Outcome:
+def limits(intact: Path, out: Path, most: int | None) -> Outcome:
     """The real command under limits of the size of a file."""
     tried = survived = 0
     lost: list[str] = []
     file = out / "limited.yaml"
-    for kib in LIMITS:
+    for kib in LIMITS[:most]:
         directory = out / f"limit-{kib}"
         begun(directory)
         file.write_text(yaml.safe_dump(SETTINGS | {"run_dir": str(directory)}))
