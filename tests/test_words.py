@@ -50,7 +50,8 @@ NOT_YET: set[str] = set()
 
 def pages() -> list[Path]:
     found = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
-    return [*found, *REPOSITORY.glob("recipes/**/*.md"), *REPOSITORY.glob("recipes/**/*.yaml")]
+    found += [*REPOSITORY.glob("recipes/**/*.md"), *REPOSITORY.glob("recipes/**/*.yaml")]
+    return [*found, *REPOSITORY.glob("scripts/*.sh"), *REPOSITORY.glob("docs/**/*.sh")]
 
 
 def code() -> list[Path]:

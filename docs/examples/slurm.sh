@@ -15,7 +15,7 @@ shift
 asked=
 begun=$(mktemp)
 
-# torchrun dies of SIGUSR1 unless it is told to pass it on; 30 seconds later it kills what still runs.
+# torchrun dies of SIGUSR1 unless --signals-to-handle lists it; 30 seconds later it kills the remaining processes.
 python -m torch.distributed.run --standalone --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
   -m sslgh.pretrain "$@" "run_dir=$run_dir" &
@@ -28,7 +28,7 @@ wait "$launcher"
 code=$?
 
 state=
-# A status older than this job says nothing of it.
+# A status that is older than this job is not its own.
 if [ "$run_dir/status.json" -nt "$begun" ]; then
   state=$(sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$run_dir/status.json")
 fi
