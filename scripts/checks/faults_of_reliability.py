@@ -107,7 +107,7 @@ FAULTS = [
     Fault("gaps are few-shot", "functional/groups.py", "(counts < 20) & held", "counts < 20", "functional/test_groups.py"),
     Fault("gaps are evaluated", "evaluation/scoring.py", "groups = shot_groups(group_counts, convention=convention, test_counts=test_counts)", "groups = shot_groups(group_counts, convention=convention)", "evaluation/test_scoring.py"),
     Fault("gaps are printed", "evaluation/tables.py", "convention=convention, test_counts=test_counts)", "convention=convention)", "evaluation/test_tables.py"),
-    Fault("gaps keep an imagined accuracy", "engine/monitor/online_probe.py", "mask.cpu() & self.held", "mask.cpu()", "engine/monitor/test_online_probe.py"),
+    Fault("gaps keep an imagined accuracy", "engine/monitor/labels.py", "shot_groups(counts, test_counts=counts)", "shot_groups(counts)", "engine/monitor/test_labels.py"),
     Fault("gaps move the tightness", "evaluation/probing.py", "part.values[None], part.labels, counts, test_labels=test.labels", "part.values[None], part.labels, counts", "evaluation/test_probing.py -k count_from_one"),
     Fault("rounding chooses the bin", "functional/calibration.py", "/ bins + ROUNDING", "/ bins", "functional/test_calibration.py"),
     Fault("record leads outside", IMAGES, 'if path.is_absolute() or ".." in path.parts:', "if False:", "data/test_run_images.py"),

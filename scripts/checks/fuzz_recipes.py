@@ -39,7 +39,7 @@ from sslgh.engine.exit_codes import run_command
 from sslgh.engine.finetuning import dry_run_finetuning
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.memory_guard import memory_guard
-from sslgh.engine.monitor.aux_state import build_auxiliary
+from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.optim import build_optimizer
 from sslgh.engine.pretraining import dry_run_pretraining
 from sslgh.methods import METHODS
@@ -202,7 +202,7 @@ def build(path: Path, overrides: list[str]) -> None:
             network = build_network(recipe, size, max(len(images.class_names or ()), 2))
         else:
             network = build_method(recipe, size)
-            build_auxiliary(recipe, images, network)
+            AuxiliaryState(recipe, images, network)
     build_optimizer(network, recipe.optim)
 
 

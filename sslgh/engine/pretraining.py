@@ -22,7 +22,7 @@ from sslgh.engine.build import backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
-from sslgh.engine.monitor.aux_state import build_auxiliary
+from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
 from sslgh.engine.run import Run, is_done, open_run
@@ -86,16 +86,13 @@ class Pretraining:
         self.image_size = input_size(recipe.data, images)
         with memory_guard(recipe):
             self.method = build_method(recipe, self.image_size)
-            self.aux = build_auxiliary(recipe, images, self.method)
+            self.aux = AuxiliaryState(recipe, images, self.method)
         if recipe.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last)
+        gh = self.aux.harmonizer
+        epoch_indices = gh.epoch_indices if gh is not None and gh.resample else None
         self.run = Run(
-            recipe,
-            accelerator,
-            images,
-            self.method,
-            self.aux,
-            epoch_indices=self.aux.epoch_indices,
+            recipe, accelerator, images, self.method, self.aux, epoch_indices=epoch_indices
         )
         self.outputs: list[tuple[MethodOutput, Tensor]] = []
 
@@ -179,4 +176,5 @@ class Pretraining:
     def end_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
         """Log what the labels, where known, say of the embeddings."""
         if logger.active and self.aux.labeled is not None:
-            logger.log_event("health", global_step, epoch, self.aux.report())
+            values = self.aux.labeled.report(self.aux.harmonizer)
+            logger.log_event("health", global_step, epoch, values)

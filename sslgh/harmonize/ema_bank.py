@@ -9,7 +9,8 @@ from sslgh.distributed import dist_info, gather
 class EmaBank(nn.Module):
     """Exponential moving average of one row per sample, kept on rank 0.
 
-    A sample's first row is taken as it is: nothing is ever read from uninitialized memory.
+    A sample's first row is taken as it is: nothing is ever read from uninitialized memory. A sample that
+    occurs twice in a step counts once, the first finite row in rank order; rows that are not finite are left out.
 
     Args:
         num_samples: N, size of the training set.
@@ -28,21 +29,12 @@ class EmaBank(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, index: Tensor, *, momentum: float) -> None:
-        """Blend in the rows of all ranks. Collective: call it on every rank. One process does not synchronize.
-
-        A sample that occurs twice counts once, the first finite row in rank order; rows
-        that are not finite are left out.
-
-        Args:
-            rows: Shape (n, W).
-            index: Positions in the training set, shape (n,), integer.
-            momentum: Share of the old row that is kept.
-        """
+        """Keep ``momentum`` of the rows at ``index`` (n,), blend in (n, W). Collective: call it on every rank."""
         rows, _ = gather(rows.detach().float())
         index, _ = gather(index.to(rows.device))
         if dist_info().rank != 0 or len(index) == 0:
             return
-        count = len(index)
+        count = len(index)  # nothing below waits for the device
         position = torch.arange(count, device=rows.device)
         position = torch.where(rows.isfinite().all(1), position, count)
         first = torch.full((self.num_samples,), count, device=rows.device)

@@ -6,7 +6,7 @@ import torch
 from sslgh.data import input_size, training_set
 from sslgh.doctor.memory_estimate import run_size
 from sslgh.engine.build import build_method
-from sslgh.engine.monitor.aux_state import build_auxiliary
+from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.optim import build_optimizer
 
 WORDS = ["optim.name=sgd", "optim.name=adamw"]
@@ -21,7 +21,7 @@ def test_a_checkpoint_is_as_large_as_estimated(tiny, word, gh) -> None:
     said = run_size(recipe, image_size=size, num_images=len(images), num_classes=10)
 
     method = build_method(recipe, size)
-    beside = build_auxiliary(recipe, images, method)
+    beside = AuxiliaryState(recipe, images, method)
     optimizer = build_optimizer(method, recipe.optim)
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)

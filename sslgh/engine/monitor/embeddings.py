@@ -1,6 +1,6 @@
-"""Metrics of a batch's embeddings without labels, and an alarm for their collapse.
+"""Health of the embeddings without labels: metrics of a batch, share of GH, and an alarm for collapse.
 
-Computed on logged steps, on the device, from the samples of all ranks: the values are equal on all.
+The metrics are computed on logged steps, on the device, from the samples of all ranks: the values are equal on all.
 Shapes: N samples of this rank, D embedding width.
 """
 
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sslgh.distributed import gather, weighted_mean
-from sslgh.functional import alignment, uniformity
-from sslgh.functional.effective_rank import effective_rank
+from sslgh.functional import alignment, effective_rank, uniformity
 
 # On long-tailed digits (64 axes) healthy runs of SimCLR and SimSiam never came below a spread of 0.75 and a
 # rank of 11. In the second half of runs of SimSiam without predictor, SimSiam without stop-gradient and SimCLR
@@ -26,11 +25,9 @@ LINES = 10
 
 @torch.no_grad()
 def batch_health(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-    """Spread, rank, alignment and uniformity of the normalized embeddings. Collective: call it on every rank.
+    """Alignment of two views (N, D); spread, rank and uniformity of the first. Collective: call it on every rank.
 
-    Args:
-        z1: Local embeddings of the first view, shape (N, D), not necessarily normalized.
-        z2: Local embeddings of the second view, shape (N, D).
+    Each has shape (); one image alone has only an alignment. Only ``effective_rank`` waits for the device.
     """
     gathered, _ = gather(torch.cat([z1, z2], dim=1).float())
     z1, z2 = gathered.chunk(2, dim=1)
@@ -44,26 +41,63 @@ def batch_health(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def embedding_norm(z1: Tensor, z2: Tensor, *, gathered: bool) -> Tensor:
-    """Mean length of the embeddings (N, D) of both views, shape ().
-
-    With ``gathered``, a collective, the mean of the values over the ranks is the mean over all images.
-    """
+    """Mean length () of both views (N, D); ``gathered``, a collective: the mean over ranks is that over images."""
     lengths = torch.cat([z1, z2]).float().norm(dim=1)
     return weighted_mean(lengths) if gathered else lengths.mean()
 
 
 def spread(z: Tensor) -> Tensor:
-    """Mean over the axes of the standard deviation of normalized embeddings (N, D), times sqrt(D).
+    """Standard deviation of normalized z (N, D) times sqrt(D): 1 fills the sphere (SimSiam, fig. 2, arXiv:2011.10566)."""
+    return normalize(z.float()).std(0, correction=0).mean() * math.sqrt(z.shape[1])
 
-    Near 1 for embeddings that fill the sphere, 0 for collapsed ones (SimSiam, fig. 2, arXiv:2011.10566).
+
+class CollapseAlarm(nn.Module):
+    """Watches the logged numbers and returns one warning when the embeddings stay collapsed.
+
+    Every line that looks collapsed counts one up, every other one down, within 0 and 10: at 10 the alarm
+    is triggered, once, and is armed again when the count is back at 0. Both are buffers: a resumed run warns
+    as an uninterrupted one does.
+
+    Args:
+        dim: Embedding width D, for the warning.
 
     Examples:
-        Two opposite points deviate by 1 on one of four axes, and the root of 4 is 2:
-
-        >>> spread(torch.tensor([[1.0, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]]))
-        tensor(0.5000)
+        >>> alarm = CollapseAlarm(128)
+        >>> warnings = [alarm({"embedding_std": 0.01, "effective_rank": 1.1}) for _ in range(20)]
+        >>> [line for line, warning in enumerate(warnings, 1) if warning]
+        [10]
     """
-    return normalize(z.float()).std(0, correction=0).mean() * math.sqrt(z.shape[1])
+
+    count: Tensor
+    triggered: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("triggered", torch.tensor(False))
+
+    def forward(self, values: Mapping[str, float]) -> str | None:
+        """The warning, or None. Lines without the numbers of `batch_health` do not count."""
+        if "embedding_std" not in values or "effective_rank" not in values:
+            return None
+        spread, rank = values["embedding_std"], values["effective_rank"]
+        collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
+        self.count.add_(1 if collapsed else -1).clamp_(0, LINES)
+        if self.count == 0:
+            self.triggered.fill_(False)
+        if self.count < LINES or self.triggered:
+            return None
+        self.triggered.fill_(True)
+        return self._warning(spread, rank)
+
+    def _warning(self, spread: float, rank: float) -> str:
+        return (
+            f"the embeddings have collapsed: almost all images are embedded alike (embedding_std {spread:.2f}, "
+            f"where 1 fills the sphere and 0 is one point; effective rank {rank:.1f} of {self.dim}); start again "
+            "with a lower optim.lr, a longer warm-up or a larger train.batch_size, and with the method's own "
+            "defaults for what keeps images apart (predictor, momentum, temperature, loss weights)"
+        )
 
 
 def gh_share(loss_ssl: Tensor, loss_gh: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
@@ -106,50 +140,3 @@ def _square(loss: Tensor, embeddings: list[Tensor]) -> Tensor:
             "the loss of the method does not depend on the embeddings it returns; compute it from these tensors"
         )
     return torch.stack(found).sum()
-
-
-class CollapseAlarm(nn.Module):
-    """Watches the logged numbers and returns one warning when the embeddings stay collapsed.
-
-    Every line that looks collapsed counts one up, every other one down, within 0 and 10: at 10 the alarm
-    is triggered, once, and is armed again when the count is back at 0. Both are buffers: a resumed run warns
-    as an uninterrupted one does.
-
-    Args:
-        dim: Embedding width D, for the warning.
-
-    Examples:
-        >>> alarm = CollapseAlarm(128)
-        >>> warnings = [alarm({"embedding_std": 0.01, "effective_rank": 1.1}) for _ in range(20)]
-        >>> [line for line, warning in enumerate(warnings, 1) if warning]
-        [10]
-    """
-
-    count: Tensor
-    triggered: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.register_buffer("count", torch.tensor(0))
-        self.register_buffer("triggered", torch.tensor(False))
-
-    def forward(self, values: Mapping[str, float]) -> str | None:
-        """The warning, or None. Lines without the numbers of `batch_health` do not count."""
-        if "embedding_std" not in values or "effective_rank" not in values:
-            return None
-        spread, rank = values["embedding_std"], values["effective_rank"]
-        collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
-        count = min(max(int(self.count) + (1 if collapsed else -1), 0), LINES)
-        self.count.fill_(count)
-        if count == 0:
-            self.triggered.fill_(False)
-        if count < LINES or bool(self.triggered):
-            return None
-        self.triggered.fill_(True)
-        return (
-            f"the embeddings have collapsed: almost all images are embedded alike (embedding_std {spread:.2f}, "
-            f"where 1 fills the sphere and 0 is one point; effective rank {rank:.1f} of {self.dim}); start again "
-            "with a lower optim.lr, a longer warm-up or a larger train.batch_size, and with the method's own "
-            "defaults for what keeps images apart (predictor, momentum, temperature, loss weights)"
-        )

@@ -1,6 +1,6 @@
-"""Metrics of the embeddings against the labels, which training never sees.
+"""What labels, which training never sees, say of the embeddings: an online probe, neighbors and distances of classes.
 
-Shapes: M tracked samples, n samples of a batch, D width, C classes.
+Shapes: N samples of a batch, M tracked samples, F features, D embedding width, C classes.
 """
 
 import math
@@ -8,25 +8,70 @@ import warnings
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from sslgh.functional import (
-    inter_class_uniformity,
-    neighborhood_uniformity,
-    purity,
-)
-from sslgh.functional.groups import class_accuracy, group_means
+from sslgh.distributed import gather
+from sslgh.functional import inter_class_uniformity, neighborhood_uniformity, purity
+from sslgh.functional.checks import in_float32
+from sslgh.functional.groups import class_accuracy, group_means, shot_groups
 from sslgh.functional.neighbors import nearest_neighbor_votes
+from sslgh.harmonize import GeometricHarmonizer
 from sslgh.harmonize.ema_bank import EmaBank
+from sslgh.methods import Method, MethodOutput
 
 MAX_TRACKED = 10_000
 # Votes as in Wu et al. (arXiv:1805.01978, section 3.4), with a tenth of their neighbors: the memory is
 # smaller than a training set. The temperature lets the nearest decide, so that five images of a class
 # can outvote fifteen of others.
 NEIGHBORS, TEMPERATURE = 20, 0.1
+# On the features of SimCLR on long-tailed digits, rates of 0.03 to 0.3 came within a point or two of each
+# other after 100 and after 400 steps, and 0.003 was far behind. Epsilon is not 1e-8: a class that the first
+# batch does not contain has a gradient of rounding errors alone.
+RATE, FIRST, SECOND, EPSILON = 0.1, 0.9, 0.999, 1e-6
+# Windows: steps for the moments of the features, images per class for its accuracy, epochs for class shares.
+FEATURE_WINDOW, CLASS_WINDOW, SHARE_WINDOW = 100, 50, 10
+
+
+class LabelMonitor(nn.Module):
+    """Online probe of every batch, and metrics of the tracked embeddings at the end of an epoch.
+
+    Args:
+        labels: Class per training image, shape (number of images,).
+        class_counts: Training images per class, shape (C,).
+        method: Method whose features and embeddings are monitored.
+    """
+
+    labels: Tensor
+
+    def __init__(
+        self, labels: NDArray[np.int64], class_counts: NDArray[np.int64], method: Method
+    ) -> None:
+        super().__init__()
+        counts, features = torch.from_numpy(class_counts), method.backbone.num_features
+        assert isinstance(features, int)
+        self.register_buffer("labels", torch.from_numpy(labels), persistent=False)
+        self.groups = shot_groups(counts, test_counts=counts)  # a gap in the labels is no class
+        self.tracked = TrackedEmbeddings(labels, len(counts), method.embedding_dim)
+        self.probe = OnlineProbe(features, counts)
+
+    def update(self, output: MethodOutput, index: Tensor, *, logged: bool) -> dict[str, Tensor]:
+        """Store embeddings and train the probe; its accuracies if logged. Collective: call it on every rank."""
+        self.tracked.update(output.embeddings[0], index)
+        values = {"online": self.probe.update(output.features, self.labels[index])}
+        if not logged:
+            return {}
+        accuracy, groups = self.probe.class_accuracy, self.groups
+        held = {name: mask for name, mask in groups.items() if mask.any()}
+        return values | {f"online_{name}": accuracy[mask].mean() for name, mask in held.items()}
+
+    def report(self, harmonizer: GeometricHarmonizer | None) -> dict[str, float]:
+        """`labeled_health` of the tracked embeddings; rank 0 only."""
+        z, index = self.tracked.known()
+        surrogate = None if harmonizer is None else harmonizer.labels[index]
+        return labeled_health(z, self.labels[index], self.groups, surrogate=surrogate)
 
 
 class TrackedEmbeddings(nn.Module):
@@ -36,7 +81,7 @@ class TrackedEmbeddings(nn.Module):
     over the data set; of a smaller class all samples are tracked.
 
     Args:
-        labels: Class of every training sample, shape (N,).
+        labels: Class of every training sample, shape (number of samples,).
         num_classes: Number of classes C.
         width: Embedding width D.
     """
@@ -46,7 +91,12 @@ class TrackedEmbeddings(nn.Module):
 
     def __init__(self, labels: NDArray[np.int64], num_classes: int, width: int) -> None:
         super().__init__()
-        index = _spread_evenly(labels, math.ceil(MAX_TRACKED / num_classes))[:MAX_TRACKED]
+        most, chosen = math.ceil(MAX_TRACKED / num_classes), []
+        for label in np.unique(labels):
+            positions = np.flatnonzero(labels == label)
+            count = min(most, len(positions))
+            chosen.append(positions[np.arange(count) * len(positions) // count])
+        index = torch.from_numpy(np.concatenate(chosen))[:MAX_TRACKED]
         place = torch.full((len(labels),), len(index))
         place[index] = torch.arange(len(index))
         # Both follow from the labels and need not be saved.
@@ -56,7 +106,7 @@ class TrackedEmbeddings(nn.Module):
         self.memory = EmaBank(len(index) + 1, width)
 
     def update(self, z: Tensor, index: Tensor) -> None:
-        """Store embeddings (n, D) of the samples at ``index`` (n,), once per step. Collective: call it on every rank."""
+        """Store embeddings (N, D) of the samples at ``index`` (N,). Collective: call it on every rank."""
         self.memory.update(z, self.place[index], momentum=0)
 
     def known(self) -> tuple[Tensor, Tensor]:
@@ -65,101 +115,158 @@ class TrackedEmbeddings(nn.Module):
         return self.memory.rows[seen], self.index[seen]
 
 
-def _spread_evenly(labels: NDArray[np.int64], most: int) -> Tensor:
-    """Positions of up to ``most`` samples of every class, spread evenly over its samples."""
-    chosen = []
-    for label in np.unique(labels):
-        positions = np.flatnonzero(labels == label)
-        count = min(most, len(positions))
-        chosen.append(positions[np.arange(count) * len(positions) // count])
-    return torch.from_numpy(np.concatenate(chosen))
+class OnlineProbe(nn.Module):
+    """Softmax regression on standardized features, evaluated on every batch before it trains on it.
+
+    It trains with logit-adjusted cross-entropy (LA, eq. 10, arXiv:2007.07314): with plain cross-entropy
+    the few-shot classes of digits stayed at 52 % where this reaches 77 %, at the price of 8 points on
+    many-shot classes. From the second epoch on it sees new views of images it was trained on: a measure
+    of how the features develop, not of how they generalize. The class shares start with those of the
+    training set and follow the batches, which GH may resample.
+
+    All state is in buffers, equal on all ranks, so that a resumed run continues exactly. No gradient
+    reaches the backbone, and no random numbers are drawn.
+
+    Args:
+        num_features: Number of features F.
+        class_counts: Training images per class, shape (C,); an empty class is never predicted.
+    """
+
+    weight: Tensor
+    first: Tensor
+    second: Tensor
+    mean: Tensor
+    variance: Tensor
+    hits: Tensor
+    trials: Tensor
+    shares: Tensor
+    steps: Tensor
+
+    def __init__(self, num_features: int, class_counts: Tensor) -> None:
+        super().__init__()
+        num_classes, total = len(class_counts), class_counts.sum()
+        self.window = SHARE_WINDOW * int(total)
+        for name in ("weight", "first", "second"):  # the last column is the bias
+            self.register_buffer(name, torch.zeros(num_classes, num_features + 1))
+        for name in ("mean", "variance"):
+            self.register_buffer(name, torch.zeros(num_features))
+        # A class starts with one imaginary image at chance, so that its accuracy is always defined.
+        self.register_buffer("hits", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("trials", torch.ones(num_classes))
+        self.register_buffer("shares", (class_counts / total).float())
+        self.register_buffer("steps", torch.tensor(0))
+
+    @property
+    def class_accuracy(self) -> Tensor:
+        """Accuracy on about the last 50 images per class, shape (C,); chance before the first."""
+        return self.hits / self.trials
+
+    @torch.no_grad()
+    @in_float32
+    def update(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Accuracy () on the features (N, F) of all ranks, then a step on them. Collective: call it on every rank."""
+        features, _ = gather(features.detach().float())
+        labels, _ = gather(labels.to(features.device))
+        self.steps += 1
+        # Moments of about the last 100 batches, since the backbone changes.
+        share = 1 / self.steps.clamp(max=FEATURE_WINDOW)
+        variance, mean = torch.var_mean(features, dim=0, correction=0)
+        change = mean - self.mean
+        self.mean += share * change
+        self.variance += share * (variance - self.variance + (1 - share) * change.square())
+        # Variance 1/F, so that scores are of order one for any F; that of a constant feature is rounding error.
+        floor = (1e-4 * self.mean.abs()).clamp(min=torch.finfo(torch.float32).tiny)
+        deviation = self.variance.sqrt().clamp(min=floor)
+        inputs = (features - self.mean) / deviation / features.shape[1] ** 0.5
+        inputs = F.pad(inputs, (0, 1), value=1.0)
+        scores = inputs @ self.weight.T
+        right = (scores.masked_fill(self.shares == 0, -torch.inf).argmax(1) == labels).float()
+        # A new image takes 1/50 of the weight in the accuracy of its class.
+        new = torch.zeros_like(self.trials).index_add(0, labels, torch.ones_like(right))
+        kept = (1 - 1 / CLASS_WINDOW) ** new
+        self.hits.mul_(kept).index_add_(0, labels, right)
+        self.trials.mul_(kept).add_(new)
+        self.shares.lerp_(new / len(labels), 1 - (1 - 1 / self.window) ** len(labels))
+        # Adam (arXiv:1412.6980, algorithm 1), written out because torch's state is not in buffers.
+        error = (scores + self.shares.log()).softmax(1) - F.one_hot(labels, len(self.weight))
+        gradient = error.T @ inputs / len(inputs)
+        self.first.lerp_(gradient, 1 - FIRST)
+        self.second.lerp_(gradient.square(), 1 - SECOND)
+        first = self.first / (1 - FIRST**self.steps)
+        second = self.second / (1 - SECOND**self.steps)
+        self.weight -= RATE * first / (second.sqrt() + EPSILON)
+        return right.mean()
 
 
 def labeled_health(
-    embeddings: Tensor,
-    labels: Tensor,
-    groups: dict[str, Tensor],
-    *,
-    surrogate: Tensor | None = None,
+    z: Tensor, labels: Tensor, groups: dict[str, Tensor], *, surrogate: Tensor | None = None
 ) -> dict[str, float]:
-    """KNN accuracy, class distances and agreement of the surrogate labels; waits for the device.
+    """Metrics of embeddings (M, D) with classes (M,); waits for the device. What cannot be computed is left out.
 
     Args:
-        embeddings: Embeddings, shape (M, D), not necessarily normalized.
-        labels: Class per embedding, shape (M,), integers in [0, C).
+        z: Embeddings, not necessarily normalized.
+        labels: Class per embedding, integers in [0, C).
         groups: Masks of shape (C,) on the host, as `shot_groups` gives them for the training set.
-        surrogate: Surrogate label per embedding, shape (M,); -1 for none, which counts as a class.
+        surrogate: Surrogate label per embedding; -1 for none, which counts as a class.
 
     Returns:
-        ``knn``: accuracy of a vote of the up to 20 nearest other samples, ``knn_balanced``: mean over the
-        classes; ``inter_class_uniformity`` and ``neighborhood_uniformity`` (min(10, max(1, C/10))
-        nearest classes: the papers' number was not at hand), means over the classes. Each of the last
-        three also with ``_many``, ``_medium``, ``_few``: over the classes of that group, whose distances
-        still go to all classes. ``nmi`` and ``purity`` of the surrogate labels. What cannot be computed
-        (a group without classes, fewer than two samples or classes) is left out.
+        ``knn``, the accuracy of a vote of the 20 nearest other samples; as means over all classes
+        ``knn_balanced``, ``inter_class_uniformity`` and ``neighborhood_uniformity`` (to a tenth of the classes, 1
+        to 10: the papers' number was not at hand), and over those of a group with ``_many``, ``_medium`` or ``_few``;
+        ``nmi`` and ``purity`` of the surrogate labels.
     """
-    num_classes = len(next(iter(groups.values())))
     values: dict[str, float] = {}
-    if len(embeddings) > 1:
-        values |= _neighbor_health(embeddings, labels, num_classes, groups)
-        values |= _distance_health(embeddings, labels, num_classes, groups)
+    if len(z) > 1:
+        values |= _neighbor_health(z, labels, groups) | _distance_health(z, labels, groups)
     if surrogate is not None and len(labels) > 0:
         values["nmi"] = mutual_information(surrogate + 1, labels)
         values["purity"] = float(purity(surrogate + 1, labels))
     return values
 
 
-def _neighbor_health(
-    embeddings: Tensor, labels: Tensor, num_classes: int, groups: dict[str, Tensor]
-) -> dict[str, float]:
+def _neighbor_health(z: Tensor, labels: Tensor, groups: dict[str, Tensor]) -> dict[str, float]:
     votes = nearest_neighbor_votes(
-        embeddings,
-        embeddings,
+        z,
+        z,
         labels,
-        num_classes=num_classes,
-        neighbors=min(NEIGHBORS, len(embeddings) - 1),
+        num_classes=len(groups["many"]),
+        neighbors=min(NEIGHBORS, len(z) - 1),
         temperature=TEMPERATURE,
         leave_one_out=True,
     )
     predictions = votes.argmax(1)
-    accuracy = class_accuracy(predictions, labels, num_classes)
+    accuracy = class_accuracy(predictions, labels, votes.shape[1])
     values = {"knn": float((predictions == labels).float().mean())}
-    return values | _by_group("knn", accuracy, groups, gathered="knn_balanced")
+    return values | _by_group("knn", accuracy, groups, overall="knn_balanced")
 
 
-def _distance_health(
-    embeddings: Tensor, labels: Tensor, num_classes: int, groups: dict[str, Tensor]
-) -> dict[str, float]:
-    z = normalize(embeddings.float())
+def _distance_health(z: Tensor, labels: Tensor, groups: dict[str, Tensor]) -> dict[str, float]:
+    z, num_classes = F.normalize(z.float()), len(groups["many"])
     present = torch.bincount(labels, minlength=num_classes).nonzero().flatten()
     if len(present) < 2:
         return {}
     sums = z.new_zeros(num_classes, z.shape[1]).index_add(0, labels, z)[present]
-    nearest = min(10, max(1, len(present) // 10))
-    found = {
-        "inter_class_uniformity": inter_class_uniformity(sums),
-        "neighborhood_uniformity": neighborhood_uniformity(sums, nearest),
-    }
+    inter = inter_class_uniformity(sums)
+    near = neighborhood_uniformity(sums, min(10, max(1, len(present) // 10)))
     values: dict[str, float] = {}
-    for name, distances in found.items():
-        spread = distances.new_full((num_classes,), torch.nan).index_copy(0, present, distances)
-        values |= _by_group(name, spread, groups, gathered=name)
+    for name, found in (("inter_class_uniformity", inter), ("neighborhood_uniformity", near)):
+        distances = found.new_full((num_classes,), torch.nan).index_copy(0, present, found)
+        values |= _by_group(name, distances, groups, overall=name)
     return values
 
 
 def _by_group(
-    name: str, values: Tensor, groups: dict[str, Tensor], *, gathered: str
+    name: str, values: Tensor, groups: dict[str, Tensor], *, overall: str
 ) -> dict[str, float]:
-    """Means over all classes and over those of every group."""
-    values = values.cpu()
+    """Means of values per class (C,) over every group and, as ``overall``, over all classes."""
     masks = {f"{name}_{group}": mask for group, mask in groups.items()}
-    masks |= {gathered: torch.ones_like(values, dtype=torch.bool)}
-    means = group_means(values, masks)
+    masks[overall] = torch.ones(len(values), dtype=torch.bool)
+    means = group_means(values.cpu(), masks)
     return {key: mean for key, mean in means.items() if mean is not None}
 
 
 def mutual_information(first: Tensor, second: Tensor) -> float:
-    """Normalized mutual information of two labelings (N,), without scikit-learn's advice on many classes."""
+    """Normalized mutual information of two labelings (M,), without scikit-learn's advice on many classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return float(normalized_mutual_info_score(first.cpu().numpy(), second.cpu().numpy()))

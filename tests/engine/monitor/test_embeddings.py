@@ -14,8 +14,7 @@ from sslgh.engine.monitor.embeddings import (
     gh_share,
     spread,
 )
-from sslgh.functional import alignment, uniformity
-from sslgh.functional.effective_rank import effective_rank
+from sslgh.functional import alignment, effective_rank, uniformity
 from sslgh.harmonize import GeometricHarmonizer
 from sslgh.methods import SimCLR
 from sslgh.models import simclr_projector, use_global_batch_norm

@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import sslgh.engine.monitor.labels as module
-from sslgh.engine.monitor.labels import TrackedEmbeddings, labeled_health
+from sslgh.engine.monitor.labels import LabelMonitor, TrackedEmbeddings, labeled_health
 from sslgh.functional import inter_class_uniformity, neighborhood_uniformity, purity
 from sslgh.functional.groups import shot_groups
+from sslgh.methods import MethodOutput, SimCLR
+from sslgh.models import simclr_projector
 
 COUNTS = torch.tensor([120, 40, 30, 6])
 GROUPS = shot_groups(COUNTS)
@@ -76,6 +78,42 @@ def test_what_cannot_be_computed_is_left_out() -> None:
     assert not any("few" in name or "uniformity" in name for name in head)
     assert labeled_health(z[:1], labels[:1], GROUPS) == {}
     assert labeled_health(z[:0], labels[:0], GROUPS, surrogate=labels[:0]) == {}
+
+
+def monitor(counts: list[int]) -> tuple[LabelMonitor, dict[str, Tensor]]:
+    """A monitor after some steps on the images of ``counts``, and the metrics of the last one."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    backbone = nn.Linear(2, 6)
+    backbone.num_features = 6
+    method = SimCLR(backbone, simclr_projector(6, hidden=4, out=3, layers=2))
+    monitored = LabelMonitor(labels.numpy(), np.array(counts), method)
+    generator = torch.Generator().manual_seed(0)
+    values = {}
+    for step in range(5):
+        index = torch.randint(len(labels), (16,), generator=generator)
+        features = torch.randn(16, 6, generator=generator) + labels[index, None]
+        z = torch.randn(16, 3, generator=generator)
+        output = MethodOutput(features.mean(), None, (z, z), features)
+        values = monitored.update(output, index, logged=step == 4)
+        assert bool(values) == (step == 4)
+    return monitored, values
+
+
+def test_accuracies_of_groups_are_means_over_their_classes_and_empty_groups_are_left_out() -> None:
+    monitored, values = monitor([150, 120, 60])
+    assert list(values) == ["online", "online_many", "online_medium"]
+    accuracy = monitored.probe.class_accuracy
+    assert values["online_many"] == (accuracy[0] + accuracy[1]) / 2
+    assert values["online_medium"] == accuracy[2]
+
+
+def test_a_class_without_images_is_in_no_group() -> None:
+    monitored, values = monitor([0, 150, 120, 0, 10, 0])
+    assert list(values) == ["online", "online_many", "online_few"]
+    accuracy = monitored.probe.class_accuracy
+    assert values["online_many"] == (accuracy[1] + accuracy[2]) / 2
+    assert values["online_few"] == accuracy[4]
+    assert "online_few" not in monitor([0, 150, 120])[1]
 
 
 def test_classes_share_the_places_and_the_rare_are_there_whole(monkeypatch) -> None:

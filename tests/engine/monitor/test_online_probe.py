@@ -4,7 +4,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sslgh.engine.monitor.online_probe import (
+from sslgh.engine.monitor.labels import (
     CLASS_WINDOW,
     EPSILON,
     FEATURE_WINDOW,
@@ -130,24 +130,6 @@ def test_class_accuracy_counts_the_latest_images_of_a_class() -> None:
     assert probe.class_accuracy[3].item() == pytest.approx(0.25 * kept / (kept + 16))
 
 
-def test_groups_are_means_over_their_classes_and_empty_ones_are_left_out() -> None:
-    probe, _ = after(batches(5))
-    many, none = torch.tensor([True, False, True, False]), torch.zeros(4, dtype=torch.bool)
-    found = probe.group_accuracy({"many": many, "few": none})
-    assert set(found) == {"many"}
-    assert found["many"] == (probe.class_accuracy[0] + probe.class_accuracy[2]) / 2
-
-
-def test_a_class_without_images_is_in_no_group() -> None:
-    probe = OnlineProbe(6, torch.tensor([0, 50, 50, 0]))
-    for features, labels in batches(5):
-        probe.update(features, labels % 2 + 1)
-    few, gaps = torch.tensor([True, False, True, True]), torch.tensor([True, False, False, True])
-    found = probe.group_accuracy({"few": few, "gaps": gaps})
-    assert found == {"few": probe.class_accuracy[2]}
-    assert set(probe.state_dict()) == set(OnlineProbe(6, COUNTS).state_dict())
-
-
 def test_a_class_without_images_is_never_predicted() -> None:
     probe = OnlineProbe(6, torch.tensor([0, 50, 50, 0]))
     for features, labels in batches(5):
@@ -200,8 +182,3 @@ def test_several_processes_train_the_probe_of_one(two_processes, three_processes
         for found, right in run(probe_of_part, cuts):
             torch.testing.assert_close(found, state, rtol=1e-5, atol=1e-6)
             assert right == accuracy
-
-
-def test_counts_that_say_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="class_counts"):
-        OnlineProbe(6, torch.zeros(4))
