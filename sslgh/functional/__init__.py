@@ -3,7 +3,6 @@
 from sslgh.functional.barlow_twins import barlow_twins
 from sslgh.functional.clustering import entropy, gini, purity
 from sslgh.functional.decoupled_nt_xent import decoupled_nt_xent
-from sslgh.functional.effective_rank import effective_rank
 from sslgh.functional.embedding_terms import (
     embedding_hinge,
     embedding_margin,
@@ -13,6 +12,13 @@ from sslgh.functional.embedding_terms import (
 from sslgh.functional.focal import focal_cross_entropy
 from sslgh.functional.focal_nt_xent import focal_nt_xent
 from sslgh.functional.frames import simplex_etf, uniform_frame
+from sslgh.functional.geometry import (
+    alignment,
+    effective_rank,
+    inter_class_uniformity,
+    neighborhood_uniformity,
+    uniformity,
+)
 from sslgh.functional.harmonization import harmonization_loss
 from sslgh.functional.info_nce import info_nce, queued_info_nce
 from sslgh.functional.margin_rules import (
@@ -42,12 +48,6 @@ from sslgh.functional.supervised_contrastive import (
     supervised_contrastive,
 )
 from sslgh.functional.swapped_assignment import swapped_assignment
-from sslgh.functional.uniformity import (
-    alignment,
-    inter_class_uniformity,
-    neighborhood_uniformity,
-    uniformity,
-)
 from sslgh.functional.vertices import vertex_scores
 from sslgh.functional.vicreg import vicreg
 

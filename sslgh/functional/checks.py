@@ -20,9 +20,7 @@ def _widen(value: Any) -> Any:
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     """Run ``function`` with autocast off and its half-precision tensors widened to float32.
 
-    exp, log and normalize keep their range: exp(1 / 0.05) is infinite in float16, and a float32 tensor that meets a matmul under
-    autocast is rounded to half again: casting the inputs alone is not enough. Float64 stays
-    float64.
+    exp(1 / 0.05) is infinite in float16, and autocast rounds the inputs of a matmul to half again.
     """
 
     @wraps(function)
@@ -36,12 +34,15 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     return island
 
 
+def shapes(*tensors: Tensor) -> str:
+    """Shapes of tensors as a message shows them: ``(3, 4) and (3, 5)``."""
+    return " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+
+
 def check_views(z1: Tensor, z2: Tensor) -> None:
     """Raise ``ValueError`` unless both views are (N, D) and alike."""
     if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(
-            f"views must share a shape (N, D), got {tuple(z1.shape)} and {tuple(z2.shape)}"
-        )
+        raise ValueError(f"views must share a shape (N, D), got {shapes(z1, z2)}")
 
 
 def check_positive(**values: float) -> None:
@@ -54,9 +55,7 @@ def check_positive(**values: float) -> None:
 def check_labels(rows: Tensor, target: Tensor) -> None:
     """Raise ``ValueError`` unless ``rows`` is (N, ...) with one integer label per row."""
     if rows.ndim != 2 or target.shape != rows.shape[:1]:
-        raise ValueError(
-            f"expected rows (N, .) with labels (N,), got {tuple(rows.shape)} and {tuple(target.shape)}"
-        )
+        raise ValueError(f"expected rows (N, .) with labels (N,), got {shapes(rows, target)}")
     if target.is_floating_point():
         raise ValueError(f"labels must be integers, got {target.dtype}")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sslgh.functional.checks import check_labels, in_float32
+from sslgh.functional.checks import check_labels, in_float32, shapes
 
 Convention = Literal["thresholds", "thirds"]
 GROUPS = ("many", "medium", "few")
@@ -68,7 +68,7 @@ def class_f1(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def shot_groups(
     counts: Tensor, *, convention: Convention = "thresholds", test_counts: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Which classes are many-, medium- and few-shot.
+    """Which classes are many-, medium- and few-shot: masks (C,); every class is in exactly one.
 
     Args:
         counts: Shape (C,), training images of each class.
@@ -76,10 +76,7 @@ def shot_groups(
             arXiv:1904.05160). ``thirds``: the classes in order of size, equal sizes in order of label, cut into three
             parts whose sizes differ by at most one, the larger parts first (CIFAR in the GH code: 34, 33, 33).
         test_counts: Shape (C,), test images of each class. A class without training and test images is a gap in
-            the labels and no class. None: not known, every class counts.
-
-    Returns:
-        For ``many``, ``medium`` and ``few`` a mask of shape (C,); every class is in exactly one, a gap in none.
+            the labels, in no group. None: not known, every class counts.
 
     Raises:
         ValueError: If ``counts`` is not (C,), ``test_counts`` has another shape, or the convention is unknown.
@@ -89,11 +86,20 @@ def shot_groups(
         tensor([False,  True, False,  True])
     """
     if counts.ndim != 1:
-        raise ValueError(f"counts must be (C,), got {tuple(counts.shape)}")
-    held = _held(counts, test_counts)
-    if convention == "thresholds":
-        many, few = counts > 100, (counts < 20) & held
-        return {"many": many, "medium": ~(many | few) & held, "few": few}
+        raise ValueError(f"counts must be (C,), got {shapes(counts)}")
+    held = torch.ones_like(counts, dtype=torch.bool)
+    if test_counts is not None:
+        if test_counts.shape != counts.shape:
+            found = shapes(counts, test_counts)
+            raise ValueError(f"counts and test_counts must share a shape (C,), got {found}")
+        held = (counts > 0) | (test_counts.to(counts.device) > 0)
+    if convention != "thresholds":
+        return _thirds(counts, held, convention)
+    many, few = counts > 100, (counts < 20) & held
+    return {"many": many, "medium": ~(many | few) & held, "few": few}
+
+
+def _thirds(counts: Tensor, held: Tensor, convention: str) -> dict[str, Tensor]:
     if convention != "thirds":
         raise ValueError(f"convention must be 'thresholds' or 'thirds', got '{convention}'")
     order = counts.argsort(descending=True, stable=True)
@@ -104,27 +110,8 @@ def shot_groups(
     }
 
 
-def _held(counts: Tensor, test_counts: Tensor | None) -> Tensor:
-    """Which classes there are; a mask of shape (C,)."""
-    if test_counts is None:
-        return torch.ones_like(counts, dtype=torch.bool)
-    if test_counts.shape != counts.shape:
-        raise ValueError(
-            f"counts and test_counts must share a shape (C,), got {tuple(counts.shape)} and "
-            f"{tuple(test_counts.shape)}"
-        )
-    return (counts > 0) | (test_counts.to(counts.device) > 0)
-
-
 def group_means(values: Tensor, groups: dict[str, Tensor]) -> dict[str, float | None]:
-    """Mean over the classes of each group, every class counting the same.
-
-    Args:
-        values: Shape (C,); a nan class is left out.
-        groups: Masks of shape (C,), as `shot_groups` gives them.
-
-    Returns:
-        The mean of each group, None for a group without a value. Waits for the device.
+    """Mean of values (C,) over the classes of each group, nan left out; None without a value. Waits for the device.
 
     Examples:
         >>> values = torch.tensor([1.0, 0.5, float("nan")])
@@ -161,9 +148,8 @@ def group_metrics(
         (0.5, 0.5, 0.85)
     """
     if accuracy.shape != test_counts.shape or accuracy.ndim != 1:
-        raise ValueError(
-            f"accuracy and test_counts must share a shape (C,), got {tuple(accuracy.shape)} and {tuple(test_counts.shape)}"
-        )
+        found = shapes(accuracy, test_counts)
+        raise ValueError(f"accuracy and test_counts must share a shape (C,), got {found}")
     accuracy = accuracy.double()
     means = group_means(accuracy, groups)
     present = [mean for mean in means.values() if mean is not None]
@@ -258,6 +244,5 @@ def class_tightness(z: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 def _check(predictions: Tensor, labels: Tensor) -> None:
     if predictions.shape != labels.shape or labels.ndim != 1:
-        raise ValueError(
-            f"predictions and labels must share a shape (N,), got {tuple(predictions.shape)} and {tuple(labels.shape)}"
-        )
+        found = shapes(predictions, labels)
+        raise ValueError(f"predictions and labels must share a shape (N,), got {found}")

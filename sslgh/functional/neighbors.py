@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sslgh.functional.checks import check_labels, check_positive, in_float32
+from sslgh.functional.checks import check_labels, check_positive, in_float32, shapes
 
 # Similarities held at once: 64 MiB of float32, whatever the size of the bank.
 CHUNK = 2**24
@@ -24,10 +24,10 @@ def nearest_neighbor_votes(
     temperature: float | None = None,
     leave_one_out: bool = False,
 ) -> Tensor:
-    """Share of the votes that every class gets from the nearest neighbors of a query.
+    """Share of the votes that every class gets from the nearest neighbors of a query, shape (Q, C), float32.
 
-    With a temperature a neighbor votes with exp(cosine / temperature) (Wu et al.,
-    arXiv:1805.01978, section 3.4, which uses 0.1 and 200 neighbors), without one all votes count the same.
+    With a temperature a neighbor votes with exp(cosine / temperature) (Wu et al., arXiv:1805.01978, section 3.4,
+    which uses 0.1 and 200 neighbors), without one all votes count the same.
 
     Args:
         queries: Shape (Q, F). Need not be normalized.
@@ -38,9 +38,6 @@ def nearest_neighbor_votes(
         temperature: Divides the cosine; positive, or None for equal votes.
         leave_one_out: Queries are the bank, row by row, and none votes for itself.
 
-    Returns:
-        Shape (Q, C), float32; rows sum to 1.
-
     Raises:
         ValueError: If shapes disagree or ``neighbors`` or ``temperature`` is out of range.
 
@@ -48,48 +45,31 @@ def nearest_neighbor_votes(
         Of the three rows nearest to (1, 0) one has label 0 and two have label 1:
 
         >>> bank = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.2], [0.0, 1.0]])
-        >>> labels = torch.tensor([0, 1, 1, 0])
-        >>> nearest_neighbor_votes(torch.tensor([[1.0, 0.0]]), bank, labels, num_classes=2, neighbors=3)
+        >>> query, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([0, 1, 1, 0])
+        >>> nearest_neighbor_votes(query, bank, labels, num_classes=2, neighbors=3)
         tensor([[0.3333, 0.6667]])
     """
-    _check(queries, bank, labels, neighbors, temperature)
+    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
+        raise ValueError(f"queries and bank must be (Q, F) and (N, F), got {shapes(queries, bank)}")
+    check_labels(bank, labels)
+    if not 1 <= neighbors <= len(bank):
+        raise ValueError(f"neighbors must lie in 1..{len(bank)}, the bank's size, got {neighbors}")
+    if temperature is not None:
+        check_positive(temperature=temperature)
     if leave_one_out and (len(queries) != len(bank) or neighbors == len(bank)):
         raise ValueError(
             f"leave_one_out needs the bank as queries and a neighbor less than its {len(bank)} rows, "
             f"got {len(queries)} queries and {neighbors} neighbors"
         )
-    bank = normalize(bank, dim=1)
-    queries = normalize(queries, dim=1)
+    bank, queries = normalize(bank), normalize(queries)
     rows = max(1, CHUNK // len(bank))
-    votes = []
+    votes = queries.new_zeros(len(queries), num_classes)
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ bank.T
         if leave_one_out:
             similarity.diagonal(start).fill_(-torch.inf)
-        votes.append(_votes(similarity, labels, num_classes, neighbors, temperature))
-    return torch.cat(votes) if votes else queries.new_zeros(0, num_classes)
-
-
-def _votes(
-    similarity: Tensor, labels: Tensor, num_classes: int, neighbors: int, temperature: float | None
-) -> Tensor:
-    nearest, rows = similarity.topk(neighbors, dim=1)
-    weight = torch.ones_like(nearest) if temperature is None else (nearest / temperature).softmax(1)
-    votes = weight.new_zeros(len(similarity), num_classes).scatter_add(1, labels[rows], weight)
+        nearest, index = similarity.topk(neighbors, dim=1)
+        equal = torch.ones_like(nearest)
+        weight = equal if temperature is None else (nearest / temperature).softmax(1)
+        votes[start : start + rows].scatter_add_(1, labels[index], weight)
     return votes / votes.sum(1, keepdim=True)
-
-
-def _check(
-    queries: Tensor, bank: Tensor, labels: Tensor, neighbors: int, temperature: float | None
-) -> None:
-    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
-        raise ValueError(
-            f"queries and bank must be (Q, F) and (N, F), got {tuple(queries.shape)} and {tuple(bank.shape)}"
-        )
-    check_labels(bank, labels)
-    if not 1 <= neighbors <= len(bank):
-        raise ValueError(
-            f"neighbors must lie in 1..{len(bank)}, the size of the bank, got {neighbors}"
-        )
-    if temperature is not None:
-        check_positive(temperature=temperature)

@@ -19,28 +19,22 @@ Gather = Callable[[Tensor], tuple[Tensor, int]]
 def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, gather: Gather | None = None) -> Tensor:
     """Normalized temperature-scaled cross-entropy (SimCLR, eq. 1, arXiv:2002.05709).
 
-    Row i of ``z1`` and row i of ``z2`` embed the same image; every other row of either view,
-    on any rank, is a negative.
+    Row i of ``z1`` and row i of ``z2`` embed the same image; every other row of either view, on any rank, is a
+    negative. Shape (N,): for each image the mean over its two anchors. The caller weighs and averages.
 
     Args:
         z1: First view, shape (N, D). Need not be normalized.
         z2: Second view, shape (N, D).
         temperature: Divides the cosine similarities; positive.
-        gather: Stacks a tensor over all ranks and returns which row is this rank's
-            first. Gradients must flow through it. None: this rank alone.
-
-    Returns:
-        Shape (N,): for each image the mean over its two anchors. The caller weighs and averages.
+        gather: Stacks a tensor over all ranks, with gradient, and returns this rank's first row; None: one rank alone.
 
     Raises:
         ValueError: If the views differ in shape or ``temperature`` is not positive.
 
     Examples:
-        Two identical images cannot be distinguished, so each of the 3 candidates is equally
-        likely and the loss is log 3:
+        Of two identical images each of the 3 candidates is equally likely, so that the loss is log 3:
 
-        >>> same = torch.ones(2, 8)
-        >>> nt_xent(same, same, temperature=0.5)
+        >>> nt_xent(torch.ones(2, 8), torch.ones(2, 8), temperature=0.5)
         tensor([1.0986, 1.0986])
     """
     check_views(z1, z2)
@@ -49,7 +43,6 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, gather: Gather | None
     gathered, first = gather(local) if gather else (local, 0)
     candidates = torch.cat(gathered.chunk(2, dim=1))  # (2M, D)
     anchors = torch.cat(local.chunk(2, dim=1))  # (2N, D)
-
     row = torch.arange(first, first + len(z1), device=z1.device)
     itself = torch.cat([row, row + len(gathered)])
     positive = itself.roll(len(z1))
