@@ -37,14 +37,6 @@ class LoadedImage(NamedTuple):
 def load_or_replace(images: ImageSet, key: SampleKey, *, seed: int) -> LoadedImage:
     """The image of a key, or another one if it cannot be read.
 
-    Which one depends on the seed, the key and the files that are broken, not on what was shown
-    before. Its views differ from the ones that it has in the same epoch anyway.
-
-    Args:
-        images: The training set.
-        key: Key of the sample, by `ResumableBatchSampler`.
-        seed: Random seed of the run.
-
     Raises:
         DataError: If none of the 100 images that were drawn can be read either.
     """
@@ -55,6 +47,7 @@ def load_or_replace(images: ImageSet, key: SampleKey, *, seed: int) -> LoadedIma
 
 
 def _replacement(images: ImageSet, key: SampleKey, seed: int) -> LoadedImage:
+    """Another image, a function of the seed, the key and the broken files; its views are seen nowhere else."""
     generator = rng_for(seed, SUBSTITUTE, key.epoch, key.index, key.repeat)
     drawn = generator.integers(len(images), size=TRIES).tolist()
     # Two broken images may draw the same replacement: each shows a view of its own.

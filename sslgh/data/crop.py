@@ -26,14 +26,8 @@ def random_box(
     """Box of a random resized crop: left, top, right, bottom.
 
     The distribution is that of torchvision's ``RandomResizedCrop.get_params``: ten attempts at an
-    area (share of the image) and a log-uniform aspect, then the central crop of the nearest aspect.
-
-    Args:
-        width: Width of the image (pixels).
-        height: Height of the image (pixels).
-        random_params: ``CROP_PARAMS`` uniform numbers in [0, 1).
-        scale: Range of the area (share).
-        ratio: Range of width over height.
+    area (``scale``: share of the image) and a log-uniform aspect (``ratio``: width over height), then the
+    central crop of the nearest aspect. ``random_params``: ``CROP_PARAMS`` uniform numbers in [0, 1).
 
     Examples:
         >>> random_box(8, 4, [0.5] * CROP_PARAMS, scale=(1, 1), ratio=(2, 2))

@@ -59,10 +59,8 @@ class ImageSet:
             raise ValueError(f"{len(self.images)} images need as many names, got {len(self.names)}")
         if (self.labels is None) != (not self.class_names):
             raise ValueError("labels and class_names go together: give both or neither")
-        if self.labels is not None:
-            self._check_labels(self.labels)
-
-    def _check_labels(self, labels: NDArray[np.int64]) -> None:
+        if (labels := self.labels) is None:
+            return
         if labels.shape != (len(self),):
             raise ValueError(f"labels must have the shape ({len(self)},), got {labels.shape}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):

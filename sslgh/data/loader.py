@@ -29,18 +29,10 @@ SHARED_MEMORY = Path("/dev/shm")
 def view_loader(
     images: ImageSet, data: Data, *, size: int, seed: int, order: ResumableBatchSampler
 ) -> DataLoader[Any]:
-    """Each `PretrainBatch` of this rank.
+    """Each `PretrainBatch` of this rank, with S = ``size`` pixels; not to be prepared by Accelerate.
 
     One pass goes over the whole rest of the run, with the same workers throughout. What it gives
-    depends on the seed and the order, not on the number of workers. It is this rank's shard already:
-    do not let Accelerate prepare it.
-
-    Args:
-        images: The training set.
-        data: Augmentation and number of workers.
-        size: S (pixels).
-        seed: Random seed of the run.
-        order: Batches of this rank.
+    depends on the seed and the order, not on the number of workers.
 
     Raises:
         DataError: While iterating, if hardly any image can be read, from workers too.
@@ -139,20 +131,17 @@ def _end_workers_at_exit() -> None:
 
 
 def num_workers(data: Data, *, in_memory: bool, batch_bytes: float | None = None) -> int:
-    """Number of loader workers of this process.
-
-    ``data.workers``, or none for images in memory, or one per available core of this process's share of
-    the machine, at most 8, as far as shared memory holds their batches.
-
-    Args:
-        data: Data section of the recipe.
-        in_memory: Whether the images are in memory.
-        batch_bytes: Size of a batch in shared memory; None: not limited by it.
-    """
+    """Number of loader workers of this process: ``data.workers``, or none for images in memory, or `_free_workers`."""
     if data.workers is not None:
         return data.workers
-    if in_memory:
-        return 0
+    return 0 if in_memory else _free_workers(batch_bytes)
+
+
+def _free_workers(batch_bytes: float | None) -> int:
+    """One worker per available core of this process's share of the machine.
+
+    At most 8, and as far as shared memory holds their batches of ``batch_bytes``.
+    """
     share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = min(MAX_WORKERS, max(1, share))
     if batch_bytes is None or not SHARED_MEMORY.is_dir():

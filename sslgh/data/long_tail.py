@@ -57,8 +57,8 @@ def select_long_tail(
     """
     have = np.bincount(labels, minlength=len(class_names))
     need = _sizes(have, settings)
-    if settings.profile != "natural":
-        _check(need, have, settings, class_names)
+    if settings.profile != "natural" and (need.min() < 1 or (have < need).any()):
+        raise _too_few(need, have, settings, class_names)
     generator = np.random.RandomState(settings.seed)
     kept = []
     for label, size in enumerate(need):
@@ -82,21 +82,22 @@ def _sizes(have: Integers, settings: LongTail) -> Integers:
     return sizes
 
 
-def _check(need: Integers, have: Integers, settings: LongTail, class_names: Sequence[str]) -> None:
+def _too_few(
+    need: Integers, have: Integers, settings: LongTail, class_names: Sequence[str]
+) -> DataError:
     empty = np.flatnonzero(need < 1)
     if len(empty):
-        raise DataError(
+        return DataError(
             f"data.long_tail would leave class '{class_names[empty[0]]}' without an image "
             f"({len(empty)} classes in all; the largest gets {need.max()}, imbalance "
             f"{settings.imbalance:g}); lower data.long_tail.imbalance or raise max_per_class"
         )
     short = np.flatnonzero(have < need)
-    if len(short):
-        first = short[0]
-        raise DataError(
-            f"data.long_tail needs {need[first]} images of class '{class_names[first]}', which holds "
-            f"{have[first]} ({len(short)} of {len(have)} classes are short); {_advice(have, settings)}"
-        )
+    first = short[0]
+    return DataError(
+        f"data.long_tail needs {need[first]} images of class '{class_names[first]}', which holds "
+        f"{have[first]} ({len(short)} of {len(have)} classes are short); {_advice(have, settings)}"
+    )
 
 
 def _advice(have: Integers, settings: LongTail) -> str:

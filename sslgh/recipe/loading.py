@@ -48,11 +48,7 @@ def _gh_twin(path: Path) -> dict[str, Any]:
 
 
 def make_recipe(settings: Mapping[str, Any], *, source: str = "") -> Recipe:
-    """Check settings that were read or built elsewhere.
-
-    Raises:
-        RecipeError: As :func:`load_recipe`.
-    """
+    """Check settings that were read or built elsewhere; raises as `load_recipe`."""
     try:
         return _validate(Recipe, settings)
     except ValidationError as error:
@@ -72,14 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Set ``a.b=c`` in a nested mapping.
-
-    Args:
-        settings: Not changed.
-        overrides: Each ``key.path=value``.
-
-    Returns:
-        A changed copy.
+    """A copy of a nested mapping with each ``a.b=c`` set.
 
     Raises:
         RecipeError: If an override is not of that form or goes through a value.
@@ -126,13 +115,7 @@ def check_arguments(
         functions: Classes or functions with keyword-only arguments.
         arguments: The block, without its name.
         given: Keywords that do not come from the block.
-        prefix: Key path of the block.
-
-    Returns:
-        The arguments, converted to their types.
-
-    Raises:
-        RecipeError: With the same messages as the rest of the recipe.
+        prefix: Key path of the block, for the message of a RecipeError.
     """
     given = set(given)
     fields: dict[str, Any] = {
@@ -150,16 +133,7 @@ def check_arguments(
 
 
 def check_block(model: type[Block], settings: Mapping[str, Any], *, prefix: str) -> Block:
-    """Check one block of a recipe.
-
-    Args:
-        model: Schema of the block.
-        settings: Keys and values of the block.
-        prefix: Key path of the block.
-
-    Raises:
-        RecipeError: As :func:`load_recipe`.
-    """
+    """Check one block of a recipe, whose key path is ``prefix``; raises as `load_recipe`."""
     try:
         return _validate(model, settings)
     except ValidationError as error:
