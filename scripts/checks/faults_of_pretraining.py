@@ -127,7 +127,7 @@ FAULTS = [
     Fault("one random number more", "data/augment.py", "rng.random((num_views, width), dtype", "rng.random((num_views, width + 1), dtype", "data/test_datasets.py"),
     Fault("local crops drawn as the full views", "data/datasets.py", "rng_for(self.seed, LOCAL, key.epoch", "rng_for(self.seed, VIEWS, key.epoch", "data/test_datasets.py"),
     Fault("local crops of a full scale", "data/datasets.py", "crop_params, self.augment.local_scale", "crop_params, self.augment.crop_scale", "data/test_datasets.py"),
-    Fault("new operation moves the numbers of others", "data/augment.py", "    blocks += [[column] for column in _NEW]\n", "    blocks[-1] = [*_NEW, *blocks[-1]]\n", "data/test_augment.py"),
+    Fault("new operation moves the numbers of others", "data/augment.py", "len(_SECOND), *[1] * len(_NEW))\n_LOCAL", "len(_SECOND) + len(_NEW))\n_LOCAL", "data/test_augment.py"),
     Fault("local crops not counted in shared memory", "data/loader.py", "2 * size**2 + data.augment.local_crops * dataset.local_size**2", "2 * size**2", "data/test_loader.py"),
     Fault("subset before the long tail", "data/sources.py", "    if data.long_tail is not None:\n        images = _long_tailed(images, data)\n    if data.subset is not None:\n        images = images.subset(read_positions(data.subset, len(images)))\n", "    if data.subset is not None:\n        images = images.subset(read_positions(data.subset, len(images)))\n    if data.long_tail is not None:\n        images = _long_tailed(images, data)\n", "data/test_sources.py -k subset"),
     Fault("position past the end", "data/sources.py", "int(line) < num_images", "int(line) <= num_images", "data/test_sources.py -k subset"),

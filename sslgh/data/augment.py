@@ -190,6 +190,10 @@ _JITTER = COLUMNS["ColorJitter"]
 _FIRST = [*COLUMNS["Flip"], _JITTER[0], *COLUMNS["Grayscale"], *COLUMNS["Blur"], *_JITTER[1:]]
 _SECOND = [*COLUMNS["Solarize"], *COLUMNS["RandAugment"]]
 _NEW = [column for column in range(NUM_PARAMS) if column not in {*_FIRST, *_SECOND}]
+_PLACES = CROP_PARAMS + np.argsort([*_FIRST, *_SECOND, *_NEW])  # of the columns, when drawn
+# Numbers per view that are drawn for all views at a time; those of the crop come first.
+_BLOCKS = (CROP_PARAMS + len(_FIRST), len(_SECOND), *[1] * len(_NEW))
+_LOCAL_BLOCKS = (CROP_PARAMS + len(_FIRST) + len(_SECOND), *[1] * len(_NEW))
 
 
 def draw_params(
@@ -206,14 +210,10 @@ def draw_params(
         The numbers of the crops, float32 (V, ``CROP_PARAMS``), and of the augmentation, float32
         (V, ``NUM_PARAMS``).
     """
-    blocks = [[*_FIRST, *_SECOND]] if local else [_FIRST, _SECOND]
-    blocks += [[column] for column in _NEW]
-    widths = [len(blocks[0]) + CROP_PARAMS, *map(len, blocks[1:])]
-    drawn = [rng.random((num_views, width), dtype=np.float32) for width in widths]
-    params = np.empty((num_views, NUM_PARAMS), dtype=np.float32)
-    for columns, numbers in zip(blocks, drawn, strict=True):
-        params[:, columns] = numbers[:, -len(columns) :]
-    return drawn[0][:, :CROP_PARAMS], params
+    widths = _LOCAL_BLOCKS if local else _BLOCKS
+    blocks = [rng.random((num_views, width), dtype=np.float32) for width in widths]
+    drawn = np.concatenate(blocks, axis=1)
+    return drawn[:, :CROP_PARAMS], drawn.take(_PLACES, axis=1)
 
 
 def normalize(images: Tensor) -> Tensor:
