@@ -34,7 +34,7 @@ def local_side(augment: Augment, size: int) -> int:
 
 
 class PretrainBatch(NamedTuple):
-    """Samples of pretraining, N in a batch; a single sample has the same fields without N.
+    """Samples of pretraining, N in a batch; a single sample has the same fields without N, and numbers for ().
 
     ``augment_views`` turns crops and their random numbers into views.
 
@@ -57,7 +57,7 @@ class PretrainBatch(NamedTuple):
 
 
 class SupervisedBatch(NamedTuple):
-    """Samples of supervised training, N in a batch; a single sample has the same fields without N.
+    """Samples of supervised training, N in a batch; a single sample has the same fields without N, and numbers for ().
 
     ``normalize`` readies the view for the network, ``augment_views`` the crops.
 
@@ -108,7 +108,8 @@ class PretrainDataset(Dataset[PretrainBatch]):
     def __getitem__(self, key: SampleKey) -> PretrainBatch:
         image, key, broken = load_or_replace(self.images, key, seed=self.seed)
         crops, local_crops = self.crops(image, key), self._local_crops(image, key)
-        return PretrainBatch(*crops, *local_crops, torch.tensor(key.index), torch.tensor(broken))
+        # The loader makes tensors of the two numbers, one per batch instead of one per sample.
+        return PretrainBatch(*crops, *local_crops, key.index, broken)  # type: ignore[arg-type]
 
     def crops(self, image: Image.Image, key: SampleKey) -> tuple[Tensor, Tensor]:
         """Full crops of a loaded image, and the random numbers of their augmentation."""
@@ -191,8 +192,8 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
             params = torch.empty(0, NUM_PARAMS)
         else:
             crops, params = self.crops.crops(image, key)
-        target = self.labels[key.index]
-        return SupervisedBatch(view, crops, params, *map(torch.tensor, (target, key.index, broken)))
+        numbers = self.labels[key.index], key.index, broken
+        return SupervisedBatch(view, crops, params, *numbers)  # type: ignore[arg-type]
 
 
 class EvalDataset(Dataset[tuple[Tensor, int]]):
