@@ -183,7 +183,6 @@ FAULTS = [
     Fault("distances of unnormalized embeddings", "engine/monitor/labels.py", "F.normalize(z.float())", "z.float()", "engine/monitor/test_labels.py"),
     Fault("places not shared by the classes", "engine/monitor/labels.py", "np.arange(count) * len(positions) // count", "np.arange(count)", "engine/monitor/test_labels.py"),
     Fault("purity turned round", "engine/monitor/labels.py", "purity(surrogate + 1, labels)", "purity(labels, surrogate + 1)", "engine/monitor/test_labels.py"),
-    Fault("advice of scikit-learn passed on", "engine/monitor/labels.py", "warnings.simplefilter(\"ignore\", UserWarning)", "pass", "engine/monitor/test_labels.py"),
     Fault("shares of the classes ignored", "engine/monitor/labels.py", "scores + self.shares.log()", "scores", "engine/monitor/test_online_probe.py"),
     Fault("probe of one process", "engine/monitor/labels.py", "features, _ = gather(features.detach().float())", "features = features.detach().float()", "engine/monitor/test_online_probe.py"),
     Fault("spread counts the whole step", "engine/monitor/labels.py", "(1 - share) * change.square()", "change.square()", "engine/monitor/test_online_probe.py"),
