@@ -26,16 +26,9 @@ def dist_info() -> DistInfo:
 
 
 def gather(tensor: Tensor) -> tuple[Tensor, int]:
-    """Stack the rows of all ranks, with gradient. Collective: call it on every rank.
+    """Stack the rows (N, ...) of all ranks to (M, ...), and the place of the first local row. Collective: call it on every rank.
 
-    The number of rows may differ between ranks. The backward sums the gradients of all ranks,
-    as the same row enters the loss of each.
-
-    Args:
-        tensor: Shape (N, ...); all dimensions but N are equal on all ranks.
-
-    Returns:
-        The stack (M, ...) in rank order, and the position of this rank's first row.
+    N may differ between ranks. The backward sums the gradients of all ranks: a row enters the loss of each.
     """
     if dist_info().size == 1:
         return tensor, 0
@@ -65,18 +58,10 @@ class _Gather(torch.autograd.Function):
 
 
 def weighted_mean(per_sample: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean over the samples of all ranks, once DDP has averaged the gradients.
+    """Weighted mean of losses (N,) over all ranks, once DDP has averaged. Collective: call it on every rank.
 
-    The local sum is divided by the mean over ranks of the summed weights: DDP divides by the
-    number of ranks P, so dividing by the global sum would leave 1/P of the gradient. Collective:
-    call it on every rank.
-
-    Args:
-        per_sample: Losses of the local samples, shape (N,).
-        weights: Instance weights, shape (N,); None: all ones.
-
-    Returns:
-        Shape (): this rank's share. Its mean over ranks is the global weighted mean.
+    The local sum is divided by the mean over ranks of the summed weights (N,): DDP divides by the number of
+    ranks P, so that dividing by the global sum would leave 1/P of the gradient.
 
     Examples:
         >>> weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.0]))

@@ -10,6 +10,7 @@ from sslgh import __version__
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
 from sslgh.data import MEAN, STD
+from sslgh.distributed import dist_info
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
 from sslgh.methods.queue import Queue
@@ -54,7 +55,7 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     method = kind(backbone, spec.build(backbone, **shape), **arguments)
     if isinstance(queue := getattr(method, "queue", None), Queue):
         queue.check(recipe.train.batch_size)
-    if settings.batch_norm == "global":
+    if settings.batch_norm == "global" and dist_info().size > 1:
         use_global_batch_norm(method)
     return method
 
@@ -175,7 +176,7 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     for name in OBJECTIVES[settings.objective].contrast_heads:
         heads[name] = contrast_head(features, hidden=shape.hidden or 512, out=shape.out or 128)
     network = Network(backbone, classifier, **heads, freeze=settings.freeze)
-    if recipe.model.batch_norm == "global":
+    if recipe.model.batch_norm == "global" and dist_info().size > 1:
         use_global_batch_norm(network)
     return network
 

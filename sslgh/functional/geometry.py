@@ -14,14 +14,9 @@ from sslgh.functional.checks import check_positive, check_views, in_float32, sha
 
 @in_float32
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
-    """Mean squared distance of two views on the sphere, shape () (arXiv:2005.10242, section 4.1, alpha 2).
+    """Mean squared distance of two views (N, D) on the sphere, shape () (arXiv:2005.10242, section 4.1, alpha 2).
 
-    Args:
-        z1: First view, shape (N, D).
-        z2: Second view, shape (N, D).
-
-    Raises:
-        ValueError: If the views differ in shape.
+    From 0 (views agree) to 4 (opposite). ValueError if the views differ in shape.
 
     Examples:
         One image whose views are at a right angle, one whose views agree:
@@ -35,16 +30,10 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
 
 @in_float32
 def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
-    """Logarithm of the mean Gaussian potential exp(-t |z_i - z_j|^2) over pairs of images (arXiv:2005.10242, section 4.1).
+    """Logarithm of the mean Gaussian potential of two images z (N, D), shape () (arXiv:2005.10242, section 4.1).
 
-    Shape (), from -4t (two opposite points) to 0 (one point); near -2t for images spread evenly in many dimensions.
-
-    Args:
-        z: Embeddings, shape (N, D).
-        t: The paper's t; positive.
-
-    Raises:
-        ValueError: If there is no pair, or ``t`` is not positive.
+    log mean exp(-t |z_i - z_j|^2), from -4t (two opposite points) to 0 (one point); near -2t for images spread
+    evenly in many dimensions. ValueError if there is no pair, or ``t`` is not positive.
 
     Examples:
         >>> uniformity(torch.eye(2))  # a right angle: squared distance 2
@@ -61,16 +50,10 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
 @in_float32
 def inter_class_uniformity(means: Tensor) -> Tensor:
-    """Mean distance of every class to the others, shape (C,), from 0 to 2.
+    """Mean distance of every class mean (C, D) to the others, shape (C,), from 0 to 2; larger is better.
 
-    Its mean is U = 1/(C(C-1)) sum_i sum_{j != i} |m_i - m_j| of GH (arXiv:2310.17622) and TSC (arXiv:2111.13998);
-    larger is better. Recalled, not read: that the means lie on the sphere is TSC's as we remember it.
-
-    Args:
-        means: Class means, shape (C, D).
-
-    Raises:
-        ValueError: If there are fewer than two classes.
+    Its mean is U = 1/(C(C-1)) sum_i sum_{j != i} |m_i - m_j| of GH (arXiv:2310.17622) and TSC (arXiv:2111.13998),
+    recalled, not read: that the means lie on the sphere is TSC's as we remember it. ValueError for C < 2.
 
     Examples:
         >>> inter_class_uniformity(torch.tensor([[2.0, 0.0], [-1.0, 3**0.5], [-1.0, -(3**0.5)]]))
@@ -81,16 +64,10 @@ def inter_class_uniformity(means: Tensor) -> Tensor:
 
 @in_float32
 def neighborhood_uniformity(means: Tensor, neighbors: int) -> Tensor:
-    """Mean distance of every class to its nearest classes, shape (C,), from 0 to 2.
+    """Mean distance of every class mean (C, D) to its k nearest ``neighbors``, shape (C,), from 0 to 2.
 
-    Its mean is U_k = 1/(Ck) sum_i min_{j_1..j_k} sum_l |m_i - m_{j_l}|; recalled like `inter_class_uniformity`.
-
-    Args:
-        means: Class means, shape (C, D).
-        neighbors: Number of nearest classes k, from 1 to C - 1.
-
-    Raises:
-        ValueError: If there are fewer than two classes or ``neighbors`` is out of range.
+    Its mean is U_k = 1/(Ck) sum_i min_{j_1..j_k} sum_l |m_i - m_{j_l}|, recalled like `inter_class_uniformity`.
+    ValueError unless 1 <= k < C.
 
     Examples:
         >>> neighborhood_uniformity(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 1)
@@ -114,16 +91,11 @@ def _distances(means: Tensor) -> Tensor:
 @torch.no_grad()
 @in_float32
 def effective_rank(z: Tensor) -> Tensor:
-    """Exponential of the entropy of the normalized singular values (RankMe, arXiv:2210.02885).
+    """Exponential of the entropy of the normalized singular values of z (N, D) (RankMe, arXiv:2210.02885).
 
-    Shape (), from 1 (one direction, or zeros) to min(N, D); nan where a row is not finite. On CUDA this waits for
-    the device. As in the paper rows are neither centered nor normalized, but 0 log 0 is 0 instead of adding 1e-7.
-
-    Args:
-        z: Embeddings, shape (N, D).
-
-    Raises:
-        ValueError: If ``z`` is not (N, D) with at least one number.
+    Shape (), from 1 (one direction, or zeros) to min(N, D); nan where a row is not finite. As in the paper rows are
+    neither centered nor normalized, but 0 log 0 is 0 instead of adding 1e-7. On CUDA this waits for the device.
+    ValueError if N or D is 0.
 
     Examples:
         Two axes used equally, then as 4 to 1: the entropy of 4/5 and 1/5 is log 5 - 4/5 log 4.

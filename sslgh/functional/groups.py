@@ -18,15 +18,12 @@ STD_DDOF = 1
 
 
 def class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Share of the images of each class that are predicted as that class.
+    """Share of each class's images that are predicted as it, shape (C,), float64; nan for a class without images.
 
     Args:
-        predictions: Shape (N,), predicted classes.
-        labels: Shape (N,), true classes in [0, C).
+        predictions: Predicted classes, shape (N,).
+        labels: True classes in [0, C), shape (N,).
         num_classes: C.
-
-    Returns:
-        Shape (C,), float64; nan for a class without images.
 
     Raises:
         ValueError: If the shapes differ.
@@ -72,11 +69,10 @@ def shot_groups(
 
     Args:
         counts: Shape (C,), training images of each class.
-        convention: ``thresholds``: more than 100, 20 to 100, fewer than 20 images (Liu et al.,
-            arXiv:1904.05160). ``thirds``: the classes in order of size, equal sizes in order of label, cut into three
-            parts whose sizes differ by at most one, the larger parts first (CIFAR in the GH code: 34, 33, 33).
-        test_counts: Shape (C,), test images of each class. A class without training and test images is a gap in
-            the labels, in no group. None: not known, every class counts.
+        convention: ``thresholds``: more than 100, 20 to 100, fewer than 20 images (Liu et al., arXiv:1904.05160).
+            ``thirds``: the classes by size, then by label, cut into three parts (CIFAR in the GH code: 34, 33, 33).
+        test_counts: Shape (C,), test images of each class; a class without any images is a gap in the labels, in
+            no group. None: every class counts.
 
     Raises:
         ValueError: If ``counts`` is not (C,), ``test_counts`` has another shape, or the convention is unknown.

@@ -26,16 +26,14 @@ def nearest_neighbor_votes(
 ) -> Tensor:
     """Share of the votes that every class gets from the nearest neighbors of a query, shape (Q, C), float32.
 
-    With a temperature a neighbor votes with exp(cosine / temperature) (Wu et al., arXiv:1805.01978, section 3.4,
-    which uses 0.1 and 200 neighbors), without one all votes count the same.
-
     Args:
         queries: Shape (Q, F). Need not be normalized.
         bank: Shape (N, F), the labeled rows that vote.
         labels: Shape (N,), integers in [0, C).
         num_classes: C.
-        neighbors: How many rows vote; at most N, less one with ``leave_one_out``.
-        temperature: Divides the cosine; positive, or None for equal votes.
+        neighbors: How many rows vote.
+        temperature: Positive; a vote is exp(cosine / temperature) (Wu et al., arXiv:1805.01978, section 3.4, with
+            0.1 and 200 neighbors). None: equal votes.
         leave_one_out: Queries are the bank, row by row, and none votes for itself.
 
     Raises:
@@ -49,18 +47,16 @@ def nearest_neighbor_votes(
         >>> nearest_neighbor_votes(query, bank, labels, num_classes=2, neighbors=3)
         tensor([[0.3333, 0.6667]])
     """
+    most = len(bank) - 1 if leave_one_out else len(bank)
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
         raise ValueError(f"queries and bank must be (Q, F) and (N, F), got {shapes(queries, bank)}")
     check_labels(bank, labels)
-    if not 1 <= neighbors <= len(bank):
-        raise ValueError(f"neighbors must lie in 1..{len(bank)}, the bank's size, got {neighbors}")
+    if not 1 <= neighbors <= most:
+        raise ValueError(f"neighbors must lie in 1..{most}, the rows that vote, got {neighbors}")
     if temperature is not None:
         check_positive(temperature=temperature)
-    if leave_one_out and (len(queries) != len(bank) or neighbors == len(bank)):
-        raise ValueError(
-            f"leave_one_out needs the bank as queries and a neighbor less than its {len(bank)} rows, "
-            f"got {len(queries)} queries and {neighbors} neighbors"
-        )
+    if leave_one_out and len(queries) != len(bank):
+        raise ValueError(f"leave_one_out needs the bank as queries, got {shapes(queries, bank)}")
     bank, queries = normalize(bank), normalize(queries)
     rows = max(1, CHUNK // len(bank))
     votes = queries.new_zeros(len(queries), num_classes)
@@ -69,7 +65,6 @@ def nearest_neighbor_votes(
         if leave_one_out:
             similarity.diagonal(start).fill_(-torch.inf)
         nearest, index = similarity.topk(neighbors, dim=1)
-        equal = torch.ones_like(nearest)
-        weight = equal if temperature is None else (nearest / temperature).softmax(1)
+        weight = (nearest / temperature).softmax(1) if temperature else torch.ones_like(nearest)
         votes[start : start + rows].scatter_add_(1, labels[index], weight)
     return votes / votes.sum(1, keepdim=True)

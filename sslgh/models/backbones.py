@@ -1,13 +1,20 @@
 """Backbones by name: images (N, 3, H, W) to features (N, F)."""
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sslgh.models.cifar_resnet import BLOCKS, CifarResNet
 from sslgh.models.patch_backbones import FAMILIES, build_patched, patch_for, resize_patched
-from sslgh.models.resnet import LAYERS, ScaledResNet
 
+LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
 TIMM, TORCHVISION = "timm:", "torchvision:"
 OURS = (*LAYERS, *BLOCKS)
 
@@ -21,64 +28,87 @@ def build_backbone(
     image_size: int | None = None,
     pretrained: bool = False,
 ) -> nn.Module:
-    """A backbone without its classifier.
+    """A backbone without its classifier, with attribute ``num_features`` (F).
 
     Args:
         name: resnet18, resnet34, resnet50 (with ``stem`` and ``width``), resnet20, resnet32, resnet56
             (CIFAR's, with ``width``), vit_tiny, vit_small, vit_base, vit_large, swin_tiny, convnext_tiny
-            (with ``patch``), ``timm:NAME`` or ``torchvision:NAME``.
-        stem: "cifar" or "imagenet"; of resnet18, resnet34 and resnet50.
-        width: Channel multiplier; of all the ResNets named above.
-        patch: Side of a patch (pixels), or None for one that suits the image; of ViT, Swin and ConvNeXt.
+            (with ``patch``), ``timm:NAME`` or ``torchvision:NAME`` (with ``pretrained``).
+        stem: "cifar" or "imagenet".
+        width: Channel multiplier.
+        patch: Side of a patch (pixels), or None for one that suits the image.
         image_size: Side of the input (pixels), for transformers that must know it.
-        pretrained: Load the library's default weights (timm:, torchvision:; needs a network
-            or a warm cache).
-
-    Returns:
-        A module with attribute ``num_features`` (F).
+        pretrained: Load the library's default weights, from the network or a warm cache.
 
     Raises:
         ValueError: If the name is unknown or an option does not apply.
     """
-    _check_options(name, stem, width, patch, pretrained)
-    if name in LAYERS:
+    if name in LAYERS and patch is None and not pretrained:
         return ScaledResNet(name, stem=stem, width=width)
-    if name in BLOCKS:
+    if name in BLOCKS and patch is None and not pretrained and stem == "cifar":
         return CifarResNet(name, width=width)
-    if name in FAMILIES:
+    if name in FAMILIES and width == 1.0 and not pretrained:
         return build_patched(name, patch=patch, image_size=image_size)
-    if name.startswith(TIMM):
+    if name.startswith(TIMM) and width == 1.0 and patch is None:
         return _timm(name.removeprefix(TIMM), image_size, pretrained)
-    return _torchvision(name.removeprefix(TORCHVISION), pretrained)
+    if name.startswith(TORCHVISION) and width == 1.0 and patch is None:
+        return _torchvision(name.removeprefix(TORCHVISION), pretrained)
+    raise ValueError(_misfit(name, stem, width, patch))
 
 
-def _check_options(name: str, stem: str, width: float, patch: int | None, pretrained: bool) -> None:
-    library = name.startswith((TIMM, TORCHVISION))
-    if not library and name not in (*OURS, *FAMILIES):
-        raise ValueError(
-            f"unknown backbone {name!r}; use {', '.join((*OURS, *FAMILIES))}, timm:NAME or torchvision:NAME"
-        )
+class ScaledResNet(ResNet):  # type: ignore[misc]
+    """ResNet (arXiv:1512.03385) without classifier: (N, 3, H, W) -> (N, F).
+
+    Args:
+        name: A key of ``LAYERS``.
+        stem: "imagenet": 7x7 stride 2 and pooling; "cifar": 3x3 stride 1 without pooling, as
+            the GH code has it for 32 pixels.
+        width: Multiplier of all channels, rounded to multiples of 8 where below 1.
+    """
+
+    def __init__(self, name: str, *, stem: str = "cifar", width: float = 1.0) -> None:
+        block, layers = LAYERS[name]
+        self.width = width
+        super().__init__(block, layers)
+        channels, side, stride = self._scaled(64), *((3, 1) if stem == "cifar" else (7, 2))
+        self.conv1 = nn.Conv2d(3, channels, side, stride, padding=side // 2, bias=False)
+        if stem == "cifar":
+            self.maxpool = nn.Identity()
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.num_features: int = self._scaled(512) * block.expansion
+        self.fc = nn.Identity()
+
+    def _scaled(self, channels: int) -> int:
+        return max(8, round(channels * self.width / 8) * 8)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        if planes == 64:  # the first stage follows a stem that super() built at full width
+            self.inplanes = self._scaled(64)
+        layer: nn.Sequential = super()._make_layer(block, self._scaled(planes), *args, **kwargs)
+        return layer
+
+
+def _misfit(name: str, stem: str, width: float, patch: int | None) -> str:
+    """Why no backbone is built: its name is unknown, or an option does not apply to it."""
+    if name not in (*OURS, *FAMILIES) and not name.startswith((TIMM, TORCHVISION)):
+        known = ", ".join((*OURS, *FAMILIES))
+        return f"unknown backbone {name!r}; use {known}, timm:NAME or torchvision:NAME"
     if width != 1.0 and name not in OURS:
-        raise ValueError(
-            f"model.width applies to {', '.join(OURS)}, not to {name}; set model.width: 1"
-        )
+        return f"model.width applies to {', '.join(OURS)}, not to {name}; set model.width: 1"
     if patch is not None and name not in FAMILIES:
-        raise ValueError(
-            f"model.patch applies to {', '.join(FAMILIES)}, not to {name}; leave model.patch out"
-        )
+        return f"model.patch applies to {', '.join(FAMILIES)}, not to {name}; leave model.patch out"
     if stem != "cifar" and name in BLOCKS:
-        raise ValueError(
+        return (
             f"{name} is a ResNet for small images and has no {stem} stem; set model.stem: cifar, "
             f"or model.backbone: resnet18"
         )
-    if pretrained and not library:
-        raise ValueError(f"{name} has no pretrained weights here; use {_pretrained_name(name)}")
-
-
-def _pretrained_name(name: str) -> str:
+    library = "timm: or torchvision:"
     if name in FAMILIES:
-        return TIMM + FAMILIES[name][0]
-    return TORCHVISION + name if name in LAYERS else "timm: or torchvision:"
+        library = TIMM + FAMILIES[name][0]
+    elif name in LAYERS:
+        library = TORCHVISION + name
+    return f"{name} has no pretrained weights here; use {library}"
 
 
 def resolve_patch(name: str, *, patch: int | None, image_size: int) -> int | None:

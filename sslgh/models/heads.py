@@ -36,9 +36,8 @@ class ProjectorSpec(NamedTuple):
 
     def build(self, backbone: nn.Module, **settings: int | bool | None) -> nn.Module:
         """The projector (N, F) -> (N, D) of a backbone; ``settings`` replace the paper's shape."""
-        is_vit = self.vit_layers is not None and hasattr(backbone, "patch_embed")
-        shape = {"hidden": self.hidden, "out": self.out}
-        shape["layers"] = self.vit_layers if is_vit else self.layers
+        layers = self.vit_layers if hasattr(backbone, "patch_embed") else None
+        shape = {"hidden": self.hidden, "out": self.out, "layers": layers or self.layers}
         return self.head(backbone.num_features, **(shape | settings))
 
 

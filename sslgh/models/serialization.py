@@ -28,23 +28,15 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
     Args:
         backbone: The module.
         directory: The run directory.
-        card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and other metadata
-            (mean, std, versions).
+        card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and further metadata (mean, std, versions).
     """
-    weights = {
-        name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()
-    }
-    _replace(directory / WEIGHTS, lambda file: save_file(weights, file))
-    text = json.dumps(card, indent=2) + "\n"
-    _replace(directory / CARD, lambda file: file.write_text(text))
+    tensors = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
+    _replace(directory / WEIGHTS, lambda file: save_file(tensors, file))
+    _replace(directory / CARD, lambda file: file.write_text(json.dumps(card, indent=2) + "\n"))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, flush it, rename it: a reader never sees a part.
-
-    Raises:
-        OSError: If that fails; what was there stays.
-    """
+    """Write a file under another name, flush it, rename it: if that fails, what was there stays."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)

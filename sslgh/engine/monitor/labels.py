@@ -200,68 +200,54 @@ class OnlineProbe(nn.Module):
 def labeled_health(
     z: Tensor, labels: Tensor, groups: dict[str, Tensor], *, surrogate: Tensor | None = None
 ) -> dict[str, float]:
-    """Metrics of embeddings (M, D) with classes (M,); waits for the device. What cannot be computed is left out.
+    """Metrics of embeddings z (M, D) with classes (M,), also per group of classes (C,); waits for the device.
 
-    Args:
-        z: Embeddings, not necessarily normalized.
-        labels: Class per embedding, integers in [0, C).
-        groups: Masks of shape (C,) on the host, as `shot_groups` gives them for the training set.
-        surrogate: Surrogate label per embedding; -1 for none, which counts as a class.
-
-    Returns:
-        ``knn``, the accuracy of a vote of the 20 nearest other samples; as means over all classes
-        ``knn_balanced``, ``inter_class_uniformity`` and ``neighborhood_uniformity`` (to a tenth of the classes, 1
-        to 10: the papers' number was not at hand), and over those of a group with ``_many``, ``_medium`` or ``_few``;
-        ``nmi`` and ``purity`` of the surrogate labels.
+    ``knn`` is the accuracy of a vote of the 20 nearest other samples. A surrogate label of -1, none, counts as a class.
+    What cannot be computed is left out.
     """
     values: dict[str, float] = {}
+    per_class: dict[str, Tensor] = {}
+    num_classes = len(groups["many"])
     if len(z) > 1:
-        values |= _neighbor_health(z, labels, groups) | _distance_health(z, labels, groups)
+        votes = nearest_neighbor_votes(
+            z,
+            z,
+            labels,
+            num_classes=num_classes,
+            neighbors=min(NEIGHBORS, len(z) - 1),
+            temperature=TEMPERATURE,
+            leave_one_out=True,
+        )
+        predictions = votes.argmax(1)
+        values["knn"] = float((predictions == labels).float().mean())
+        per_class["knn_balanced"] = class_accuracy(predictions, labels, num_classes)
+        per_class |= _class_distances(z, labels, num_classes)
+    for name, numbers in per_class.items():
+        prefix = name.removesuffix("_balanced")
+        masks = {f"{prefix}_{group}": mask for group, mask in groups.items()}
+        masks[name] = torch.ones(num_classes, dtype=torch.bool)
+        means = group_means(numbers.cpu(), masks)
+        values |= {key: mean for key, mean in means.items() if mean is not None}
     if surrogate is not None and len(labels) > 0:
         values["nmi"] = mutual_information(surrogate + 1, labels)
         values["purity"] = float(purity(surrogate + 1, labels))
     return values
 
 
-def _neighbor_health(z: Tensor, labels: Tensor, groups: dict[str, Tensor]) -> dict[str, float]:
-    votes = nearest_neighbor_votes(
-        z,
-        z,
-        labels,
-        num_classes=len(groups["many"]),
-        neighbors=min(NEIGHBORS, len(z) - 1),
-        temperature=TEMPERATURE,
-        leave_one_out=True,
-    )
-    predictions = votes.argmax(1)
-    accuracy = class_accuracy(predictions, labels, votes.shape[1])
-    values = {"knn": float((predictions == labels).float().mean())}
-    return values | _by_group("knn", accuracy, groups, overall="knn_balanced")
-
-
-def _distance_health(z: Tensor, labels: Tensor, groups: dict[str, Tensor]) -> dict[str, float]:
-    z, num_classes = F.normalize(z.float()), len(groups["many"])
+def _class_distances(z: Tensor, labels: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """Distances (C,) of the class means of z (M, D) to the others; nan for absent classes, none for one class alone."""
+    z = F.normalize(z.float())
     present = torch.bincount(labels, minlength=num_classes).nonzero().flatten()
     if len(present) < 2:
         return {}
     sums = z.new_zeros(num_classes, z.shape[1]).index_add(0, labels, z)[present]
-    inter = inter_class_uniformity(sums)
-    near = neighborhood_uniformity(sums, min(10, max(1, len(present) // 10)))
-    values: dict[str, float] = {}
-    for name, found in (("inter_class_uniformity", inter), ("neighborhood_uniformity", near)):
-        distances = found.new_full((num_classes,), torch.nan).index_copy(0, present, found)
-        values |= _by_group(name, distances, groups, overall=name)
-    return values
-
-
-def _by_group(
-    name: str, values: Tensor, groups: dict[str, Tensor], *, overall: str
-) -> dict[str, float]:
-    """Means of values per class (C,) over every group and, as ``overall``, over all classes."""
-    masks = {f"{name}_{group}": mask for group, mask in groups.items()}
-    masks[overall] = torch.ones(len(values), dtype=torch.bool)
-    means = group_means(values.cpu(), masks)
-    return {key: mean for key, mean in means.items() if mean is not None}
+    nearest = min(10, max(1, len(present) // 10))  # the papers' number was not at hand
+    found = {
+        "inter_class_uniformity": inter_class_uniformity(sums),
+        "neighborhood_uniformity": neighborhood_uniformity(sums, nearest),
+    }
+    absent = z.new_full((num_classes,), torch.nan)
+    return {name: absent.index_copy(0, present, distances) for name, distances in found.items()}
 
 
 def mutual_information(first: Tensor, second: Tensor) -> float:
