@@ -95,6 +95,7 @@ RULES = (
     Rule(r"kill_resume\.py", replace=((r"--runs \d+", "--runs 1"),)),
     Rule(r"inject_faults\.py", add="--places 1 --most 1"),
     Rule(r"bit_identity\.py", skip="takes an hour, and the history of the repository"),
+    Rule(r"reading_cost\.py", add="--report"),
     Rule(r"reading_cost\.py .*--checkout", skip="needs a checkout of another commit"),
     Rule(r"fuzz_(images|recipes)\.py", add="--count 5"),
     Rule(
