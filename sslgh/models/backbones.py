@@ -70,12 +70,13 @@ class ScaledResNet(ResNet):  # type: ignore[misc]
         block, layers = LAYERS[name]
         self.width = width
         super().__init__(block, layers)
-        channels, side, stride = self._scaled(64), *((3, 1) if stem == "cifar" else (7, 2))
-        self.conv1 = nn.Conv2d(3, channels, side, stride, padding=side // 2, bias=False)
+        side, stride = (3, 1) if stem == "cifar" else (7, 2)
+        stem_channels = self._scaled(64)
+        self.conv1 = nn.Conv2d(3, stem_channels, side, stride, padding=side // 2, bias=False)
         if stem == "cifar":
             self.maxpool = nn.Identity()
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
         self.num_features: int = self._scaled(512) * block.expansion
         self.fc = nn.Identity()
 

@@ -60,11 +60,11 @@ class LabelMonitor(nn.Module):
         """Store embeddings and train the probe; its accuracies if logged. Collective: call it on every rank."""
         self.tracked.update(output.embeddings[0], index)
         values = {"online": self.probe.update(output.features, self.labels[index])}
-        if not logged:
-            return {}
-        accuracy, groups = self.probe.class_accuracy, self.groups
-        held = {name: mask for name, mask in groups.items() if mask.any()}
-        return values | {f"online_{name}": accuracy[mask].mean() for name, mask in held.items()}
+        accuracy = self.probe.class_accuracy
+        for name, mask in self.groups.items():
+            if logged and mask.any():
+                values[f"online_{name}"] = accuracy[mask].mean()
+        return values if logged else {}
 
     def report(self, harmonizer: GeometricHarmonizer | None) -> dict[str, float]:
         """`labeled_health` of the tracked embeddings; rank 0 only."""
