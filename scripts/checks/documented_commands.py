@@ -127,7 +127,7 @@ def _of_pages() -> Iterator[Command]:
         *(REPOSITORY / "docs").rglob("*.md"),
         REPOSITORY / "recipes/README.md",
     ]
-    for page in sorted(pages):
+    for page in sorted(page for page in pages if page.name != "CHANGELOG.md"):
         place, text = str(page.relative_to(REPOSITORY)), page.read_text()
         for block in re.findall(r"```(?:console|bash)\n(.*?)```", text, re.DOTALL):
             for line in _joined(block):
