@@ -7,6 +7,7 @@ from sslgh.methods.dcl import DCL
 from sslgh.methods.dino import DINO
 from sslgh.methods.distil import Distil
 from sslgh.methods.focal import Focal
+from sslgh.methods.lejepa import LeJEPA
 from sslgh.methods.moco_v2 import MoCoV2
 from sslgh.methods.moco_v3 import MoCoV3
 from sslgh.methods.nnclr import NNCLR
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "dino": DINO,
     "distil": Distil,
     "focal": Focal,
+    "lejepa": LeJEPA,
     "moco-v2": MoCoV2,
     "moco-v3": MoCoV3,
     "nnclr": NNCLR,

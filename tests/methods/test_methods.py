@@ -18,6 +18,7 @@ SETTINGS = {
     "dino": {"prototypes": 10},
     "distil": {"teachers": ("RUN", "RUN")},
     "focal": {},
+    "lejepa": {},
     "moco-v2": {"queue": 20},
     "moco-v3": {},
     "nnclr": {"predictor_hidden": 32, "queue": 20},
