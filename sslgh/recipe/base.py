@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 MOST = 2**31 - 1
-LONGEST_NAME = 255  # bytes, of most file systems
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of most file systems
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -28,11 +28,16 @@ def user_path(given: Any) -> str:
     """
     if not isinstance(given, str | Path):
         raise ValueError(f"expected a path, got {given!r}; put it in quotes")
-    if (
-        given == ""
-    ):  # Path takes it for the working folder; an unset variable of a script would write there
+    # Path takes "" for the working folder: an unset variable of a script would write there.
+    if given == "":
         raise ValueError("expected a path, got ''; leave the key out, or write . for this folder")
+    if "\0" in str(given):
+        raise ValueError(f"expected a path, got {str(given)[:20]!r} with a null character")
     path = Path(given)
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(
+            f"expected a path of at most {LONGEST_PATH} bytes, got {str(path)[:20]}..."
+        )
     if long := [name for name in path.parts if len(os.fsencode(name)) > LONGEST_NAME]:
         raise ValueError(f"expected names of at most {LONGEST_NAME} bytes, got {long[0][:20]}...")
     try:
