@@ -34,11 +34,7 @@ NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
 
 
 def load_recipes(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
-    """Load the recipes that a command line names, with its overrides.
-
-    Args:
-        words: Names or paths of recipes, and ``key=value`` overrides of all.
-        gh: Whether to turn each into its GH twin.
+    """Load the recipes that ``words`` name, with their ``key=value`` overrides; ``gh``: as their GH twins.
 
     Raises:
         RecipeError: If none is named, one is broken, or two share a run directory.
@@ -83,7 +79,7 @@ def each_recipe(
     details: bool = False,
     gh: bool = False,
 ) -> int:
-    """Do the same with every recipe of a command line, then print one table.
+    """Do the same with every recipe of a command line, then print one table; returns the exit code.
 
     Args:
         words: Names or paths of recipes, and overrides.
@@ -91,9 +87,6 @@ def each_recipe(
         record: Whether ``status.json`` tells how it ended.
         details: Whether to print the further tables.
         gh: Whether to turn each recipe into its GH twin.
-
-    Returns:
-        The exit code.
     """
     recipes: list[Recipe] = []
     rows: list[Row] = []

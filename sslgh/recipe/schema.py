@@ -248,18 +248,20 @@ class Recipe(ConfigModel):
         for name in ("harmonize", "boost"):
             if getattr(self, name) is not None and self.method is None:
                 raise ValueError(f"{name}: belongs to pretraining with method:, not to finetune:")
-        if self.finetune is None:
-            return self
-        if self.finetune.freeze and self.model.init is None:
+        if self.finetune is not None:
+            self._finetuning_fits(self.finetune)
+        return self
+
+    def _finetuning_fits(self, settings: Finetune) -> None:
+        if settings.freeze and self.model.init is None:
             raise ValueError(
                 "finetune.freeze needs model.init: a drawn backbone would stay as it is"
             )
-        start = self.finetune.deferred_epoch
+        start = settings.deferred_epoch
         if start is not None and start >= self.train.epochs:
             raise ValueError(
                 f"finetune.deferred_epoch is {start}, but the run ends after epoch {self.train.epochs - 1}"
             )
-        return self
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
