@@ -82,8 +82,14 @@ RULES = (
     Rule(TRAINING, add=SHORT),
     Rule(TRAINING + r".*-gh\b", add="harmonize.warmup_epochs=0"),
     Rule(TRAINING + r".*ldam-drw", add="finetune.deferred_epoch=0"),
-    Rule(TRAINING + r".*\bcifar10-lt/", add=f"data.source=arrays data.root=images-10 {TAIL}"),
-    Rule(TRAINING + r".*\bcifar100-lt/", add=f"data.source=arrays data.root=images-100 {TAIL}"),
+    Rule(
+        TRAINING + r".*\bcifar10-lt/",
+        add=f"data.source=arrays data.root=images-10 model.width=0.25 {TAIL}",
+    ),
+    Rule(
+        TRAINING + r".*\bcifar100-lt/",
+        add=f"data.source=arrays data.root=images-100 model.width=0.25 {TAIL}",
+    ),
     Rule(
         TRAINING + r".*\b(imagenet-lt|inaturalist)/",
         add="data.root=photos data.test_root=photos data.list=photos.txt data.test_list=photos.txt "
