@@ -8,6 +8,7 @@ Shape letters: N images, V views, S side (pixels), L local crops, s their side.
 
 import math
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -172,17 +173,10 @@ class Solarize:
 AUGMENTATION: tuple[type[Operation], ...] = (Flip, ColorJitter, Grayscale, Blur, Solarize)
 
 
-def _columns() -> dict[str, range]:
-    """Columns of each operation among a view's random numbers; those of RandAugment come last."""
-    widths = {operation.__name__: operation.params for operation in AUGMENTATION}
-    found, start = {}, 0
-    for name, width in (widths | {"RandAugment": BOOST_PARAMS}).items():
-        found[name] = range(start, start + width)
-        start += width
-    return found
-
-
-COLUMNS = _columns()
+# Columns of each operation among a view's random numbers; those of RandAugment come last.
+_WIDTHS = {op.__name__: op.params for op in AUGMENTATION} | {"RandAugment": BOOST_PARAMS}
+_ENDS = accumulate(_WIDTHS.values())
+COLUMNS = {name: range(end - _WIDTHS[name], end) for name, end in zip(_WIDTHS, _ENDS, strict=True)}
 NUM_PARAMS = COLUMNS["RandAugment"].stop
 # Columns in the order of drawing. The order of the first operations is older than this list. Columns of
 # new ones are drawn last, so that the numbers of the others, and earlier runs, stay as they were.
@@ -199,16 +193,9 @@ _LOCAL_BLOCKS = (CROP_PARAMS + len(_FIRST) + len(_SECOND), *[1] * len(_NEW))
 def draw_params(
     rng: np.random.Generator, num_views: int, *, local: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Uniform random numbers in [0, 1) of an image's views.
+    """Uniform random numbers in [0, 1) of an image's V views, or its V local crops, from its generator.
 
-    Args:
-        rng: Generator of the sample.
-        num_views: V.
-        local: Whether they are local crops.
-
-    Returns:
-        The numbers of the crops, float32 (V, ``CROP_PARAMS``), and of the augmentation, float32
-        (V, ``NUM_PARAMS``).
+    Float32: those of the crops (V, ``CROP_PARAMS``), and of the augmentation (V, ``NUM_PARAMS``).
     """
     widths = _LOCAL_BLOCKS if local else _BLOCKS
     blocks = [rng.random((num_views, width), dtype=np.float32) for width in widths]
@@ -217,13 +204,9 @@ def draw_params(
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Subtract ImageNet's mean and divide by its standard deviation, channel by channel.
+    """Subtract ImageNet's mean and divide by its standard deviation, as float32 (float64 for float64).
 
-    Args:
-        images: uint8 in 0..255 or float in 0..1, shape (..., 3, H, W).
-
-    Returns:
-        float32 (float64 for float64), the same shape.
+    ``images``: uint8 in 0..255 or float in 0..1, shape (..., 3, H, W).
 
     Examples:
         >>> normalize(torch.full((3, 1, 1), 255, dtype=torch.uint8)).flatten()
@@ -243,7 +226,7 @@ def augment_views(
     strength: Tensor | None = None,
     ops: int = 1,
 ) -> list[Tensor]:
-    """The two full views of a batch, or its local views, ready for the network.
+    """The V views of a batch, ready for the network, each float32 (N, 3, S, S).
 
     The operations of ``AUGMENTATION``, RandAugment if a strength is given, normalization. Each
     operation before RandAugment is torchvision's of that name on float images (no rounding to 8 bits).
@@ -252,23 +235,15 @@ def augment_views(
         crops: uint8 (N, V, 3, S, S); V is 2, or ``augment.local_crops`` for local crops.
         params: Uniform random numbers in [0, 1), float32 (N, V, ``NUM_PARAMS``), on the same device.
         augment: Probabilities and strengths.
-        full_size: For local crops the side of the full views (pixels): a blur has their sigma in
-            pixels, as in SwAV and DINO. None: these are the full views.
+        full_size: For local crops the side of the full views (pixels), whose sigma a blur has, as in
+            SwAV and DINO. None: these are the full views.
         strength: Strength of RandAugment, float32 (N,) in [0, 1], on the same device; None: without.
-        ops: Operations of RandAugment per image, 1 or 2.
-
-    Returns:
-        V tensors, float32 (N, 3, S, S).
-
-    Raises:
-        ValueError: If the shapes do not fit together or ``ops`` is neither.
+        ops: Operations of RandAugment per image, 1 or 2; another number is a ValueError, as are
+            shapes that do not fit together.
     """
     count = 2 if full_size is None else augment.local_crops
     if crops.shape[1:3] != (count, 3) or params.shape != (len(crops), count, NUM_PARAMS):
-        raise ValueError(
-            f"crops must be (N, {count}, 3, S, S) and params (N, {count}, {NUM_PARAMS}), got "
-            f"{tuple(crops.shape)} and {tuple(params.shape)}"
-        )
+        raise _wrong_shapes(crops, params, count)
     if count == 0:
         return []
     apply = partial(_apply, augment=augment, normalized=strength is None)
@@ -279,6 +254,13 @@ def augment_views(
         x, u = (each.transpose(0, 1).flatten(0, 1) for each in (crops, params))
         views = list(apply(x, u, view=View(2, full_size)).chunk(count))
     return views if strength is None else _boost(views, params, strength, ops)
+
+
+def _wrong_shapes(crops: Tensor, params: Tensor, count: int) -> ValueError:
+    return ValueError(
+        f"crops must be (N, {count}, 3, S, S) and params (N, {count}, {NUM_PARAMS}), got "
+        f"{tuple(crops.shape)} and {tuple(params.shape)}"
+    )
 
 
 def _apply(

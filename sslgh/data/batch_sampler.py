@@ -1,4 +1,4 @@
-"""The order in which a run sees its images."""
+"""The order in which a run sees its images, and the random numbers of each: pure functions of the seed."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,7 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from sslgh.data.rng import ORDER, rng_for
+# The first word of every stream's key after the seed: no two purposes share a stream.
+ORDER, VIEWS, WEAK, QUOTA, ROUND, LABELED, LOCAL, SUBSTITUTE = range(8)
+# Epoch and repeat share a word of 64 bits.
+REPEAT = 2**32
+
+
+def rng_for(
+    seed: int, purpose: int, epoch: int, index: int = 0, repeat: int = 0
+) -> np.random.Generator:
+    """Generator of one purpose, epoch and image; ``repeat``: how often the epoch has shown the image before.
+
+    Philox is counter-based: streams whose counters differ in the upper words cannot overlap, and
+    neither the number of workers nor a resumed run can change what an image gets.
+    """
+    counter = [0, 0, epoch + REPEAT * repeat, index]
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
 
 
 class SampleKey(NamedTuple):
@@ -82,12 +97,8 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
-        smallest = 2 * world_size * accumulation
-        if batch_size < smallest:
-            raise ValueError(
-                f"train.batch_size {batch_size} gives {world_size} processes x {accumulation} parts fewer "
-                f"than 2 images each; set it to at least {smallest}"
-            )
+        if batch_size < 2 * world_size * accumulation:
+            raise _small_batch(batch_size, world_size, accumulation)
         self.num_samples, self.batch_size, self.accumulation = num_samples, batch_size, accumulation
         self.seed, self.epochs, self.start = seed, epochs, start
         self.rank, self.world_size, self.epoch_indices = rank, world_size, epoch_indices
@@ -97,11 +108,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         self._check_length()
 
     def resume_at(self, epoch: int, step: int) -> Self:
-        """The same order from an epoch and a step within it on.
-
-        Raises:
-            ValueError: If that lies outside the run.
-        """
+        """The same order from an epoch and a step within it on; ValueError if outside the run."""
         order = copy.copy(self)
         order.start = (epoch, step)
         order._check_length()
@@ -116,10 +123,8 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         epoch, step = self.start
         inside = 0 <= epoch < self.epochs and 0 <= step <= self.steps_per_epoch
         if not inside and self.start != (self.epochs, 0):
-            raise ValueError(
-                f"start (epoch, step) must lie in {self.epochs} epochs of {self.steps_per_epoch} steps, "
-                f"got {self.start}"
-            )
+            run = f"{self.epochs} epochs of {self.steps_per_epoch} steps"
+            raise ValueError(f"start (epoch, step) must lie in {run}, got {self.start}")
 
     def __len__(self) -> int:
         epoch, step = self.start
@@ -140,11 +145,14 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     def _keys(self, epoch: int) -> NDArray[np.int64]:
         """Fields of the epoch's keys in order, shape (``num_samples``, 3)."""
-        if self.epoch_indices is None:
-            positions = rng_for(self.seed, ORDER, epoch).permutation(self.num_samples)
-            columns = np.full_like(positions, epoch), np.zeros_like(positions), positions
-            return np.stack(columns, axis=1)
-        positions = self.epoch_indices(epoch)
+        if self.epoch_indices is not None:
+            return self._resampled_keys(epoch, self.epoch_indices(epoch))
+        positions = rng_for(self.seed, ORDER, epoch).permutation(self.num_samples)
+        columns = np.full_like(positions, epoch), np.zeros_like(positions), positions
+        return np.stack(columns, axis=1)
+
+    def _resampled_keys(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `_keys`, for positions of ``epoch_indices``."""
         if positions.shape != (self.num_samples,):
             raise ValueError(
                 f"the sequence of an epoch must have the shape ({self.num_samples},), got "
@@ -163,6 +171,13 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         images = min(self.batch_size, self.num_samples - step * self.batch_size)
         each, rest = divmod(images, self.accumulation)
         return tuple((each + (part < rest)) / images for part in range(self.accumulation))
+
+
+def _small_batch(batch_size: int, world_size: int, accumulation: int) -> ValueError:
+    return ValueError(
+        f"train.batch_size {batch_size} gives {world_size} processes x {accumulation} parts fewer "
+        f"than 2 images each; set it to at least {2 * world_size * accumulation}"
+    )
 
 
 def _repetitions(positions: NDArray[np.int64]) -> NDArray[np.int64]:

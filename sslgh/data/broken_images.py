@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from sslgh.data.batch_sampler import SampleKey
+from sslgh.data.batch_sampler import SUBSTITUTE, SampleKey, rng_for
 from sslgh.data.image_set import DataError, ImageSet
-from sslgh.data.rng import SUBSTITUTE, rng_for
 
 TRIES = 100
 # Value of ``broken`` for an image that can be read.
@@ -35,11 +34,7 @@ class LoadedImage(NamedTuple):
 
 
 def load_or_replace(images: ImageSet, key: SampleKey, *, seed: int) -> LoadedImage:
-    """The image of a key, or another one if it cannot be read.
-
-    Raises:
-        DataError: If none of the 100 images that were drawn can be read either.
-    """
+    """The image of a key, or of 100 others the first that can be read; DataError if none can."""
     try:
         return LoadedImage(images.image(key.index), key, NONE_BROKEN)
     except DataError:
@@ -67,14 +62,12 @@ def _replacement(images: ImageSet, key: SampleKey, seed: int) -> LoadedImage:
 
 
 def read_quarantine(directory: Path) -> dict[str, str]:
-    """Names of the images that the run in ``directory`` found broken, and why each cannot be read.
-
-    Raises:
-        DataError: If the report is damaged.
-    """
+    """Names of the run's broken images, and why each cannot be read; DataError if the report is damaged."""
     path = directory / QUARANTINE
-    if not path.is_file():
-        return {}
+    return _read_report(path) if path.is_file() else {}
+
+
+def _read_report(path: Path) -> dict[str, str]:
     try:
         return {str(name): str(why) for name, why in json.loads(path.read_text())["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):

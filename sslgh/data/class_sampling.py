@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.rng import ORDER, QUOTA, ROUND, rng_for
+from sslgh.data.batch_sampler import ORDER, QUOTA, ROUND, rng_for
 
 Sampling = Literal["instance", "class-balanced", "square-root", "progressive"]
 Sequence = Callable[[int], NDArray[np.int64]]

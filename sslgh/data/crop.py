@@ -13,15 +13,11 @@ CROP_PARAMS = 2 * ATTEMPTS + 2
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[int, int, int, int]
+Range = tuple[float, float]
 
 
 def random_box(
-    width: int,
-    height: int,
-    random_params: Sequence[float],
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    width: int, height: int, random_params: Sequence[float], *, scale: Range, ratio: Range
 ) -> Box:
     """Box of a random resized crop: left, top, right, bottom.
 
@@ -44,6 +40,10 @@ def random_box(
             left = int(random_params[-2] * (width - w + 1))
             top = int(random_params[-1] * (height - h + 1))
             return left, top, left + w, top + h
+    return _central_box(width, height, ratio)
+
+
+def _central_box(width: int, height: int, ratio: Range) -> Box:
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
     left, top = (width - w) // 2, (height - h) // 2

@@ -10,21 +10,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sslgh.data.augment import NUM_PARAMS, draw_params
-from sslgh.data.batch_sampler import SampleKey
+from sslgh.data.batch_sampler import LABELED, LOCAL, VIEWS, WEAK, SampleKey, rng_for
 from sslgh.data.broken_images import load_or_replace
-from sslgh.data.crop import pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import Range, pixels, plain_crop, random_box, resized_crop
 from sslgh.data.image_set import ImageSet
-from sslgh.data.rng import LABELED, LOCAL, VIEWS, WEAK, rng_for
 from sslgh.data.supervised_augment import random_view, weak_view
 from sslgh.recipe.data import Augment
 from sslgh.recipe.finetune import Policy
 
 
 def local_side(augment: Augment, size: int) -> int:
-    """Side s of a local crop (pixels) with full views of ``size``.
-
-    Without a ``local_size`` the 96 of 224 pixels of SwAV and DINO, as a multiple of 4 for the patches
-    of a ViT.
+    """Side s of a local crop (pixels): SwAV's and DINO's 96 of 224, as a multiple of 4 for a ViT's patches.
 
     Examples:
         >>> [local_side(Augment(), size) for size in (224, 32, 8)]
@@ -92,15 +88,10 @@ class PretrainDataset(Dataset[PretrainBatch]):
     """
 
     def __init__(self, images: ImageSet, augment: Augment, *, size: int, seed: int) -> None:
-        self.images = images
-        self.augment = augment
-        self.size = size
-        self.seed = seed
+        self.images, self.augment, self.size, self.seed = images, augment, size, seed
         self.local_size = local_side(augment, size)
-        self._no_crops = (
-            torch.empty(0, 3, self.local_size, self.local_size, dtype=torch.uint8),
-            torch.empty(0, NUM_PARAMS),
-        )
+        no_pixels = torch.empty(0, 3, self.local_size, self.local_size, dtype=torch.uint8)
+        self._no_crops = no_pixels, torch.empty(0, NUM_PARAMS)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,11 +119,7 @@ class PretrainDataset(Dataset[PretrainBatch]):
         return crops, torch.from_numpy(params)
 
     def _cut(
-        self,
-        image: Image.Image,
-        crop_params: NDArray[np.float32],
-        scale: tuple[float, float],
-        size: int,
+        self, image: Image.Image, crop_params: NDArray[np.float32], scale: Range, size: int
     ) -> Tensor:
         """One random resized crop per row of ``crop_params``."""
         crops = np.empty((len(crop_params), 3, size, size), dtype=np.uint8)

@@ -78,21 +78,13 @@ class ImageSet:
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Images of each class, shape (C,).
-
-        Raises:
-            ValueError: If the set has no labels.
-        """
+        """Images of each class, shape (C,); ValueError without labels."""
         if self.labels is None:
             raise ValueError("class counts need labels, and this set of images has none")
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
     def image(self, i: int) -> Image.Image:
-        """Image ``i``, upright and in RGB.
-
-        Raises:
-            DataError: If the file is missing or broken; it is named.
-        """
+        """Image ``i``, upright and in RGB; a DataError names a file that is missing or broken."""
         if isinstance(self.images, np.ndarray):
             return Image.fromarray(self.images[i])
         return read_image(self.images[i])

@@ -21,6 +21,7 @@ from sslgh.recipe.finetune import Policy
 
 logger = logging.getLogger(__name__)
 
+AnyDataset = PretrainDataset | SupervisedDataset
 MAX_WORKERS = 8
 PREFETCH = 2
 SHARED_MEMORY = Path("/dev/shm")
@@ -31,11 +32,8 @@ def view_loader(
 ) -> DataLoader[Any]:
     """Each `PretrainBatch` of this rank, with S = ``size`` pixels; not to be prepared by Accelerate.
 
-    One pass goes over the whole rest of the run, with the same workers throughout. What it gives
-    depends on the seed and the order, not on the number of workers.
-
-    Raises:
-        DataError: While iterating, if hardly any image can be read, from workers too.
+    One pass goes over the whole rest of the run, with the same workers throughout, whose number changes
+    nothing in it. Iterating raises a DataError if hardly any image can be read.
     """
     dataset = PretrainDataset(images, data.augment, size=size, seed=seed)
     pixels = 2 * size**2 + data.augment.local_crops * dataset.local_size**2
@@ -74,11 +72,7 @@ def labeled_loader(
 
 
 def _loader(
-    dataset: PretrainDataset | SupervisedDataset,
-    data: Data,
-    order: ResumableBatchSampler,
-    *,
-    pixels: int,
+    dataset: AnyDataset, data: Data, order: ResumableBatchSampler, *, pixels: int
 ) -> DataLoader[Any]:
     """Loader of a dataset whose samples hold ``pixels`` RGB pixels."""
     batch_bytes = order.batch_size / order.world_size / order.accumulation * 3 * pixels
@@ -110,13 +104,10 @@ def _leave_signals_to_the_run(_: int) -> None:
 def end_workers(batches: Iterator[Any]) -> None:
     """Stop the workers of a loader's iterator, for a loop that is left before its end.
 
-    An error of a worker stands in a reference cycle with the iterator (torch raises it from a frame
-    that holds it). The garbage collector would close the workers' queues before the iterator could use
-    them to stop the workers.
+    After a worker's error the garbage collector would close their queues before the iterator stops them.
     """
-    shutdown = getattr(batches, "_shutdown_workers", None)  # none without workers
-    if shutdown is not None:
-        shutdown()
+    if hasattr(batches, "_shutdown_workers"):  # none without workers
+        batches._shutdown_workers()
 
 
 def _end_workers_at_exit() -> None:

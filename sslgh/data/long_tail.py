@@ -14,8 +14,7 @@ Integers = NDArray[np.int64]
 def profile(n_max: int, num_classes: int, settings: LongTail) -> Integers:
     """Images by rank, from head to tail, for the profiles ``exp`` and ``step``, shape (C,).
 
-    The truncation is the public generator's (LDAM, arXiv:1906.07413, ``imbalance_cifar.py``): rounding
-    would give other data sets than the papers'.
+    Truncated as in the public generator (LDAM, arXiv:1906.07413, ``imbalance_cifar.py``), not rounded.
 
     Examples:
         >>> profile(500, 3, LongTail(imbalance=100)).tolist()
@@ -39,12 +38,10 @@ def select_long_tail(
 
     ``published`` is the generator of LDAM that all CIFAR-LT results use: NumPy's legacy generator is
     seeded once, the positions of each class are shuffled in label order, and the first n_c are kept.
-    Only the sizes change with ``class_order``; the class at rank r is ``permutation(C)[r]``.
 
     Args:
         labels: Shape (N,), 0..C-1.
-        settings: Profile, imbalance, seed and selection. ``natural`` keeps what there is, up to
-            ``max_per_class``, and looks at neither ``imbalance`` nor ``class_order``.
+        settings: Profile, imbalance, order of the classes, seed and selection.
         class_names: C names, for messages.
 
     Raises:
@@ -70,7 +67,7 @@ def select_long_tail(
 
 
 def _sizes(have: Integers, settings: LongTail) -> Integers:
-    """Images to keep of each class, in label order."""
+    """Images to keep of each class, in label order; with ``class_order`` the class at rank r is ``permutation(C)[r]``."""
     n_max = settings.max_per_class or int(have.max())
     if settings.profile == "natural":
         return np.minimum(have, n_max)

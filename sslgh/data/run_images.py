@@ -60,9 +60,6 @@ class Record(NamedTuple):
 def run_images(recipe: Recipe) -> ImageSet:
     """The training set of a run: the recorded one, or `training_set` if it has not begun.
 
-    Args:
-        recipe: Recipe of the run; its data and run directory are read.
-
     Raises:
         DataError: If the source cannot be used; if images in memory or the labels of a list have
             changed; if the record is damaged.
@@ -170,17 +167,13 @@ def renumbered(images: ImageSet, class_names: Sequence[str], *, of: str) -> Imag
 
 
 def record_text(images: ImageSet) -> str:
-    """What ``images.json`` holds: about 40 bytes per image, 50 MB for the 1.28 million of ImageNet.
-
-    Args:
-        images: The set that the run begins with.
-    """
+    """What ``images.json`` holds: about 40 bytes per image, 50 MB for the 1.28 million of ImageNet."""
     if isinstance(images.images, np.ndarray):
         record = Record(images.fingerprint(), [], [], None)
     else:
         labels = None if images.labels is None else images.labels.tolist()
-        fingerprint = image_fingerprint(images)
-        record = Record(fingerprint, list(images.names), list(images.class_names), labels)
+        names = list(images.names), list(images.class_names)
+        record = Record(image_fingerprint(images), *names, labels)
     content = {"format": FORMAT, **record._asdict()}
     return json.dumps(content, separators=(",", ":")) + "\n"
 
@@ -209,8 +202,10 @@ def read_record(directory: Path) -> Record | None:
         DataError: If it is damaged, or of another format.
     """
     path = directory / IMAGES
-    if not path.is_file():
-        return None
+    return _read_record(path) if path.is_file() else None
+
+
+def _read_record(path: Path) -> Record:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         written = content.pop("format")

@@ -18,14 +18,12 @@ from sslgh.recipe.data import Data
 
 Split = Literal["train", "test"]
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+# Side of the network's input (pixels).
+SIDES = {"cifar10": 32, "cifar100": 32, "digits": 16}
 
 
 def load_images(data: Data, split: Split) -> ImageSet | None:
-    """The whole training or test set of a source; None when it has no test set.
-
-    Raises:
-        DataError: If the source is missing or cannot be used.
-    """
+    """The whole training or test set of a source, None if it has no test set; DataError if it cannot be used."""
     if data.source == "digits":
         return _digits(data, split)
     if data.source in CIFAR:
@@ -38,13 +36,10 @@ def load_images(data: Data, split: Split) -> ImageSet | None:
 
 
 def training_set(data: Data) -> ImageSet:
-    """The images to pretrain on: the training split after the long-tail cut, or a subset of it.
-
-    Labels are kept for evaluation only.
+    """The images to pretrain on, with labels for evaluation: the training split after its cuts.
 
     Raises:
-        DataError: If the source cannot be used, or cannot be cut as ``data.long_tail`` and
-            ``data.subset`` ask.
+        DataError: If the source cannot be used, or cut as ``data.long_tail`` and ``data.subset`` ask.
     """
     images = load_images(data, "train")
     assert images is not None  # every source has a training split
@@ -105,10 +100,10 @@ def input_size(data: Data, images: ImageSet) -> int:
     """
     if data.size is not None:
         return data.size
-    if data.source in CIFAR:
-        return 32
-    if data.source == "digits":
-        return 16
+    return SIDES.get(data.source) or _side(images)
+
+
+def _side(images: ImageSet) -> int:
     if not isinstance(images.images, np.ndarray):
         return 224
     height, width = images.images.shape[1:3]
@@ -130,10 +125,7 @@ def _digits(data: Data, split: Split) -> ImageSet:
     whole = _in_memory(gray.repeat(3, axis=3), labels.astype(np.int64), [str(c) for c in range(10)])
     smallest = int(whole.class_counts.min())
     if data.test_per_class >= smallest:
-        raise DataError(
-            f"data.test_per_class is {data.test_per_class}, but the smallest digit class holds "
-            f"{smallest} images; leave some for training"
-        )
+        raise _no_digits_left(data.test_per_class, smallest)
     generator = np.random.RandomState(data.split_seed)
     drawn = [
         generator.permutation(np.flatnonzero(labels == c))[: data.test_per_class] for c in range(10)
@@ -141,6 +133,13 @@ def _digits(data: Data, split: Split) -> ImageSet:
     test = np.sort(np.concatenate(drawn))
     train = np.setdiff1d(np.arange(len(labels)), test)
     return whole.subset(test if split == "test" else train)
+
+
+def _no_digits_left(test_per_class: int, smallest: int) -> DataError:
+    return DataError(
+        f"data.test_per_class is {test_per_class}, but the smallest digit class holds "
+        f"{smallest} images; leave some for training"
+    )
 
 
 def _cifar(data: Data, split: Split) -> ImageSet:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslgh.data.rng import ORDER, rng_for
+from sslgh.data.batch_sampler import ORDER, rng_for
 from sslgh.distributed import broadcast, dist_info, gather
 from sslgh.functional import harmonization_loss, uniform_frame
 from sslgh.harmonize.balanced_epochs import balanced_epoch, level_counts

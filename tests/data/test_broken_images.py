@@ -11,10 +11,9 @@ from sslgh.data import (
     SupervisedDataset,
     labeled_loader,
 )
-from sslgh.data.batch_sampler import SampleKey
+from sslgh.data.batch_sampler import SUBSTITUTE, SampleKey, rng_for
 from sslgh.data.broken_images import load_or_replace
 from sslgh.data.loader import view_loader
-from sslgh.data.rng import SUBSTITUTE, rng_for
 from sslgh.recipe.data import Augment, Data
 
 N = 64

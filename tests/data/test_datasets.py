@@ -6,9 +6,8 @@ from torchvision.transforms.v2 import functional as F
 
 from sslgh.data import EvalDataset, ImageSet, PretrainDataset, local_side
 from sslgh.data.augment import NUM_PARAMS
-from sslgh.data.batch_sampler import SampleKey
+from sslgh.data.batch_sampler import LOCAL, ORDER, VIEWS, WEAK, SampleKey, rng_for
 from sslgh.data.crop import random_box, resized_crop
-from sslgh.data.rng import LOCAL, ORDER, VIEWS, WEAK, rng_for
 from sslgh.recipe.data import Augment
 
 N = 12

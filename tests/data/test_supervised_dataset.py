@@ -6,8 +6,7 @@ from torch.utils.data import default_collate
 
 from sslgh.data import ImageSet, PretrainDataset, SupervisedDataset
 from sslgh.data.augment import NUM_PARAMS
-from sslgh.data.batch_sampler import SampleKey
-from sslgh.data.rng import (
+from sslgh.data.batch_sampler import (
     LABELED,
     LOCAL,
     ORDER,
@@ -16,6 +15,7 @@ from sslgh.data.rng import (
     SUBSTITUTE,
     VIEWS,
     WEAK,
+    SampleKey,
     rng_for,
 )
 from sslgh.data.supervised_augment import random_view
