@@ -1,5 +1,6 @@
 """What each command does; the command line's signatures are in ``cli.py``."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from sslgh.engine.pretraining import pretrain as pretrain_recipe
 from sslgh.evaluation import (
     Result,
     check_probes,
+    check_settings,
     class_table,
     comparison_table,
     details_table,
     evaluate_run,
     load_feature_file,
-    plan_probes,
     probe_backbone,
     probe_features,
 )
@@ -54,21 +55,15 @@ def load_checked(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
     for recipe in recipes:
         if recipe.finetune is not None:
             check_objective(recipe)
-        plan_probes(recipe.probe)
+        for position, each in enumerate(recipe.probe):
+            check_settings(each, f"probe.{position}")
     return recipes
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and overrides; only an override has an equals sign and is no file."""
-    overrides = [word for word in words if "=" in word and not _is_file(word)]
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]  # noqa: PTH110 - never raises
     return [word for word in words if word not in overrides], overrides
-
-
-def _is_file(word: str) -> bool:
-    try:
-        return Path(word).exists()
-    except OSError:  # longer than a name may be
-        return False
 
 
 def each_recipe(
@@ -81,12 +76,8 @@ def each_recipe(
 ) -> int:
     """Do the same with every recipe of a command line, then print one table; returns the exit code.
 
-    Args:
-        words: Names or paths of recipes, and overrides.
-        work: Work on one recipe; returns its name and results.
-        record: Whether ``status.json`` tells how it ended.
-        details: Whether to print the further tables.
-        gh: Whether to turn each recipe into its GH twin.
+    ``work`` returns name and results. ``record``: ``status.json`` tells how it ended. ``details``: further
+    tables are printed. ``gh``: each recipe is turned into its GH twin.
     """
     recipes: list[Recipe] = []
     rows: list[Row] = []
@@ -103,14 +94,18 @@ def _finish(rows: Sequence[Row], code: int, *, details: bool) -> int:
     """Print the tables on rank 0 and leave the process group."""
     rows = [row for row in rows if row[1]]
     if rows and is_main():
-        typer.echo("\n" + comparison_table(rows))
-        if details:
-            typer.echo("\n" + details_table(rows))
-            for name, results in rows:
-                for result in results:
-                    typer.echo(f"\n{printable(name)}\n{class_table(result)}")
+        _print_tables(rows, details=details)
     shutdown_distributed()
     return code
+
+
+def _print_tables(rows: Sequence[Row], *, details: bool) -> None:
+    typer.echo("\n" + comparison_table(rows))
+    if details:
+        typer.echo("\n" + details_table(rows))
+        for name, results in rows:
+            for result in results:
+                typer.echo(f"\n{printable(name)}\n{class_table(result)}")
 
 
 def pretrain(recipe: Recipe) -> Row:
@@ -176,7 +171,7 @@ def probe(
             if target.startswith(("timm:", "torchvision:")):
                 rows.append(_probe_backbone(target, recipe, overrides, out, pretrained=pretrained))
                 continue
-            if not _is_file(f"{target}/recipe.yaml"):
+            if not os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
                 raise RecipeError(f"{target} is no run directory: it holds no recipe.yaml")
             file = Path(target) / "recipe.yaml"
             rows.append(_probe_run(load_recipe(file, [*overrides, f"run_dir={Path(target)}"])))

@@ -257,17 +257,6 @@ def _deferred_weights(
     return adaptive_margins(prior, tau=tau)._replace(weight=weight / (prior * weight).sum())
 
 
-def _adjusted_with(
-    term: EmbeddingTerm, *reads: str, contrast_heads: tuple[str, ...] = ()
-) -> Objective:
-    return Objective(
-        adjusted_margins,
-        embedding=term,
-        contrast_heads=contrast_heads,
-        reads=TAU | {"embedding_weight", *reads},
-    )
-
-
 # Cross-entropy, and weights instead of margins.  la: the logit-adjusted loss (arXiv:2007.07314, eq. 10); la-posthoc:
 # the head of ce, adjusted afterwards (eq. 9); la-weighted: consistent for tau != 1 too; balanced-softmax
 # (arXiv:2007.10740): la with tau 1.  ldam: margins as LA's table has them, on plain logits.  tau-norm, crt, lws, ncm:
@@ -275,6 +264,8 @@ def _adjusted_with(
 # whose exact form was not at hand: the LA loss plus a term on the embeddings, the four variants of the facts.  supcon,
 # bcl (CVPR 2022), rcl (after arXiv:2312.01753, exact form not at hand): the LA loss plus that contrastive term.
 TAU = frozenset({"tau"})
+TERM = TAU | {"embedding_weight"}
+TERM_WITH_TEMPERATURE = TERM | {"temperature"}
 # SupCon has no prototypes: a head without gradient would stop DDP.
 PROTOTYPES = ("projector", "prototype_head")
 OBJECTIVES: dict[str, Objective] = {
@@ -295,13 +286,28 @@ OBJECTIVES: dict[str, Objective] = {
     "crt": Objective(sampling="class-balanced"),
     "lws": Objective(head="ce", sampling="class-balanced"),
     "ncm": Objective(decision="means"),
-    "elm": _adjusted_with(margin_term, "temperature"),
-    "elm-contrast": _adjusted_with(contrast_term, "temperature"),
-    "elm-hinge": _adjusted_with(hinge_term),
-    "elm-pull": _adjusted_with(pull_term),
-    "supcon": _adjusted_with(supervised_term, "temperature", contrast_heads=("projector",)),
-    "bcl": _adjusted_with(balanced_term, "temperature", contrast_heads=PROTOTYPES),
-    "rcl": _adjusted_with(
-        rebalanced_term, "temperature", "gamma", "scale", contrast_heads=PROTOTYPES
+    "elm": Objective(adjusted_margins, embedding=margin_term, reads=TERM_WITH_TEMPERATURE),
+    "elm-contrast": Objective(
+        adjusted_margins, embedding=contrast_term, reads=TERM_WITH_TEMPERATURE
+    ),
+    "elm-hinge": Objective(adjusted_margins, embedding=hinge_term, reads=TERM),
+    "elm-pull": Objective(adjusted_margins, embedding=pull_term, reads=TERM),
+    "supcon": Objective(
+        adjusted_margins,
+        embedding=supervised_term,
+        contrast_heads=("projector",),
+        reads=TERM_WITH_TEMPERATURE,
+    ),
+    "bcl": Objective(
+        adjusted_margins,
+        embedding=balanced_term,
+        contrast_heads=PROTOTYPES,
+        reads=TERM_WITH_TEMPERATURE,
+    ),
+    "rcl": Objective(
+        adjusted_margins,
+        embedding=rebalanced_term,
+        contrast_heads=PROTOTYPES,
+        reads=TERM_WITH_TEMPERATURE | {"gamma", "scale"},
     ),
 }

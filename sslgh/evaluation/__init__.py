@@ -6,7 +6,7 @@ from sslgh.evaluation.features import (
     extract_features,
     load_feature_file,
 )
-from sslgh.evaluation.probe_settings import plan_probes
+from sslgh.evaluation.probe_settings import check_settings
 from sslgh.evaluation.probing import check_probes, probe_backbone, probe_features
 from sslgh.evaluation.protocols import PROTOCOLS
 from sslgh.evaluation.results import Result, Scores, Spread, read_results, write_results
@@ -22,6 +22,7 @@ __all__ = [
     "Spread",
     "cached_features",
     "check_probes",
+    "check_settings",
     "class_table",
     "comparison_table",
     "details_table",
@@ -30,7 +31,6 @@ __all__ = [
     "extract_features",
     "group_tightness",
     "load_feature_file",
-    "plan_probes",
     "probe_backbone",
     "probe_features",
     "read_results",

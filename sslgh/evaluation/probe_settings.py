@@ -138,17 +138,23 @@ def plan_probes(probes: Sequence[Probe]) -> list[ProbePlan]:
 def plan_probe(probe: Probe, key: str = "probe") -> ProbePlan:
     """Check the settings of a probe and list its heads: every combination of what an objective reads.
 
-    Args:
-        probe: Settings of the recipe.
-        key: Key path of the probe in its recipe.
-
-    Raises:
-        RecipeError: If a name is unknown or settings do not go together.
+    Raises as `check_settings`.
 
     Examples:
         >>> probe = Probe(protocol="longtail", objectives=("ce", "la"), tau=(0.5, 1))
         >>> {name: len(heads) for name, heads in plan_probe(probe).heads.items()}
         {'ce': 1, 'la': 2}
+    """
+    names = check_settings(probe, key)
+    heads = {name: _heads(name, probe) for name in names}
+    return ProbePlan(PROTOCOLS[probe.protocol], probe, heads)
+
+
+def check_settings(probe: Probe, key: str) -> Sequence[str]:
+    """The objectives of a probe, at the key path of its recipe, if its settings go together.
+
+    Raises:
+        RecipeError: If they do not, or a name is unknown.
     """
     if probe.protocol not in PROTOCOLS:
         raise RecipeError(f"{key}.protocol: {unknown_key(probe.protocol, PROTOCOLS)}")
@@ -169,17 +175,20 @@ def plan_probe(probe: Probe, key: str = "probe") -> ProbePlan:
         given = getattr(probe, name)
         trained = name == "objectives" and given == names
         if name not in {"protocol", *read} and given != field.default and not trained:
-            raise RecipeError(
-                f"probe {protocol.name} does not read {name}, but only {', '.join(read)}; leave {name} out"
-            )
-    fixed = [name for name in names if not OBJECTIVES[name].shifts]
-    if fixed and probe.test_prior != "objective":
+            only = f"but only {', '.join(read)}; leave {name} out"
+            raise RecipeError(f"probe {protocol.name} does not read {name}, {only}")
+    if probe.test_prior != "objective":
+        _check_shiftable(names)
+    return names
+
+
+def _check_shiftable(names: Sequence[str]) -> None:
+    if fixed := [name for name in names if not OBJECTIVES[name].shifts]:
         able = [name for name, objective in OBJECTIVES.items() if objective.shifts]
         raise RecipeError(
             f"test_prior cannot be reached by {', '.join(fixed)}, whose scores are no posterior of known class "
             f"shares; leave test_prior out or use {', '.join(able)}"
         )
-    return ProbePlan(protocol, probe, {name: _heads(name, probe) for name in names})
 
 
 def _heads(name: str, probe: Probe) -> list[Head]:

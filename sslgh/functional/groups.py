@@ -20,13 +20,7 @@ STD_DDOF = 1
 def class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Share of each class's images that are predicted as it, shape (C,), float64; nan for a class without images.
 
-    Args:
-        predictions: Predicted classes, shape (N,).
-        labels: True classes in [0, C), shape (N,).
-        num_classes: C.
-
-    Raises:
-        ValueError: If the shapes differ.
+    ``predictions`` and ``labels``: classes in [0, C), shape (N,); ValueError if the shapes differ.
 
     Examples:
         >>> class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
@@ -85,14 +79,18 @@ def shot_groups(
         raise ValueError(f"counts must be (C,), got {shapes(counts)}")
     held = torch.ones_like(counts, dtype=torch.bool)
     if test_counts is not None:
-        if test_counts.shape != counts.shape:
-            found = shapes(counts, test_counts)
-            raise ValueError(f"counts and test_counts must share a shape (C,), got {found}")
+        _check_counts(counts, test_counts)
         held = (counts > 0) | (test_counts.to(counts.device) > 0)
     if convention != "thresholds":
         return _thirds(counts, held, convention)
     many, few = counts > 100, (counts < 20) & held
     return {"many": many, "medium": ~(many | few) & held, "few": few}
+
+
+def _check_counts(counts: Tensor, test_counts: Tensor) -> None:
+    if test_counts.shape != counts.shape:
+        found = shapes(counts, test_counts)
+        raise ValueError(f"counts and test_counts must share a shape (C,), got {found}")
 
 
 def _thirds(counts: Tensor, held: Tensor, convention: str) -> dict[str, Tensor]:

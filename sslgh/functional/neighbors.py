@@ -26,15 +26,9 @@ def nearest_neighbor_votes(
 ) -> Tensor:
     """Share of the votes that every class gets from the nearest neighbors of a query, shape (Q, C), float32.
 
-    Args:
-        queries: Shape (Q, F). Need not be normalized.
-        bank: Shape (N, F), the labeled rows that vote.
-        labels: Shape (N,), integers in [0, C).
-        num_classes: C.
-        neighbors: How many rows vote.
-        temperature: Positive; a vote is exp(cosine / temperature) (Wu et al., arXiv:1805.01978, section 3.4, with
-            0.1 and 200 neighbors). None: equal votes.
-        leave_one_out: Queries are the bank, row by row, and none votes for itself.
+    The bank (N, F) votes with its labels (N,), integers in [0, C); neither it nor the queries (Q, F) need be
+    normalized. A vote is exp(cosine / temperature) (Wu et al., arXiv:1805.01978, section 3.4, with 0.1 and 200
+    neighbors), or 1 without. ``leave_one_out``: the queries are the bank, row by row, and none votes for itself.
 
     Raises:
         ValueError: If shapes disagree or ``neighbors`` or ``temperature`` is out of range.

@@ -54,19 +54,10 @@ class Method(nn.Module):
     multi_crop: ClassVar[bool] = False
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before an epoch's first step, and again when a run is resumed within it.
-
-        Args:
-            epoch: Epoch that begins, counted from 0.
-            epochs: Number of epochs of the run.
-        """
+        """Called before the first step of an epoch, counted from 0, and when a run is resumed within it."""
 
     def after_step(self, done: float) -> None:
-        """Called after every optimizer step.
-
-        Args:
-            done: Completed share of the run's steps, in (0, 1].
-        """
+        """Called after every optimizer step; ``done``: completed share of the run's steps, in (0, 1]."""
 
     def discard_step(self) -> None:
         """Called instead of `after_step` if the step was not finite.

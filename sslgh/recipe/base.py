@@ -21,11 +21,7 @@ Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
 def user_path(given: Any) -> str:
-    """A path as a user writes it, with ~ and ~name for home folders.
-
-    Raises:
-        ValueError: If it is empty, no text or too long, or the home folder is unknown.
-    """
+    """A path as a user writes it, with ~ and ~name for home folders; ValueError if it can be none."""
     if not isinstance(given, str | Path):
         raise ValueError(f"expected a path, got {given!r}; put it in quotes")
     # Path takes "" for the working folder: an unset variable of a script would write there.

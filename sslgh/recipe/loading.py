@@ -18,12 +18,7 @@ Block = TypeVar("Block", bound=ConfigModel)
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = (), *, gh: bool = False) -> Recipe:
-    """Read, override and check a recipe.
-
-    Args:
-        path: A YAML file.
-        overrides: ``key.path=value`` with the value as YAML, e.g. ``train.epochs=20``.
-        gh: Whether to turn it into its GH twin before the overrides.
+    """Read a YAML file, with ``gh`` as its GH twin, apply ``key.path=value`` overrides and check it.
 
     Raises:
         RecipeError: One sentence with the file, the key path and the way out.
@@ -49,19 +44,11 @@ def _gh_twin(path: Path) -> dict[str, Any]:
 
 def make_recipe(settings: Mapping[str, Any], *, source: str = "") -> Recipe:
     """Check settings that were read or built elsewhere; raises as `load_recipe`."""
-    try:
-        return _validate(Recipe, settings)
-    except ValidationError as error:
-        raise explain(error, Recipe, source) from None
-
-
-def _validate(model: type[Block], settings: Mapping[str, Any]) -> Block:
-    """Check settings as JSON, where strict means: a number is no text, and a truth value no number."""
-    return model.model_validate_json(json.dumps(dict(settings), default=str), strict=True)
+    return check_block(Recipe, settings, source=source)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    settings = parse(read(path), str(path))
+    settings = parse(read(path), path)
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(settings).__name__}")
     return settings
@@ -79,15 +66,14 @@ def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[
     """
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not all(key.split(".")):
+        path = key.split(".")
+        if not equals or not all(path):
             raise RecipeError(f"override {shown(override)}: expected key.path=value")
-        if key.count(".") >= MOST_LEVELS:
+        if len(path) > MOST_LEVELS:
             raise RecipeError(
                 f"override {shown(override)}: nested deeper than {MOST_LEVELS} levels"
             )
-        settings = _set(
-            settings, key.split("."), parse(text, f"override {shown(override)}"), override
-        )
+        settings = _set(settings, path, parse(text, override), override)
     return settings
 
 
@@ -109,13 +95,9 @@ def check_arguments(
     given: Iterable[str] = (),
     prefix: str,
 ) -> dict[str, Any]:
-    """Check a block of a recipe against the typed keyword arguments of the classes it configures.
+    """Check a block of a recipe, without its name, against the keyword-only arguments that it configures.
 
-    Args:
-        functions: Classes or functions with keyword-only arguments.
-        arguments: The block, without its name.
-        given: Keywords that do not come from the block.
-        prefix: Key path of the block, for the message of a RecipeError.
+    ``given``: keywords that do not come from the block. Raises as `check_block`.
     """
     given = set(given)
     fields: dict[str, Any] = {
@@ -132,12 +114,16 @@ def check_arguments(
     return {name: getattr(checked, name) for name in fields}
 
 
-def check_block(model: type[Block], settings: Mapping[str, Any], *, prefix: str) -> Block:
-    """Check one block of a recipe, whose key path is ``prefix``; raises as `load_recipe`."""
+def check_block(
+    model: type[Block], settings: Mapping[str, Any], *, prefix: str = "", source: str = ""
+) -> Block:
+    """Check a block of a recipe, whose key path is ``prefix``; raises as `load_recipe`."""
+    # As JSON, where strict means: a number is no text, and a truth value no number.
+    content = json.dumps(dict(settings), default=str)
     try:
-        return _validate(model, settings)
+        return model.model_validate_json(content, strict=True)
     except ValidationError as error:
-        raise explain(error, model, "", prefix) from None
+        raise explain(error, model, source, prefix) from None
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -165,11 +151,7 @@ def recipe_files() -> list[Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path, or by the name of a bundled one such as digits-lt/simclr.
-
-    Raises:
-        RecipeError: If it cannot be the name of a file.
-    """
+    """The file of a recipe given by path, or by the name of a bundled one such as digits-lt/simclr."""
     path = Path(name)
     try:
         if path.is_file() or path.suffix in (".yaml", ".yml"):

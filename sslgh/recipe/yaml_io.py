@@ -77,24 +77,26 @@ def _fault(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
-def parse(text: str, source: str) -> Any:
-    """The value of a YAML text.
-
-    Args:
-        text: Text of a file, or the value of an override.
-        source: Origin of the text, for the error.
-
-    Raises:
-        RecipeError: One sentence with the line.
-    """
+def parse(text: str, source: Path | str) -> Any:
+    """The value of a YAML text, whose ``source`` is a file or an override; a RecipeError names the line."""
     if len(text) > MOST_BYTES:
-        raise RecipeError(f"{source}: {TOO_LONG}")
+        raise _error(source, TOO_LONG)
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.reader.ReaderError as error:
+    except (yaml.reader.ReaderError, yaml.MarkedYAMLError) as error:
+        raise _error(source, _problem(text, error)) from None
+
+
+def _error(source: Path | str, problem: str) -> RecipeError:
+    where = source if isinstance(source, Path) else f"override {shown(source)}"
+    return RecipeError(f"{where}: {problem}")
+
+
+def _problem(text: str, error: yaml.reader.ReaderError | yaml.MarkedYAMLError) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position)
         problem = f"the control character U+{ord(text[error.position]):04X}; delete it"
-    except yaml.MarkedYAMLError as error:
+    else:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         problem = ", ".join(filter(None, (error.context, error.problem)))
@@ -102,34 +104,30 @@ def parse(text: str, source: str) -> Any:
         line = min(line, len(lines) - 1)
         if "\t" in lines[line].split("#", maxsplit=1)[0]:
             problem = "it holds a tab; write spaces"
-    raise RecipeError(f"{source}: not valid YAML in line {line + 1}: {problem}")
+    return f"not valid YAML in line {line + 1}: {problem}"
 
 
 def read(path: Path) -> str:
-    """The text of a recipe file.
-
-    Raises:
-        RecipeError: If it is missing, not UTF-8 text, or too long to be a recipe.
-    """
+    """The text of a recipe file; RecipeError if it is missing, not UTF-8, or too long to be a recipe."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading from a pipe could block
-            raise RecipeError(f"{path}: is no file; give the path of a recipe")
+            raise _error(path, "is no file; give the path of a recipe")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise RecipeError(f"{path}: {TOO_LONG}")
+            raise _error(path, TOO_LONG)
         return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: no such recipe; sslgh recipe list names those that exist"
-        ) from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(
-            f"{path}: line {line} cannot be read as text in UTF-8; save the file as UTF-8"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(path, _unreadable(error)) from None
+
+
+def _unreadable(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such recipe; sslgh recipe list names those that exist"
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror}"
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return f"line {line} cannot be read as text in UTF-8; save the file as UTF-8"
 
 
 def to_yaml(settings: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -96,7 +97,7 @@ def test_what_could_grow_or_be_read_in_two_ways_is_refused_with_its_line(
 ) -> None:
     began = time.process_time()
     with pytest.raises(RecipeError) as refused:
-        parse(text, "f.yaml")
+        parse(text, Path("f.yaml"))
     assert str(refused.value).startswith(f"f.yaml: not valid YAML in line {line}: ")
     assert sentence in str(refused.value)
     assert str(refused.value).isprintable()
