@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from sslgh.data.broken_images import read_quarantine
+from sslgh.data.image_set import read_quarantine
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import load_recipe

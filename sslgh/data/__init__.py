@@ -13,8 +13,7 @@ from sslgh.data.datasets import (
 )
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.loader import end_workers, labeled_loader, num_workers, view_loader
-from sslgh.data.long_tail import select_long_tail
-from sslgh.data.sources import input_size, load_images, training_set
+from sslgh.data.sources import input_size, load_images, select_long_tail, training_set
 
 __all__ = [
     "MEAN",

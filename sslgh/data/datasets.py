@@ -11,9 +11,8 @@ from torch.utils.data import Dataset
 
 from sslgh.data.augment import NUM_PARAMS, draw_params
 from sslgh.data.batch_sampler import LABELED, LOCAL, VIEWS, WEAK, SampleKey, rng_for
-from sslgh.data.broken_images import load_or_replace
 from sslgh.data.crop import Range, pixels, plain_crop, random_box, resized_crop
-from sslgh.data.image_set import ImageSet
+from sslgh.data.image_set import ImageSet, load_or_replace
 from sslgh.data.supervised_augment import random_view, weak_view
 from sslgh.recipe.data import Augment
 from sslgh.recipe.finetune import Policy

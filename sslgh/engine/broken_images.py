@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sslgh.data import DataError, ImageSet, PretrainBatch, SupervisedBatch, end_workers
-from sslgh.data.broken_images import (
+from sslgh.data.image_set import (
     QUARANTINE,
     READS_NOW,
     quarantine_text,

@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from sslgh.data import DataError, EvalDataset, ImageSet, normalize, num_workers
 from sslgh.data.arrays import UNREADABLE
-from sslgh.data.broken_images import QUARANTINE, READS_NOW, read_error, read_quarantine
-from sslgh.data.image_set import check_classes
+from sslgh.data.image_set import QUARANTINE, READS_NOW, check_classes, read_error, read_quarantine
 from sslgh.distributed import gather
 from sslgh.recipe.data import Data
 

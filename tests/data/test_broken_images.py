@@ -12,7 +12,7 @@ from sslgh.data import (
     labeled_loader,
 )
 from sslgh.data.batch_sampler import SUBSTITUTE, SampleKey, rng_for
-from sslgh.data.broken_images import load_or_replace
+from sslgh.data.image_set import load_or_replace
 from sslgh.data.loader import view_loader
 from sslgh.recipe.data import Augment, Data
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sslgh.data import DataError, select_long_tail
-from sslgh.data.long_tail import profile
+from sslgh.data.sources import profile
 from sslgh.recipe.data import LongTail
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, ImageSet, SampleKey, training_set
-from sslgh.data.broken_images import load_or_replace
+from sslgh.data.image_set import load_or_replace
 from sslgh.data.run_images import image_fingerprint, record_text, run_images
 from sslgh.recipe import make_recipe
 

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from sslgh.recipe import RecipeError, load_recipe, make_recipe, recipe_text
-from sslgh.recipe.loading import apply_overrides
-from sslgh.recipe.yaml_io import MOST_BYTES, parse, to_yaml
+from sslgh.recipe.loading import MOST_BYTES, apply_overrides, parse, to_yaml
 
 TINY = {"name": "x", "data": {"source": "digits"}, "method": {"name": "simclr"}}
 
