@@ -116,10 +116,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     def _check_length(self) -> None:
         if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"{self.num_samples} images do not fill one batch of train.batch_size {self.batch_size} "
-                f"on {self.world_size} processes; lower train.batch_size or add images"
-            )
+            raise _no_batch(self)
         epoch, step = self.start
         inside = 0 <= epoch < self.epochs and 0 <= step <= self.steps_per_epoch
         if not inside and self.start != (self.epochs, 0):
@@ -171,6 +168,13 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         images = min(self.batch_size, self.num_samples - step * self.batch_size)
         each, rest = divmod(images, self.accumulation)
         return tuple((each + (part < rest)) / images for part in range(self.accumulation))
+
+
+def _no_batch(order: ResumableBatchSampler) -> ValueError:
+    return ValueError(
+        f"{order.num_samples} images do not fill one batch of train.batch_size {order.batch_size} "
+        f"on {order.world_size} processes; lower train.batch_size or add images"
+    )
 
 
 def _small_batch(batch_size: int, world_size: int, accumulation: int) -> ValueError:

@@ -212,10 +212,7 @@ def select_long_tail(
     ``published`` is the generator of LDAM that all CIFAR-LT results use: NumPy's legacy generator is
     seeded once, the positions of each class are shuffled in label order, and the first n_c are kept.
 
-    Args:
-        labels: Shape (N,), 0..C-1.
-        settings: Profile, imbalance, order of the classes, seed and selection.
-        class_names: C names, for messages.
+    ``labels``: shape (N,), 0..C-1. ``class_names``: C names, for messages.
 
     Raises:
         DataError: If a class holds too few images, or would be left with none.

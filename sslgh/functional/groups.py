@@ -61,12 +61,9 @@ def shot_groups(
 ) -> dict[str, Tensor]:
     """Which classes are many-, medium- and few-shot: masks (C,); every class is in exactly one.
 
-    Args:
-        counts: Shape (C,), training images of each class.
-        convention: ``thresholds``: more than 100, 20 to 100, fewer than 20 images (Liu et al., arXiv:1904.05160).
-            ``thirds``: the classes by size, then by label, cut into three parts (CIFAR in the GH code: 34, 33, 33).
-        test_counts: Shape (C,), test images of each class; a class without any images is a gap in the labels, in
-            no group. None: every class counts.
+    ``thresholds``: more than 100, 20 to 100, fewer than 20 training images (Liu et al., arXiv:1904.05160).
+    ``thirds``: the classes by size, then by label, cut into three parts (CIFAR in the GH code: 34, 33, 33).
+    With ``test_counts``, test images of each class, one without any images is a gap in the labels, in no group.
 
     Raises:
         ValueError: If ``counts`` is not (C,), ``test_counts`` has another shape, or the convention is unknown.
