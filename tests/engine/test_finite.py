@@ -98,6 +98,7 @@ def test_a_skipped_step_leaves_weights_queues_and_memory_as_they_were(tiny, monk
     batches, step = stage.batches(Progress(), None), step_info(stage.run, Progress())
     good = train_step(stage, batches, step, StopRequest())
     assert good.skipped is None
+    assert stage.outputs == []
     modules = (stage.method, stage.aux)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in modules]
     poison(monkeypatch, 1)
