@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class DistInfo(NamedTuple):
@@ -95,3 +96,13 @@ def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
     found = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return [bool(flag) for flag in found.tolist()]
+
+
+def gather_full(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one. Collective with FSDP: call it on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor; the whole tensor without FSDP."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

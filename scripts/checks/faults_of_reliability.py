@@ -3,7 +3,7 @@
 from fault import Fault
 
 FOLDER = WRITER = "engine/checkpoint_manager.py"
-CHECKPOINT, FINITE = "engine/checkpoint.py", "engine/finite.py"
+CHECKPOINT = "engine/checkpoint.py"
 TRAINER = "engine/trainer.py"
 IMAGES, QUARANTINE = "data/run_images.py", "engine/broken_images.py"
 
@@ -28,7 +28,7 @@ FAULTS = [
     Fault("snapshot that waits never replaced", WRITER, "if waiting is not None and is_kept(waiting.progress, self.keep_every):", "if True:", "engine/test_checkpoint_manager.py"),
     Fault("failed run drops its snapshot", WRITER, "if kind is not KeyboardInterrupt:", "if kind is None:", "engine/test_checkpoint_manager.py"),
     Fault("bug in the thread unheard", WRITER, "        if self._error is not None:\n            raise self._error\n", "", "engine/test_checkpoint_manager.py"),
-    Fault("gradient not watched", FINITE, "torch.stack([*watched, grad_norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
+    Fault("gradient not watched", TRAINER, "torch.stack([*watched, grad_norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
     Fault("buffers not put back", TRAINER, "            buffer.copy_(before)\n", "            pass\n", "engine/test_finite.py"),
     Fault("waiting rows not dropped", TRAINER, "        stage.discard_step()\n", "", "engine/test_finite.py"),
     Fault("optimizer sees the poison", TRAINER, "    if skip:\n", "    if skip and not buffers:\n", "engine/test_finite.py"),
@@ -70,7 +70,7 @@ FAULTS = [
     Fault("more kept, fewer stay", FOLDER, "max(len(others) - (keep_last - 1), 0)", "len(others) - (keep_last - 1)", "engine/test_checkpoint_manager.py"),
     Fault("finished epoch asked for again", "data/batch_sampler.py", "            if not steps:", "            if False:", "data/test_batch_sampler.py"),
     Fault("late signal swallowed", TRAINER, "if any_rank(stop.asked, run.accelerator.device):", "if False:", "engine/test_stopping.py"),
-    Fault("skips forgotten by a stop", TRAINER, "        snapshot = copy_to_cpu(\n            progress,", "        snapshot = copy_to_cpu(\n            progress._replace(skipped_in_a_row=0),", "engine/test_stopping.py"),
+    Fault("skips forgotten by a stop", TRAINER, "copy_to_cpu(progress, ", "copy_to_cpu(progress._replace(skipped_in_a_row=0), ", "engine/test_stopping.py"),
     Fault("milestone between checkpoints unwritten", TRAINER, "epochs == train.epochs or kept", "epochs == train.epochs", "engine/test_stopping.py"),
     Fault("micro-batches weigh alike", TRAINER, 'weight * metrics["loss"]', 'metrics["loss"] / train.accumulation', "engine/test_pretraining.py -k accumulated"),
     Fault("outputs of a skipped step remembered", "engine/pretraining.py", "        self.outputs.clear()\n        self.method.discard_step()", "        self.method.discard_step()", "engine/test_finite.py"),

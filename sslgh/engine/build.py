@@ -66,11 +66,10 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
     name, train = recipe.method.name, recipe.train
     if kind.contrasts_batch and train.accumulation > 1 and not train.allow_fewer_negatives:
         raise RecipeError(fewer_negatives(train))
-    if recipe.data.augment.local_crops and not kind.multi_crop:
+    if (crops := recipe.data.augment.local_crops) and not kind.multi_crop:
         takers = " and ".join(key for key, value in METHODS.items() if value.multi_crop)
         raise RecipeError(
-            f"data.augment.local_crops is {recipe.data.augment.local_crops}, but {name} takes two views; "
-            f"local crops are for {takers}"
+            f"data.augment.local_crops is {crops}, but {name} takes two views; local crops are for {takers}"
         )
     if recipe.boost is not None and not kind.has_sample_losses:
         raise RecipeError(f"boost needs a per-sample loss, which {name} does not have")
@@ -108,14 +107,8 @@ def _saved_backbone(model: Model, run: Path, image_size: int) -> nn.Module:
 
 
 def _named_backbone(model: Model, image_size: int, *, pretrained: bool = False) -> nn.Module:
-    return build_backbone(
-        model.backbone,
-        stem=model.stem,
-        width=model.width,
-        patch=model.patch,
-        image_size=image_size,
-        pretrained=pretrained,
-    )
+    shape = model.model_dump(include={"stem", "width", "patch"})
+    return build_backbone(model.backbone, **shape, image_size=image_size, pretrained=pretrained)
 
 
 def _pretrained_backbone(model: Model, image_size: int) -> nn.Module:
@@ -217,20 +210,12 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     Raises:
         ValueError: If ``model.init`` holds no backbone.
     """
-    model, shape = recipe.model, ("backbone", "stem", "width")
+    model, source = recipe.model, recipe.model.model_dump()
     if model.init is None or model.init == "pretrained":
-        source = {key: getattr(model, key) for key in shape}
         source["patch"] = resolve_patch(model.backbone, patch=model.patch, image_size=image_size)
     else:
         source = read_card(Path(model.init).expanduser())
-    return {
-        "format": 1,
-        **{key: source[key] for key in shape},
-        "patch": source.get("patch"),
-        "image_size": image_size,
-        "mean": MEAN,
-        "std": STD,
-        "method": method,
-        "run": recipe.name,
-        "sslgh": __version__,
-    }
+    rebuild = {key: source[key] for key in ("backbone", "stem", "width")}
+    rebuild |= {"patch": source.get("patch"), "image_size": image_size}
+    training = {"method": method, "run": recipe.name, "sslgh": __version__}
+    return {"format": 1, **rebuild, "mean": MEAN, "std": STD, **training}

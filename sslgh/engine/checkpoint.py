@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sslgh.engine.fsdp import gather_full, shard_like
+from sslgh.distributed import gather_full
+from sslgh.engine.fsdp import shard_like
 
 FORMAT = 4
 MODULE, AUX_STATE, OPTIMIZER, PROGRESS, MANIFEST = (
@@ -81,24 +82,17 @@ class Snapshot(NamedTuple):
     aux_state: dict[str, Tensor] | None
     optimizer: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """Name of the checkpoint's folder."""
-        return f"step-{self.progress.global_step:09d}"
-
 
 def copy_to_cpu(
     progress: Progress,
     environment: RunEnvironment,
-    *,
     module: nn.Module,
     aux_state: nn.Module | None,
     optimizer: torch.optim.Optimizer,
 ) -> Snapshot:
     """Copy all state of a checkpoint. Collective with FSDP: call it on every rank.
 
-    No random state is in it: order, augmentation and the generator of a step are functions of the
-    seed and the step.
+    There is no random state: order, views and the generator are functions of the seed and the step.
     """
     extras = None if aux_state is None else _copied(aux_state.state_dict())
     state = _copied(_by_name(optimizer, module))
@@ -123,19 +117,14 @@ def _parameter_names(optimizer: torch.optim.Optimizer, module: nn.Module) -> lis
 
 
 def _by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
-    """State dictionary with names in place of positions.
-
-    Not by `torch.distributed.checkpoint.state_dict`: for an optimizer without state yet it takes a step with
-    zero gradients, which counts for AdamW and gives SGD a momentum.
-    """
+    """State dictionary with names in place of positions."""
+    # `torch.distributed.checkpoint.state_dict` takes a step of zeros if there is no state: AdamW counts it.
     groups = _parameter_names(optimizer, module)
     names, state = list(chain.from_iterable(groups)), optimizer.state_dict()
+    pairs = zip(state["param_groups"], groups, strict=True)
     return {
         "state": {names[position]: value for position, value in state["state"].items()},
-        "param_groups": [
-            group | {"params": params}
-            for group, params in zip(state["param_groups"], groups, strict=True)
-        ],
+        "param_groups": [group | {"params": params} for group, params in pairs],
     }
 
 
@@ -145,7 +134,7 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     Raises:
         OSError: If it cannot be written. Earlier checkpoints are still there.
     """
-    target = directory / snapshot.name
+    target = directory / f"step-{snapshot.progress.global_step:09d}"
     temporary = directory / f".{target.name}.tmp"
     # Not made here: if the folder is gone, so is its mount, and a new one would fill the disk below.
     if not directory.is_dir():
@@ -177,9 +166,8 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     progress = {"format": FORMAT, **snapshot.progress._asdict(), **snapshot.environment._asdict()}
     (folder / PROGRESS).write_text(json.dumps(progress) + "\n")
     write_manifest(folder)
-    for file_path in folder.iterdir():
-        _flush(file_path)
-    _flush(folder)
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

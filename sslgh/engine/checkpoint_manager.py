@@ -24,6 +24,10 @@ from sslgh.engine.checkpoint import (
 
 # Errors of reading a damaged progress.json.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, RecursionError)
+NOT_WRITTEN = (
+    "the last checkpoint could not be written to {} ({}); those before it are as they were: make room, then "
+    "run the same command to go on from the latest"
+)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -119,13 +123,10 @@ def _mark_damaged(path: Path) -> None:
         return
 
 
-def drop_old_checkpoints(
-    directory: Path, newest: Path, *, keep_last: int, keep_every: int | None
-) -> None:
-    """Delete all but the latest ``keep_last`` and those at the end of every ``keep_every``-th epoch.
+def drop_old(directory: Path, newest: Path, *, keep_last: int, keep_every: int | None) -> None:
+    """Delete all but ``newest``, the latest ``keep_last`` and those of every ``keep_every``-th epoch.
 
-    ``newest``, the one written last, always stays. One whose progress cannot be read counts as the oldest:
-    it must not take the place of a whole one.
+    One whose progress cannot be read counts as the oldest: it must not take the place of a whole one.
     """
     others = [path for path in directory.glob("step-*[0-9]") if path != newest]
     others.sort(key=lambda path: (_sort_key(path)[0] < float("inf"), _sort_key(path)))
@@ -203,10 +204,7 @@ class CheckpointWriter:
         """
         self._queue.join()
         if isinstance(self._error, OSError):
-            raise OSError(
-                f"the last checkpoint could not be written to {self.directory} ({_cause(self._error)}); those "
-                "before it are as they were: make room, then run the same command to go on from the latest"
-            )
+            raise OSError(NOT_WRITTEN.format(self.directory, _cause(self._error)))
         if self._error is not None:
             raise self._error
 
@@ -223,20 +221,20 @@ class CheckpointWriter:
         while (snapshot := self._queue.get()) is not None:
             self._error = None
             try:
-                written = write_checkpoint(self.directory, snapshot)
-                self._drop_old(written)
+                self._drop_old(write_checkpoint(self.directory, snapshot))
             except BaseException as error:  # other than OSError: a bug, which `finish` raises
                 self._error = error
-                step = f"the checkpoint of step {snapshot.progress.global_step}"
-                kept = "training goes on, the checkpoints before it are as they were"
-                self.report(f"{step} could not be written ({_cause(error)}); {kept}")
+                self._report_error(snapshot.progress.global_step, error)
             self._queue.task_done()
+
+    def _report_error(self, step: int, error: BaseException) -> None:
+        kept = "training goes on, the checkpoints before it are as they were"
+        self.report(f"the checkpoint of step {step} could not be written ({_cause(error)}); {kept}")
 
     def _drop_old(self, newest: Path) -> None:
         try:
-            drop_old_checkpoints(
-                self.directory, newest, keep_last=self.keep_last, keep_every=self.keep_every
-            )
+            keep_last, keep_every = self.keep_last, self.keep_every
+            drop_old(self.directory, newest, keep_last=keep_last, keep_every=keep_every)
         except OSError as error:
             self.report(f"an old checkpoint could not be deleted ({_cause(error)})")
 

@@ -3,13 +3,11 @@
 import logging
 import os
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from torch.distributed import DistError
 
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.launch import Stopped
 from sslgh.engine.logger import print_stderr
 from sslgh.engine.run_dir import BusyError, State, check_directory, read_status, write_status
 from sslgh.recipe import Recipe, RecipeError
@@ -24,25 +22,11 @@ GRACE_SECONDS = 3
 INTERRUPTED = "interrupted; run the same command to go on from the last checkpoint"
 
 
-def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
-
-    Args:
-        action: The command.
-        recipe: Run whose status.json is updated, unless the directory belongs to another run.
-    """
-    begun = datetime.now(UTC).replace(microsecond=0)
-    try:
-        action()
-    except BaseException as error:
-        code = _exit_code(error, recipe, begun)
-        if code is None:
-            raise
-        return code
-    return DONE
+class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
+    """The run was stopped by a signal after saving."""
 
 
-def _exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> int | None:
+def exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> int | None:
     """Report an error; None for a bug, which keeps its traceback.
 
     Mistakes of the user (ValueError) and a full disk give one sentence.

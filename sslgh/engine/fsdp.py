@@ -72,16 +72,6 @@ def prepare_for_fsdp(module: nn.Module, aux_state: nn.Module | None) -> None:
     module.to(memory_format=torch.contiguous_format)
 
 
-def gather_full(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one. Collective with FSDP: call it on every rank."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor; the whole tensor without FSDP."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def shard_like(value: Any, example: Tensor) -> Any:
     """This rank's shard of a full tensor that all ranks have read, cut as ``example``; else the value itself."""
     if isinstance(example, DTensor) and isinstance(value, Tensor) and value.shape == example.shape:

@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -19,16 +19,19 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from sslgh.engine.exit_codes import DONE, exit_code
 from sslgh.engine.fsdp import shard_on_cpu, sharding_asked
-from sslgh.recipe import RecipeError
+from sslgh.recipe import Recipe, RecipeError
 
 # Rank 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
 TIMEOUT = timedelta(hours=2)
 T = TypeVar("T")
-
-
 # SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STARTED_ONE = (
+    "the launcher was asked for several processes but started one (MASTER_PORT is set, "
+    "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
+)
 # The last torch whose bf16 convolutions were found wrong; a test compares those of later ones with float64.
 LAST_WITH_WRONG_BF16 = (2, 15)
 
@@ -41,25 +44,30 @@ class DeterminismError(ValueError):
     """An operation has no deterministic kernel on this device."""
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
-    """The run was stopped by a signal after saving."""
+def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int:
+    """Run a command; returns its exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
+
+    A failure goes into the status.json of ``recipe``, unless the directory belongs to another run.
+    """
+    begun = datetime.now(UTC).replace(microsecond=0)
+    try:
+        action()
+    except BaseException as error:
+        if (code := exit_code(error, recipe, begun)) is None:
+            raise
+        return code
+    return DONE
 
 
 def init_accelerator(processes: int | None = None) -> Accelerator:
-    """The Accelerator of this process.
-
-    Precision is the recipe's, whatever the launcher's configuration says: a forgotten
-    default_config.yaml must not change a result.
+    """The Accelerator of this process; precision is the recipe's, whatever the launcher's configuration says.
 
     Raises:
         LaunchError: If another number of processes started than ``processes``, or than the launcher was asked for.
         FSDPError: If it asks for FSDP1.
     """
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise LaunchError(
-            "the launcher was asked for several processes but started one (MASTER_PORT is set, "
-            "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
-        )
+        raise LaunchError(STARTED_ONE)
     sharded = "ACCELERATE_USE_FSDP" in os.environ and sharding_asked()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -79,11 +87,10 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
 def check_num_processes(accelerator: Accelerator, processes: int | None) -> None:
     """Raise LaunchError if another number of processes started, or if they started apart."""
     size = accelerator.num_processes
-    asked = int(os.environ.get("WORLD_SIZE", "0"))
-    if "LOCAL_RANK" in os.environ and size == 1 and asked != 1:
+    if "LOCAL_RANK" in os.environ and size == 1 and int(os.environ.get("WORLD_SIZE", "0")) != 1:
         raise LaunchError(
-            f"this process is one of {asked or 'several'} but believes to be alone; use "
-            "--config_file recipes/accelerate/cpu-2.yaml (distributed_type: MULTI_GPU, use_cpu: "
+            f"this process is one of {os.environ.get('WORLD_SIZE', 'several')} but believes to be alone; "
+            "use --config_file recipes/accelerate/cpu-2.yaml (distributed_type: MULTI_GPU, use_cpu: "
             "false) or torchrun"
         )
     if processes is not None and size != processes:
@@ -122,10 +129,9 @@ def run_on_main(work: Callable[[], T], accelerator: Accelerator) -> T:
             answer = [work()]
         except (ValueError, OSError) as error:
             answer = [error]
-    answer = broadcast_object_list(answer)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    found: T = answer[0]
+    found: T | Exception = broadcast_object_list(answer)[0]
+    if isinstance(found, Exception):
+        raise found
     return found
 
 
@@ -154,11 +160,6 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def kernels(*, deterministic: bool) -> AbstractContextManager[None]:
-    """A block in which torch uses deterministic kernels, or any."""
-    return determinism() if deterministic else nullcontext()
 
 
 @contextmanager

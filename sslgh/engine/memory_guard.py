@@ -24,8 +24,8 @@ REMEDY = (
 def memory_guard(recipe: Recipe) -> Iterator[None]:
     """Refuse to build more than memory can hold, before the machine swaps or kills the process.
 
-    The tensors that torch makes in the block are counted, each before it is allocated: with a gradient and
-    optimizer state on the CPU, alone if they only pass through it on their way to a GPU.
+    Each tensor that torch makes in the block is counted before it is allocated: with a gradient and
+    optimizer state on the CPU, alone if it only passes through it on its way to a GPU.
 
     Raises:
         RecipeError: If they do not fit; one sentence with both figures.

@@ -21,7 +21,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
     Biases, norm parameters (one axis) and what the backbone lists as ``no_weight_decay`` (class token,
     positions) are decayed only by SGD and AdamW with ``decay_all``, as in the GH code. LARS neither
-    decays nor rescales them (SimCLR, BYOL). Frozen parameters stay out. ``layer_decay``: see `_lr_scales`.
+    decays nor rescales them (SimCLR, BYOL). Frozen parameters stay out.
 
     Raises:
         ValueError: If there is a ``layer_decay`` and the order of the backbone's layers is not known.
@@ -40,11 +40,9 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     if optim.name == "adamw":
         return torch.optim.AdamW(ordered, lr=optim.lr)
     kind: Any = LARS if optim.name == "lars" else torch.optim.SGD
-    options = {"nesterov": True} if optim.nesterov and optim.name == "sgd" else {}
-    optimizer: torch.optim.Optimizer = kind(
-        ordered, lr=optim.lr, momentum=optim.momentum, **options
-    )
-    return optimizer
+    nesterov = {"nesterov": True} if optim.nesterov and optim.name == "sgd" else {}
+    made: torch.optim.Optimizer = kind(ordered, lr=optim.lr, momentum=optim.momentum, **nesterov)
+    return made
 
 
 def _group_settings(optim: Optim, scale: float, free: bool) -> dict[str, float]:
@@ -125,10 +123,14 @@ def learning_rate(
         return optim.lr * float(optim.decay**passed)
     if optim.schedule == "cosine" or gh_start is None:
         return _cosine(step, warmup, total, optim.lr, optim.lr_end)
-    middle = gh_start * steps_per_epoch
+    return _two_cosines(step, (warmup, gh_start * steps_per_epoch, total), optim)
+
+
+def _two_cosines(step: int, bounds: tuple[int, int, int], optim: Optim) -> float:
+    start, middle, stop = bounds
     if step < middle:
-        return _cosine(step, warmup, middle, optim.lr, optim.lr_mid)
-    return _cosine(step, middle, total, optim.lr_mid, optim.lr_end)
+        return _cosine(step, start, middle, optim.lr, optim.lr_mid)
+    return _cosine(step, middle, stop, optim.lr_mid, optim.lr_end)
 
 
 def _cosine(step: int, start: int, stop: int, high: float, low: float) -> float:

@@ -102,10 +102,8 @@ class Run:
 
     def watched(self, loader: DataLoader[Batch], directory: Path | None) -> BrokenImages:
         """Batches of a loader that tolerate broken images, reported in ``directory``."""
-        share, device = self.recipe.data.broken_share, self.accelerator.device
-        return BrokenImages(
-            iter(loader), self.images, share=share, directory=directory, device=device
-        )
+        share, device, it = self.recipe.data.broken_share, self.accelerator.device, iter(loader)
+        return BrokenImages(it, self.images, share=share, directory=directory, device=device)
 
     def close(self) -> None:
         """Let other processes use the run directory."""
@@ -139,10 +137,6 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
 def open_run(run: Run, *, device_note: str = "") -> Progress:
     """Make or find the run directory, and resume its last whole checkpoint. Collective: call it on every rank.
 
-    Args:
-        run: A new run.
-        device_note: Text printed after the processes.
-
     Raises:
         RecipeError: If ranks list different images, whose positions would then mean different files.
         CheckpointError: If the checkpoint cannot be used, or is of other images.
@@ -162,18 +156,24 @@ def open_run(run: Run, *, device_note: str = "") -> Progress:
 
 def _open_directory(run: Run, processes: str) -> Path | None:
     """Put the directory in order; returns the checkpoint to resume from. Rank 0 only."""
-    directory, accelerator = run.recipe.directory, run.accelerator
+    directory = run.recipe.directory
     run.lock = open_directory(run.recipe, {"world": processes, **launch_environment()})
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
-    found: Path | None = None
-    if any(run.checkpoints.iterdir()):
-        clean_up(run.checkpoints)
-        found, messages = last_whole_checkpoint(run.checkpoints)
-        for message in messages:
-            accelerator.print(message)
+    found = _last_checkpoint(run) if any(run.checkpoints.iterdir()) else None
     if found is None and (directory / METRICS).exists():
-        accelerator.print(f"{run.checkpoints} holds no checkpoint: the run begins from its start")
+        run.accelerator.print(
+            f"{run.checkpoints} holds no checkpoint: the run begins from its start"
+        )
+    return found
+
+
+def _last_checkpoint(run: Run) -> Path | None:
+    """Clean up the checkpoints and print which are damaged; returns the last whole one."""
+    clean_up(run.checkpoints)
+    found, messages = last_whole_checkpoint(run.checkpoints)
+    for message in messages:
+        run.accelerator.print(message)
     return found
 
 

@@ -62,13 +62,17 @@ def check_directory(recipe: Recipe) -> bool:
     if (directory / RECIPE).is_file():
         _check_same_run(recipe, directory)
         return True
-    entries = list(directory.iterdir()) if directory.exists() else []
-    foreign = [path.name for path in entries if not _is_left_over(path)]
+    if directory.exists():
+        _check_no_other_files(directory)
+    return False
+
+
+def _check_no_other_files(directory: Path) -> None:
+    foreign = [path.name for path in directory.iterdir() if not _is_left_over(path)]
     if foreign:
         raise RecipeError(
-            f"run directory {directory} holds {sorted(foreign)[0]} but no run; choose another run_dir"
+            f"run directory {directory} holds {min(foreign)} but no run; choose another run_dir"
         )
-    return False
 
 
 def _is_left_over(path: Path) -> bool:
@@ -125,8 +129,8 @@ def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
     write_text(directory / RECIPE, recipe_text(recipe))
     (directory / "checkpoints").mkdir(exist_ok=True)
     versions = {name: _version(name) for name in PACKAGES}
-    text = json.dumps({"versions": versions, **environment}, indent=2)
-    write_text(directory / "environment.json", text + "\n")
+    text = json.dumps({"versions": versions, **environment}, indent=2) + "\n"
+    write_text(directory / "environment.json", text)
     return lock
 
 
@@ -138,16 +142,10 @@ def _version(package: str) -> str | None:
 
 
 def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | None:
-    """Keep other processes from training in a run directory.
-
-    The kernel releases the lock when this process ends, however it ends. Loader workers, which are forks,
-    do not inherit it (`lockf`, unlike `flock`).
+    """Keep other processes from training in a run directory; BusyError if one still does after ``timeout`` seconds.
 
     Returns:
-        A file descriptor that holds the lock until it is closed; None if the file system does not support locks.
-
-    Raises:
-        BusyError: If another process still holds it after ``timeout`` seconds.
+        A descriptor that holds the lock until it is closed or the process ends; None if the file system has none.
     """
     until = time.monotonic() + timeout
     try:
@@ -178,7 +176,7 @@ def _busy(directory: Path, file: int) -> BusyError:
 
 def _try_lock(file: int) -> bool:
     """Whether no other process holds the lock; True also if the file system has none."""
-    try:
+    try:  # `lockf`, unlike `flock`, is not inherited by loader workers, which are forks
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False

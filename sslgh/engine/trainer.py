@@ -4,6 +4,7 @@ A stage, `Pretraining` or `Finetuning`, says what is computed; this file says wh
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -11,19 +12,20 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from sslgh.distributed import any_of, any_rank
+from sslgh.distributed import any_of, any_rank, gather_full, local_shard
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_manager import CheckpointWriter
-from sslgh.engine.finite import MAX_SKIPPED, NotFiniteError, gradient_norm, non_finite_reason
-from sslgh.engine.fsdp import local_shard, unshard_
-from sslgh.engine.launch import Stopped, StopRequest, kernels, run_on_main
+from sslgh.engine.exit_codes import Stopped
+from sslgh.engine.finite import MAX_SKIPPED, WATCHED, NotFiniteError, first_not_finite
+from sslgh.engine.launch import StopRequest, determinism, run_on_main
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import learning_rate, set_learning_rate
 from sslgh.engine.run import Run
-from sslgh.recipe import Recipe
+from sslgh.recipe.schema import Train
 
 Metrics = dict[str, Tensor]
+STOPPED = "stopped after step {}; run the same command to go on"
 
 
 class StepInfo(NamedTuple):
@@ -112,7 +114,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
         _checkpoint_writer(run, logger) as writer,
         StopRequest() as stop,
         closing(batches),
-        kernels(deterministic=recipe.train.deterministic),
+        determinism() if recipe.train.deterministic else nullcontext(),
     ):
         for epoch in range(progress.epoch, recipe.train.epochs):
             logger.running(epoch, progress.global_step)
@@ -121,14 +123,10 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
             while progress.step_in_epoch < run.steps_per_epoch:
                 step = step_info(run, progress)
                 result = train_step(stage, batches, step, stop)
-                progress = Progress(
-                    epoch,
-                    progress.step_in_epoch + 1,
-                    step.global_step,
-                    progress.skipped_in_a_row + 1 if result.skipped else 0,
-                )
+                skipped = progress.skipped_in_a_row + 1 if result.skipped else 0
+                progress = Progress(epoch, progress.step_in_epoch + 1, step.global_step, skipped)
                 if result.skipped is not None:
-                    log_skipped_step(run, step, result.skipped, progress.skipped_in_a_row, logger)
+                    log_skipped_step(run, step, result.skipped, skipped, logger)
                 elif step.should_log:
                     log_metrics(stage, step, result.metrics, logger)
                 logger.advance()
@@ -137,18 +135,15 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
                 if result.stop:
                     save(run, batches, progress, logger, writer)
                     finish_writing(run, writer)
-                    raise Stopped(
-                        f"stopped after step {step.global_step}; run the same command to go on"
-                    )
+                    raise Stopped(STOPPED.format(step.global_step))
             progress = progress._replace(epoch=epoch + 1, step_in_epoch=0)
-            if _is_checkpoint_due(recipe, epoch + 1):
+            if _is_checkpoint_due(recipe.train, epoch + 1):
                 stage.end_epoch(epoch, progress.global_step, logger)
                 save(run, batches, progress, logger, writer)
         finish_writing(run, writer)
         # A probe or the next recipe must not begin in a job that is about to end.
         if any_rank(stop.asked, run.accelerator.device):
             raise Stopped("stopped after the last step; run the same command to finish")
-    unshard_(run.module)
 
 
 def step_info(run: Run, progress: Progress) -> StepInfo:
@@ -210,6 +205,19 @@ def train_step(
     return StepResult(metrics, None, stopping, broken)
 
 
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Norm of the whole gradient, shape (). Collective with FSDP."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return gather_full(nn.utils.get_total_norm(gradients))
+
+
+def non_finite_reason(parts: Sequence[Metrics], grad_norm: Tensor, model: nn.Module) -> str | None:
+    """Which value of a step's micro-batches is NaN or infinite, in words; None if none is. Waits for the device."""
+    watched = [part[name].float() for part in parts for name in WATCHED if name in part]
+    finite = bool(torch.stack([*watched, grad_norm.float()]).isfinite().all())
+    return None if finite else first_not_finite(parts, model)
+
+
 def log_metrics(stage: Stage, step: StepInfo, metrics: Metrics, logger: MetricLogger) -> None:
     """Log the mean of a step's metrics over the ranks. Collective: call it on every rank."""
     means = stage.run.accelerator.reduce(torch.stack(list(metrics.values())), "mean")
@@ -245,13 +253,8 @@ def log_skipped_step(
 def report_broken_images(
     run: Run, batches: BrokenImages, progress: Progress, logger: MetricLogger
 ) -> None:
-    """Log images found broken since the last report. Collective: call it on every rank.
-
-    Raises:
-        DataError: On every rank, if there are too many.
-    """
-    message = batches.sync(run.accelerator)
-    if message is not None:
+    """Log images found broken since the last report; raises as `BrokenImages.sync`, a collective."""
+    if (message := batches.sync(run.accelerator)) is not None:
         logger.info(message)
         logger.log_event("quarantine", progress.global_step, progress.epoch, {"text": message})
 
@@ -278,23 +281,13 @@ def save(
             f"a weight is not finite after step {progress.global_step}; lower optim.lr or set optim.clip"
         )
     if writer is not None or run.accelerator.is_fsdp2:
-        snapshot = copy_to_cpu(
-            progress,
-            run.environment,
-            module=run.module,
-            aux_state=run.aux_state,
-            optimizer=run.optimizer,
-        )
+        snapshot = copy_to_cpu(progress, run.environment, run.module, run.aux_state, run.optimizer)
         if writer is not None:
             writer.submit(snapshot)
 
 
 def finish_writing(run: Run, writer: CheckpointWriter | None) -> None:
-    """Wait for the last checkpoint. Collective: call it on every rank.
-
-    Raises:
-        OSError: On every rank, if it cannot be written.
-    """
+    """Wait for the last checkpoint; OSError on every rank if it cannot be written. Collective: call it on every rank."""
     run_on_main(lambda: writer.finish() if writer else None, run.accelerator)
 
 
@@ -310,9 +303,8 @@ def _checkpoint_writer(
     )
 
 
-def _is_checkpoint_due(recipe: Recipe, epochs: int) -> bool:
+def _is_checkpoint_due(train: Train, epochs: int) -> bool:
     """Whether a checkpoint follows the first ``epochs`` epochs."""
-    train = recipe.train
     kept = train.keep_every is not None and epochs % train.keep_every == 0
     return epochs % train.checkpoint_every == 0 or epochs == train.epochs or kept
 
@@ -326,7 +318,7 @@ def dry_run(stage: Stage, batches: BrokenImages) -> None:
     run, recipe = stage.run, stage.run.recipe
     started = time.perf_counter()
     run.model.train()
-    with closing(batches), kernels(deterministic=recipe.train.deterministic):
+    with closing(batches), determinism() if recipe.train.deterministic else nullcontext():
         result = train_step(stage, batches, step_info(run, Progress()), StopRequest())
     if result.skipped is not None:
         raise NotFiniteError(f"{result.skipped} in the first step")

@@ -12,7 +12,7 @@ from sslgh.engine.checkpoint import CheckpointError
 from sslgh.engine.checkpoint_manager import (
     CheckpointWriter,
     clean_up,
-    drop_old_checkpoints,
+    drop_old,
     last_whole_checkpoint,
     list_checkpoints,
 )
@@ -34,9 +34,9 @@ def test_the_latest_stay_and_those_of_every_few_epochs(tmp_path, save) -> None:
         save(tmp_path, epoch, 0, epoch)
     save(tmp_path, 6, 2, 8)
     newest = tmp_path / "step-000000008"
-    drop_old_checkpoints(tmp_path, newest, keep_last=2, keep_every=2)
+    drop_old(tmp_path, newest, keep_last=2, keep_every=2)
     assert [int(name[5:]) for name in names(tmp_path)] == [2, 4, 6, 8]
-    drop_old_checkpoints(tmp_path, newest, keep_last=1, keep_every=None)
+    drop_old(tmp_path, newest, keep_last=1, keep_every=None)
     assert [int(name[5:]) for name in names(tmp_path)] == [8]
 
 
@@ -44,7 +44,7 @@ def test_the_latest_stay_and_those_of_every_few_epochs(tmp_path, save) -> None:
 def test_as_many_stay_as_were_asked_for(tmp_path, save, keep_last) -> None:
     for epoch in range(1, 13):
         newest = save(tmp_path, epoch, 0, epoch)
-        drop_old_checkpoints(tmp_path, newest, keep_last=keep_last, keep_every=None)
+        drop_old(tmp_path, newest, keep_last=keep_last, keep_every=None)
         latest = range(max(epoch - keep_last, 0) + 1, epoch + 1)
         assert [int(name[5:]) for name in names(tmp_path)] == list(latest)
 
@@ -57,7 +57,7 @@ def test_one_that_cannot_be_read_never_takes_the_room_of_a_whole_one(
     torn = save(tmp_path, 2, 0, 2)
     (torn / "progress.json").unlink()
     newest = save(tmp_path, 3, 0, 3)
-    drop_old_checkpoints(tmp_path, newest, keep_last=keep_last, keep_every=None)
+    drop_old(tmp_path, newest, keep_last=keep_last, keep_every=None)
     kept = ["step-000000001", newest.name][-keep_last:]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 

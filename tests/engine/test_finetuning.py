@@ -14,8 +14,9 @@ from sslgh.classify import OBJECTIVES
 from sslgh.data import DataError, SupervisedBatch, augment_views, normalize, training_set
 from sslgh.engine.build import build_network
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finetuning import Finetuning, _tau, dry_run_finetuning, finetune
-from sslgh.engine.launch import Stopped, init_accelerator
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.trainer import step_info
 from sslgh.evaluation import evaluate_run, read_results

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
 
+from sslgh.distributed import local_shard
 from sslgh.engine.checkpoint import (
     Progress,
     RunEnvironment,
@@ -20,7 +21,7 @@ from sslgh.engine.checkpoint import (
     load_checkpoint,
     write_checkpoint,
 )
-from sslgh.engine.fsdp import FSDPError, local_shard, prepare_for_fsdp, unshard_
+from sslgh.engine.fsdp import FSDPError, prepare_for_fsdp, unshard_
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.methods.byol import BYOL
@@ -130,7 +131,7 @@ def save_and_load(folder: str) -> tuple[list[bool], dict[str, torch.Tensor]]:
     directory, options = Path(folder), {"aux_state": None}
     setting = RunEnvironment(2, 1, "")
     snapshot = copy_to_cpu(Progress(0, 1, 1), setting, module=cut, optimizer=optimizer, **options)
-    path = directory / snapshot.name
+    path = directory / "step-000000001"
     if torch.distributed.get_rank() == 0:
         write_checkpoint(directory, snapshot)
     torch.distributed.barrier()

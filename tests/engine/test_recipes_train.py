@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from sslgh.engine import trainer
-from sslgh.engine.launch import Stopped, init_accelerator
+from sslgh.engine.exit_codes import Stopped
+from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import Recipe, load_recipe
 

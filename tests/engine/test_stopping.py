@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from sslgh.engine import run as run_module
 from sslgh.engine import trainer
 from sslgh.engine.checkpoint_manager import CheckpointWriter
-from sslgh.engine.exit_codes import BAD_INPUT, run_command
+from sslgh.engine.exit_codes import BAD_INPUT, Stopped
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.launch import Stopped, init_accelerator
+from sslgh.engine.launch import init_accelerator, run_command
 from sslgh.engine.pretraining import pretrain
 
 
