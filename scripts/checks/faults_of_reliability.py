@@ -19,7 +19,7 @@ FAULTS = [
     Fault("half rename not mended", FOLDER, "            old.rename(target)", "            shutil.rmtree(old)", "engine/test_checkpoint_manager.py"),
     Fault("milestones deleted", FOLDER, "if not _is_kept_at(path, keep_every):", "if True:", "engine/test_checkpoint_manager.py"),
     Fault("altered format believed", FOLDER, "    if (path / MANIFEST).exists():\n        return\n", "", "engine/test_checkpoint_manager.py"),
-    Fault("snapshot shares memory", CHECKPOINT, 'gather_full(value.detach()).to("cpu", copy=True)', 'gather_full(value.detach()).to("cpu")', "engine/test_checkpoint.py"),
+    Fault("snapshot shares memory", CHECKPOINT, 'gather_full(tensor.detach()).to("cpu", copy=True)', 'gather_full(tensor.detach()).to("cpu")', "engine/test_checkpoint.py"),
     Fault("half a checkpoint left", CHECKPOINT, "        shutil.rmtree(temporary, ignore_errors=True)  # a full", "        pass  # a full", "engine/test_checkpoint.py"),
     Fault("lost mount unnamed", CHECKPOINT, "if not directory.is_dir():", "if False:", "engine/test_checkpoint.py -k gone"),
     Fault("pickles executed", CHECKPOINT, "weights_only=True)", "weights_only=False)", "engine/test_checkpoint.py"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import recursively_apply
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -99,15 +100,11 @@ def copy_to_cpu(
     return Snapshot(progress, environment, _copied(module.state_dict()), extras, state)
 
 
-def _copied(value: Any) -> Any:
-    """Copy of a tensor, or of dictionaries and lists of tensors, on the CPU."""
-    if isinstance(value, Tensor):
-        return gather_full(value.detach()).to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    return value
+def _copied(tensors: Any) -> Any:
+    """Copy of dictionaries and lists of tensors on the CPU."""
+    return recursively_apply(
+        lambda tensor: gather_full(tensor.detach()).to("cpu", copy=True), tensors
+    )
 
 
 def _parameter_names(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[list[str]]:

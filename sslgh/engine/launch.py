@@ -101,12 +101,10 @@ def describe_processes(accelerator: Accelerator) -> str:
     """One line: processes, machines, device, threads."""
     size = accelerator.num_processes
     machines = max(size // int(os.environ.get("LOCAL_WORLD_SIZE", size)), 1)
-    device = str(accelerator.device.type)
-    if device == "cuda":
-        device = torch.cuda.get_device_name(accelerator.device)
+    gpu = accelerator.device.type == "cuda"
+    device = torch.cuda.get_device_name(accelerator.device) if gpu else accelerator.device.type
     processes = "1 process" if size == 1 else f"{size} processes on {machines} machine(s)"
-    if accelerator.is_fsdp2:
-        processes += " (FSDP)"
+    processes += " (FSDP)" if accelerator.is_fsdp2 else ""
     return f"{processes}, {device}, {torch.get_num_threads()} CPU threads each"
 
 
@@ -123,12 +121,10 @@ def run_on_main(work: Callable[[], T], accelerator: Accelerator) -> T:
     Raises:
         ValueError, OSError: The error of ``work``, on every rank, so that none waits for the others.
     """
-    answer: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            answer = [work()]
-        except (ValueError, OSError) as error:
-            answer = [error]
+    try:
+        answer: list[Any] = [work()] if accelerator.is_main_process else [None]
+    except (ValueError, OSError) as error:
+        answer = [error]
     found: T | Exception = broadcast_object_list(answer)[0]
     if isinstance(found, Exception):
         raise found

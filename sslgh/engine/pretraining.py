@@ -7,14 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslgh.data import (
-    ImageSet,
-    PretrainBatch,
-    augment_views,
-    input_size,
-    training_set,
-    view_loader,
-)
+from sslgh.data import ImageSet, PretrainBatch, augment_views, input_size, training_set, view_loader
 from sslgh.data.run_images import run_images
 from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
@@ -29,7 +22,7 @@ from sslgh.engine.monitor.refresh import describe_refresh
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
-from sslgh.harmonize import faiss_device
+from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import MethodOutput
 from sslgh.models import save_backbone
 from sslgh.recipe import Recipe
@@ -115,9 +108,13 @@ class Pretraining:
         self.method.begin_epoch(epoch, self.recipe.train.epochs)
         if self.aux.boost is not None:
             self.aux.boost.begin_epoch(epoch)
-        gh = self.aux.harmonizer
-        if gh is None:
-            return
+        if self.aux.harmonizer is not None:
+            self._begin_gh_epoch(self.aux.harmonizer, epoch, global_step, logger)
+
+    def _begin_gh_epoch(
+        self, gh: GeometricHarmonizer, epoch: int, global_step: int, logger: MetricLogger
+    ) -> None:
+        """Begin an epoch of GH; log the clusters if they were refreshed."""
         labels_before = gh.labels.clone()
         gh.begin_epoch(epoch)
         if gh.last_refresh is not None and gh.last_refresh.epoch == epoch:

@@ -121,11 +121,10 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
     """
     directory = recipe.directory
     check_num_processes(accelerator, recipe.train.processes)
-    known = check_directory(recipe)
-    done = known and read_status(directory).get("state") == "done"
+    done = check_directory(recipe) and read_status(directory).get("state") == "done"
     latest = [path.name for path in list_checkpoints(directory / "checkpoints")[-1:]]
     found = gather_object([(done, latest)])
-    if any(state != found[0] for state in found):
+    if found.count(found[0]) < len(found):
         raise RecipeError(
             f"run directory {directory} differs between machines; choose a run_dir that all share"
         )
