@@ -60,7 +60,7 @@ def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int
 
 
 def init_accelerator(processes: int | None = None) -> Accelerator:
-    """The Accelerator of this process; precision is the recipe's, whatever the launcher's configuration says.
+    """The Accelerator of this process; the precision is the recipe's, whatever the launcher is configured to.
 
     Raises:
         LaunchError: If another number of processes started than ``processes``, or than the launcher was asked for.
@@ -71,7 +71,7 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
     sharded = "ACCELERATE_USE_FSDP" in os.environ and sharding_asked()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision="no",
+        mixed_precision="no",  # a forgotten default_config.yaml must not change a result
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
             # Queues, centers and global batch statistics are equal on all ranks already.

@@ -25,7 +25,7 @@ from sslgh.engine.run import Run
 from sslgh.recipe.schema import Train
 
 Metrics = dict[str, Tensor]
-STOPPED = "stopped after step {}; run the same command to go on"
+STOP_MESSAGE = "stopped after step {}; run the same command to go on"
 
 
 class StepInfo(NamedTuple):
@@ -135,7 +135,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
                 if result.stop:
                     save(run, batches, progress, logger, writer)
                     finish_writing(run, writer)
-                    raise Stopped(STOPPED.format(step.global_step))
+                    raise Stopped(STOP_MESSAGE.format(step.global_step))
             progress = progress._replace(epoch=epoch + 1, step_in_epoch=0)
             if _is_checkpoint_due(recipe.train, epoch + 1):
                 stage.end_epoch(epoch, progress.global_step, logger)
@@ -253,7 +253,7 @@ def log_skipped_step(
 def report_broken_images(
     run: Run, batches: BrokenImages, progress: Progress, logger: MetricLogger
 ) -> None:
-    """Log images found broken since the last report; raises as `BrokenImages.sync`, a collective."""
+    """Log images found broken since the last report; raises as `BrokenImages.sync`. Collective: call it on every rank."""
     if (message := batches.sync(run.accelerator)) is not None:
         logger.info(message)
         logger.log_event("quarantine", progress.global_step, progress.epoch, {"text": message})
