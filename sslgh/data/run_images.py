@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 IMAGES, RECIPE = "images.json", "recipe.yaml"
 FORMAT = 2
-# An evaluation leaves missing training images out, but not more than this share.
+# Missing training images are replaced or left out, but not more than this share.
 MAX_MISSING = 0.5
 # The settings that decide which training images there are.
 CHOICE = ("source", "root", "list", "long_tail", "subset", "test_per_class", "split_seed")
@@ -268,6 +268,23 @@ def _paths(names: list[str], data: Data) -> tuple[Path, ...]:
             )
     root = data.root if data.source == "list" else split_folders(data.root, data.test_root)[0]
     return tuple(root / name for name in names)
+
+
+def check_files(images: ImageSet, root: Path) -> None:
+    """Look for about a thousand files of a run that resumes.
+
+    Raises:
+        DataError: If more than half of them are missing.
+    """
+    if isinstance(images.images, np.ndarray):
+        return
+    sample = images.images[:: max(1, len(images) // 1000)]
+    missing = [path for path in sample if not os.path.exists(path)]  # noqa: PTH110 - never raises
+    if len(missing) > MAX_MISSING * len(sample):
+        raise DataError(
+            f"{len(missing)} of {len(sample)} images of the run that were looked for are missing from data.root "
+            f"{printable(root)}, the first is {printable(missing[0])}; restore them, or choose another run_dir"
+        )
 
 
 def _check_unchanged(record: Record, images: ImageSet, data: Data) -> None:

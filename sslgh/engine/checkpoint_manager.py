@@ -229,7 +229,10 @@ class CheckpointWriter:
 
     def _report_error(self, step: int, error: BaseException) -> None:
         kept = "training goes on, the checkpoints before it are as they were"
-        self.report(f"the checkpoint of step {step} could not be written ({_cause(error)}); {kept}")
+        with contextlib.suppress(Exception):  # a thread that ends would leave the run waiting
+            self.report(
+                f"the checkpoint of step {step} could not be written ({_cause(error)}); {kept}"
+            )
 
     def _drop_old(self, newest: Path) -> None:
         try:

@@ -21,16 +21,16 @@ REMEDY = (
 
 
 @contextmanager
-def memory_guard(recipe: Recipe) -> Iterator[None]:
+def memory_guard(recipe: Recipe, *, trained: bool = True) -> Iterator[None]:
     """Refuse to build more than memory can hold, before the machine swaps or kills the process.
 
     Each tensor that torch makes in the block is counted before it is allocated: with a gradient and
-    optimizer state on the CPU, alone if it only passes through it on its way to a GPU.
+    optimizer state if it is ``trained`` on the CPU, else alone. Copies of a module are not counted.
 
     Raises:
         RecipeError: If they do not fit; one sentence with both figures.
     """
-    copies = 1 if torch.cuda.is_available() else 2 + COPIES[recipe.optim.name]
+    copies = 2 + COPIES[recipe.optim.name] if trained and not torch.cuda.is_available() else 1
     try:
         with _CountingMode(copies, free_memory()):
             yield
@@ -57,7 +57,7 @@ class _CountingMode(TorchFunctionMode):
             self.needed += self.copies * func(*args, **options | {"device": "meta"}).nbytes
             if self.needed > self.free:
                 raise RecipeError(
-                    f"model: the network with what trains it needs at least {gigabytes(self.needed)}, but "
+                    f"model: the network with what trains it needs about {gigabytes(self.needed)}, but "
                     f"{gigabytes(self.free)} of memory are free; {REMEDY}"
                 )
         return func(*args, **kwargs)

@@ -82,6 +82,7 @@ class Pretraining:
         self.image_size = input_size(recipe.data, images)
         with memory_guard(recipe):
             self.method = build_method(recipe, self.image_size)
+        with memory_guard(recipe, trained=False):
             self.aux = AuxiliaryState(recipe, images, self.method)
         if recipe.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sslgh.data import ImageSet, ResumableBatchSampler
-from sslgh.data.run_images import IMAGES, image_fingerprint, record_text
+from sslgh.data.run_images import IMAGES, check_files, image_fingerprint, record_text
 from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.checkpoint import (
     CheckpointError,
@@ -160,7 +160,9 @@ def _open_directory(run: Run, processes: str) -> Path | None:
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
     found = _last_checkpoint(run) if any(run.checkpoints.iterdir()) else None
-    if found is None and (directory / METRICS).exists():
+    if found is not None:
+        check_files(run.images, run.recipe.data.root)
+    elif (directory / METRICS).exists():
         run.accelerator.print(
             f"{run.checkpoints} holds no checkpoint: the run begins from its start"
         )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sslgh.data import DataError, ImageSet, SampleKey, training_set
 from sslgh.data.image_set import load_or_replace
-from sslgh.data.run_images import image_fingerprint, record_text, run_images
+from sslgh.data.run_images import check_files, image_fingerprint, record_text, run_images
 from sslgh.recipe import make_recipe
 
 FILES = ["cat/1.png", "cat/2.png", "cat/3.png", "cat/4.png", "dog/1.png", "dog/2.png", "dog/3.png"]
@@ -285,3 +285,17 @@ def test_the_fingerprint_is_of_names_classes_and_labels_and_not_of_files(root):
     ]
     assert len(set(others)) == len(others)
     assert fingerprint() == others[0]
+
+
+def test_a_run_most_of_whose_files_are_gone_is_refused_and_one_that_misses_few_is_not(
+    tmp_path,
+) -> None:
+    paths = tuple(tmp_path / f"{number}.png" for number in range(2500))
+    for path in paths[:1500]:
+        path.touch()
+    images = ImageSet(paths, None, (), tuple(path.name for path in paths))
+    check_files(images, tmp_path)
+    for path in paths[:500]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"75[0-9] of 125[0-9] images .* looked for are missing"):
+        check_files(images, tmp_path)

@@ -267,3 +267,23 @@ def test_a_bug_in_the_thread_reaches_the_run(tmp_path, snapshot, monkeypatch) ->
         writer.submit(snapshot(1, 0, 1))
         with pytest.raises(TypeError, match="a bug"):
             writer.finish()
+
+
+def test_a_message_that_cannot_be_printed_does_not_leave_the_run_waiting(
+    tmp_path, snapshot, monkeypatch
+) -> None:
+    def report(text):
+        raise UnicodeEncodeError("ascii", text, 0, 1, "no such letter")
+
+    def write(directory, snapshot):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_checkpoint", write)
+    with CheckpointWriter(tmp_path, report, keep_last=1, keep_every=None) as writer:
+        writer.submit(snapshot(1, 0, 1))
+        deadline = time.monotonic() + 10
+        while writer._queue.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not writer._queue.unfinished_tasks
+        with pytest.raises(OSError, match="No space left"):
+            writer.finish()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslgh.data import DataError
 from sslgh.engine import run as run_module
 from sslgh.engine import trainer
 from sslgh.engine.checkpoint_manager import CheckpointWriter
@@ -56,6 +57,20 @@ def test_a_run_stopped_in_the_last_step_of_an_epoch_goes_on_to_the_same_bits(
         pretrain(recipe, init_accelerator())
     monkeypatch.undo()
     assert same(pretrain(recipe, init_accelerator()), unbroken)
+
+
+def test_a_resumed_run_looks_for_its_files_first(tiny, monkeypatch, signal_at) -> None:
+    signal_at(5)
+    with pytest.raises(Stopped):
+        pretrain(tiny(), init_accelerator())
+    monkeypatch.undo()
+
+    def gone(images, root):
+        raise DataError(f"{len(images)} images of the run are missing")
+
+    monkeypatch.setattr(run_module, "check_files", gone)
+    with pytest.raises(DataError, match="118 images of the run are missing"):
+        pretrain(tiny(), init_accelerator())
 
 
 def test_a_step_beyond_an_epoch_that_became_shorter_is_the_end_of_that_epoch(
