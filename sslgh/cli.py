@@ -56,7 +56,7 @@ Details = Annotated[
 
 @app.command()
 def pretrain(words: Words, dry_run: DryRun = False, gh: GH = False) -> None:
-    """Pretrain a backbone, or go on with a run that was stopped."""
+    """Pretrain a backbone, or resume a stopped run."""
     from sslgh import commands
 
     work = commands.dry_run if dry_run else commands.pretrain

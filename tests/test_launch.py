@@ -71,14 +71,14 @@ def test_a_job_of_a_batch_system_saves_queues_itself_again_and_goes_on_elsewhere
     said = (tmp_path / "log").read_text()
     assert read_status(run)["state"] == "stopped", said
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
-    assert "Traceback" not in said.split("run the same command to go on")[0]
+    assert "Traceback" not in said.split("run the same command to resume")[0]
     # The rest of a run of two processes on one: as many epochs, not the same bits, and said so.
     epochs = int(read_status(run)["message"].split()[3].rstrip(";")) // 4 + 2
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("epochs: 400", f"epochs: {epochs}"))
     pretrain(load_recipe(run / "recipe.yaml"), init_accelerator())
     assert read_status(run)["state"] == "done"
-    assert "is from 2 processes and the run goes on with 1" in capsys.readouterr().out
+    assert "is from 2 processes and the run resumes with 1" in capsys.readouterr().out
 
 
 SCRIPT = """
@@ -132,7 +132,7 @@ def test_a_second_interrupt_ends_the_run_at_once_and_harms_no_checkpoint(tmp_pat
     child.send_signal(signal.SIGINT)
     assert child.wait(20) == 1
     said = (tmp_path / "log").read_text()
-    assert "sslgh: interrupted; run the same command to go on from the last checkpoint" in said
+    assert "sslgh: interrupted; run the same command to resume from the last checkpoint" in said
     assert "Traceback" not in said
     assert read_status(tmp_path / "run")["state"] == "failed"
     assert last_whole_checkpoint(tmp_path / "run" / "checkpoints")[1] == []

@@ -7,7 +7,7 @@
 #SBATCH --signal=B:USR1@300
 # A run that outlives its job:  sbatch docs/examples/slurm.sh RUN_DIR RECIPE [key=value ...]
 # Five minutes before the time is up SLURM signals this script (B:), which passes it on; the run saves and
-# leaves, and the job is queued again to go on. What ended is read from status.json: a launcher's exit
+# leaves, and the job is queued again to resume. What ended is read from status.json: a launcher's exit
 # code does not tell.
 set -uo pipefail
 run_dir=$1

@@ -4,7 +4,7 @@
 
 The photos are copied first. What is broken is cut in half, emptied or overwritten, in turns; a small SimCLR + GH run of a
 few epochs must train to the end, and its ``quarantine.json`` and ``sslgh scan`` must name those files and no others. Exit
-code 1 if not. Started again, it goes on.
+code 1 if not. Started again, it resumes.
 """
 
 import argparse

@@ -22,6 +22,7 @@ RENAMED_METRICS = {"neighbourhood": "neighborhood"}  # fields of metrics.jsonl
 # Words of tables, keys and texts of results, texts of events.
 RENAMED_WORDS = {
     "a class": "per class",
+    "std: of the three groups": "std over the three groups",
     "standardise": "standardize",
     "standardised": "standardized",
     "equalised": "equalized",

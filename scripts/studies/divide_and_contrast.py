@@ -28,7 +28,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sslgh.data import input_size, training_set
-from sslgh.engine.launch import init_accelerator, run_command, shutdown_distributed
+from sslgh.engine.exit_codes import run_command
+from sslgh.engine.launch import init_accelerator, shutdown_distributed
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.run_dir import read_status, write_text
 from sslgh.evaluation.features import cached_features

@@ -3,7 +3,7 @@ r"""Pretrain every method of a folder of recipes, plain and with GH, and print o
     .venv/bin/python scripts/studies/methods_table.py --out runs/methods data.root=DIR
 
 The recipes are `small-*.yaml` of recipes/cifar10-lt; words `key=value` go to every run, so that all have one
-budget. A run that is done is not repeated, one that was stopped goes on: the command can be given again.
+budget. A run that is done is not repeated, one that was stopped resumes: the command can be given again.
 """
 
 import argparse

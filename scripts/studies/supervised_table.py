@@ -3,7 +3,7 @@ r"""Train every variant of a supervised recipe with several seeds and print one 
     .venv/bin/python scripts/studies/supervised_table.py recipes/cifar10-lt/small-supervised.yaml \
         --out runs/supervised data.source=arrays data.root=DIR
 
-A run that is done is not repeated, one that was stopped goes on: the command can be given again.
+A run that is done is not repeated, one that was stopped resumes: the command can be given again.
 """
 
 import argparse

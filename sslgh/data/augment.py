@@ -286,7 +286,7 @@ def _boost(images: list[Tensor], params: Tensor, strength: Tensor, ops: int) -> 
     u = params[..., COLUMNS["RandAugment"].start :].clone()
     # Views of an image share the magnitude: the official code draws it when a transform is built.
     u[..., MAGNITUDE] = u[:, :1, MAGNITUDE]
-    # All views at once: of a portion each operation would get an image or two.
+    # All views at once: a portion would leave one or two images for each operation.
     strengths, u = strength.repeat(len(images)), u.transpose(0, 1).flatten(0, 1)
     boosted = rand_augment(torch.cat(images), strengths, u, ops=ops)
     return list(normalize(boosted).chunk(len(images)))

@@ -161,7 +161,7 @@ def renumbered(images: ImageSet, class_names: Sequence[str], *, of: str) -> Imag
         raise DataError(
             f"class '{printable(images.class_names[unknown[0]])}' of the {of} is none of the "
             f"{len(class_names)} classes that the run was trained on; take its images out, or train "
-            "anew in another run_dir"
+            "again in another run_dir"
         )
     return ImageSet(images.images, labels[images.labels], tuple(class_names), images.names)
 

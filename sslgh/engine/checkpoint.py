@@ -190,7 +190,7 @@ def read_progress(path: Path) -> tuple[Progress, RunEnvironment]:
     written = held["format"]
     if written != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {written}, this sslgh goes on from {FORMAT}; choose another "
+            f"{path} has checkpoint format {written}, this sslgh resumes from {FORMAT}; choose another "
             "run_dir, or the sslgh that wrote it"
         )
     return (
@@ -221,7 +221,7 @@ def load_checkpoint(
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged ({reason}); delete it to go on from the checkpoint before it"
+            f"{path} is damaged ({reason}); delete it to resume from the checkpoint before it"
         ) from None
     return progress
 

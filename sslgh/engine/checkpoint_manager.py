@@ -26,7 +26,7 @@ from sslgh.engine.checkpoint import (
 _BROKEN = (OSError, ValueError, KeyError, TypeError, RecursionError)
 NOT_WRITTEN = (
     "the last checkpoint could not be written to {} ({}); those before it are as they were: make room, then "
-    "run the same command to go on from the latest"
+    "run the same command to resume from the latest"
 )
 
 
@@ -88,7 +88,7 @@ def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
     if found or list(directory.glob("step-*.damaged")):
         reason = messages[0] if messages else "all were set aside before"
         raise CheckpointError(
-            f"no checkpoint in {directory} is whole ({reason}); delete that folder to begin anew, or restore one"
+            f"no checkpoint in {directory} is whole ({reason}); delete that folder to start over, or restore one"
         )
     return None, messages
 
@@ -231,7 +231,7 @@ class CheckpointWriter:
             self._queue.task_done()
 
     def _report_error(self, step: int, error: BaseException) -> None:
-        kept = "training goes on, the checkpoints before it are as they were"
+        kept = "training continues, earlier checkpoints are intact"
         with contextlib.suppress(Exception):  # a thread that ends would leave the run waiting
             self.report(
                 f"the checkpoint of step {step} could not be written ({_cause(error)}); {kept}"

@@ -19,10 +19,10 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 # Seconds that other ranks wait before they print: where rank 0 failed for the same reason and has printed it,
 # the launcher ends this process meanwhile.
 GRACE_SECONDS = 3
-INTERRUPTED = "interrupted; run the same command to go on from the last checkpoint"
+INTERRUPTED = "interrupted; run the same command to resume from the last checkpoint"
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
+class Stopped(Exception):  # noqa: N818 - not an error: the run resumes when started again
     """The run was stopped by a signal after saving."""
 
 

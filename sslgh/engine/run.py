@@ -164,7 +164,7 @@ def _open_directory(run: Run, processes: str) -> Path | None:
         check_files(run.images, run.recipe.data.root)
     elif (directory / METRICS).exists():
         run.accelerator.print(
-            f"{run.checkpoints} holds no checkpoint: the run begins from its start"
+            f"{run.checkpoints} holds no checkpoint: the run starts from the beginning"
         )
     return found
 
@@ -194,12 +194,12 @@ def _resume(run: Run, checkpoint: Path) -> Progress:
         old, new = getattr(before, name), getattr(run.environment, name)
         if old != new:
             run.accelerator.print(
-                f"the checkpoint is from {old} {name} and the run goes on with {new}: as good statistically, not the "
+                f"the checkpoint is from {old} {name} and the run resumes with {new}: statistically equivalent, not the "
                 "same to the bit"
             )
     load_checkpoint(checkpoint, module=run.module, aux_state=run.aux_state, optimizer=run.optimizer)
     run.accelerator.print(
-        f"going on from epoch {progress.epoch}, step {progress.global_step} ({checkpoint})"
+        f"resuming from epoch {progress.epoch}, step {progress.global_step} ({checkpoint})"
     )
     # More ranks may leave out a small last batch that fewer of them took.
     step = min(progress.step_in_epoch, run.steps_per_epoch)

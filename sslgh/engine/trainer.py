@@ -25,7 +25,7 @@ from sslgh.engine.run import Run
 from sslgh.recipe.schema import Train
 
 Metrics = dict[str, Tensor]
-STOP_MESSAGE = "stopped after step {}; run the same command to go on"
+STOP_MESSAGE = "stopped after step {}; run the same command to resume"
 
 
 class StepInfo(NamedTuple):
@@ -245,8 +245,8 @@ def log_skipped_step(
     logger.log_event("skipped", step.global_step, step.epoch, {"text": reason})
     if skipped_in_a_row >= MAX_SKIPPED:
         raise NotFiniteError(
-            f"{where}, as in the {MAX_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and go "
-            "on from the last checkpoint"
+            f"{where}, as in the {MAX_SKIPPED - 1} steps before it; lower optim.lr or set optim.clip, and "
+            "resume from the last checkpoint"
         )
 
 

@@ -108,7 +108,7 @@ def described(section: Section) -> Iterator[str]:
     yield f"classes: {', '.join(f'{sizes[name]} {name}' for name in GROUPS)}{section.note}"
     seeds = sorted({result.settings.get("seeds", 1) for _, result in section.entries})
     spread = "" if seeds == [1] else f", mean±std of {' or '.join(map(str, seeds))} seeds"
-    yield f"percent{spread}; std: of the three groups, ddof {result.std_ddof}"
+    yield f"percent{spread}; std over the three groups, ddof {result.std_ddof}"
 
 
 def _groups(convention: Convention, result: Result) -> str:

@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, parts, save) -> Non
     (path / "progress.json").write_text(
         '{"format": 99, "epoch": 0, "step_in_epoch": 0, "global_step": 0}'
     )
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this sslgh goes on from 4"):
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this sslgh resumes from 4"):
         load_checkpoint(path, **parts())
 
 

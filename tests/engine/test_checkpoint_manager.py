@@ -139,7 +139,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_not_set_aside(tmp_path, save
     (path / "progress.json").write_text(
         '{"format": 2, "epoch": 1, "step_in_epoch": 0, "global_step": 4}'
     )
-    with pytest.raises(CheckpointError, match="checkpoint format 2, this sslgh goes on from 4"):
+    with pytest.raises(CheckpointError, match="checkpoint format 2, this sslgh resumes from 4"):
         last_whole_checkpoint(tmp_path)
     assert path.is_dir()
 

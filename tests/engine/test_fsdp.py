@@ -94,7 +94,7 @@ def test_a_run_cut_over_two_processes_is_the_run_of_one_and_goes_on_from_its_che
             target = run / path
             shutil.rmtree(target) if target.is_dir() else target.unlink()
     again = launch(LAUNCH_FILE, recipe_file, *words, f"run_dir={whole}")
-    assert "going on from epoch 2, step 8" in again
+    assert "resuming from epoch 2, step 8" in again
     pretrain(tiny(*words, f"run_dir={cut}"), init_accelerator())
     assert losses(whole) == pytest.approx(losses(cut), rel=1e-4)
     close(whole / "backbone.safetensors", cut / "backbone.safetensors")

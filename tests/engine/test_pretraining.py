@@ -159,7 +159,7 @@ def test_a_signal_to_the_whole_group_with_loader_workers_still_saves(tiny, tmp_p
     os.killpg(child.pid, signal.SIGTERM)
     _, told = child.communicate(timeout=60)
     assert child.returncode == 75, told
-    assert "run the same command to go on" in told
+    assert "run the same command to resume" in told
     assert json.loads((recipe.directory / "status.json").read_text())["state"] == "stopped"
 
 

@@ -159,5 +159,6 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_anew(
         checkpoint.rename(recipe.directory / f"{checkpoint.name}-elsewhere")
     pretrain(recipe, init_accelerator())
     assert (
-        "checkpoints holds no checkpoint: the run begins from its start" in capsys.readouterr().out
+        "checkpoints holds no checkpoint: the run starts from the beginning"
+        in capsys.readouterr().out
     )
