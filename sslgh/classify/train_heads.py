@@ -173,7 +173,7 @@ def _train_group(
         desc=f"{len(group)} heads",
         total=training.epochs,
         unit="epoch",
-        disable=not problem.progress,
+        disable=None if problem.progress else True,  # None: no bar in a log file
         leave=False,
     )
     loss = problem.features.new_zeros(problem.seeds, len(group))

@@ -102,7 +102,7 @@ def _parts(
         range(-(-longest // batch_size)),
         desc="features",
         unit="batch",
-        disable=not accelerator.is_main_process,
+        disable=None if accelerator.is_main_process else True,  # None: no bar in a log file
         leave=False,
     )
     for _ in steps:
