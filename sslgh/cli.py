@@ -120,8 +120,7 @@ def scan(
     ] = False,
 ) -> None:
     """Decode every image of a folder and name the broken ones; exit 1 if there are any."""
-    from sslgh.engine.exit_codes import FAILED
-    from sslgh.engine.launch import run_command
+    from sslgh.engine.exit_codes import FAILED, run_command
     from sslgh.scan.report import scan_record, scan_text
     from sslgh.scan.scan import scan_folder
 
@@ -142,7 +141,7 @@ def scan(
 def show(words: Words, gh: GH = False) -> None:
     """Print the full config, every default written out."""
     from sslgh.commands import load_recipes
-    from sslgh.engine.launch import run_command
+    from sslgh.engine.exit_codes import run_command
     from sslgh.recipe import recipe_text
 
     def work() -> None:
@@ -164,7 +163,7 @@ def schema() -> None:
 def list_recipes() -> None:
     """List the recipes that come with sslgh; those that say --gh take that option."""
     from sslgh import commands
-    from sslgh.engine.launch import run_command
+    from sslgh.engine.exit_codes import run_command
 
     raise typer.Exit(run_command(commands.list_recipes))
 
@@ -201,7 +200,7 @@ def doctor(
     print_results(software())
     if unusable(failed):  # nothing else can be imported then
         raise typer.Exit(1)
-    from sslgh.engine.launch import run_command
+    from sslgh.engine.exit_codes import run_command
 
     code = run_command(work)
     raise typer.Exit(code or int(any(failed)))

@@ -7,10 +7,10 @@ from pathlib import Path
 import typer
 
 from sslgh.engine.build import check_objective
-from sslgh.engine.exit_codes import is_main
+from sslgh.engine.exit_codes import is_main, run_command
 from sslgh.engine.finetuning import dry_run_finetuning
 from sslgh.engine.finetuning import finetune as finetune_recipe
-from sslgh.engine.launch import init_accelerator, run_command, shutdown_distributed
+from sslgh.engine.launch import init_accelerator, shutdown_distributed
 from sslgh.engine.pretraining import dry_run_pretraining
 from sslgh.engine.pretraining import pretrain as pretrain_recipe
 from sslgh.evaluation import (

@@ -88,6 +88,7 @@ FAULTS = [
     Fault("bank counted with a gradient", "engine/memory_guard.py", "if trained and not torch", "if not torch", "engine/test_memory_guard.py"),
     Fault("resumed without its images", "data/run_images.py", "if len(missing) > MAX_MISSING * len(sample):", "if False:", "data/test_run_images.py"),
     Fault("reporter ends the writer", "engine/checkpoint_manager.py", "with contextlib.suppress(Exception):", "with contextlib.suppress(OSError):", "engine/test_checkpoint_manager.py"),
+    Fault("outputs keep the graph", "methods/base.py", "embeddings=(z1.detach(), z2.detach())", "embeddings=(z1, z2)", "methods/test_base.py"),
     Fault("gradients not counted", "engine/memory_guard.py", "2 + COPIES[recipe.optim.name] if trained", "COPIES[recipe.optim.name] if trained", "engine/test_memory_guard.py"),
     Fault("size for content", "data/decoding.py", "hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()", 'path.stat().st_size.to_bytes(16, "big")', "data/test_image_set.py"),
     Fault("full disk ends the probe", "evaluation/features.py", "    except (OSError, SafetensorError) as error:\n        log.warning(\n", "    except ZeroDivisionError as error:\n        log.warning(\n", "evaluation/test_features.py"),

@@ -1,6 +1,7 @@
 """Tolerate unreadable images and report them in quarantine.json."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -113,7 +114,7 @@ class BrokenImages(Iterator[Batch]):
         failure = next((why for _, why in found if why is not None), None)
         self._known.update(new)
         self._new.clear()
-        return run_on_main(lambda: self._report(new, failure), accelerator)
+        return run_on_main(partial(self._report, new, failure), accelerator)
 
     def _report(self, new: list[int], failure: str | None) -> str:
         """Write the report and check the share of broken images; rank 0 only.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslgh import __version__
 from sslgh.classify import OBJECTIVES
@@ -30,6 +30,8 @@ from sslgh.recipe.errors import unknown_key
 from sslgh.recipe.schema import Model, fewer_negatives
 
 SHAPE = ("hidden", "out", "layers")
+# The last torch whose bf16 convolutions were found wrong; a test compares those of later ones with float64.
+LAST_WITH_WRONG_BF16 = (2, 15)
 
 
 def build_method(recipe: Recipe, image_size: int) -> Method:
@@ -219,3 +221,23 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     rebuild |= {"patch": source.get("patch"), "image_size": image_size}
     training = {"method": method, "run": recipe.name, "sslgh": __version__}
     return {"format": 1, **rebuild, "mean": MEAN, "std": STD, **training}
+
+
+def refuse_small_maps(module: nn.Module) -> None:
+    """Have a module refuse the convolutions of which torch takes a wrong weight gradient in bf16 on the CPU.
+
+    With stride 2 and more than one pixel per kernel, on maps of one pixel, the gradient holds memory that was
+    never written. Found by comparing with float64; float32, stride 1 and depthwise kernels are right.
+    """
+
+    def refuse(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training and min(inputs[0].shape[-2:]) == 1:
+            raise RecipeError(
+                "train.precision: bf16 on the CPU takes wrong gradients where the maps of a layer are down to one "
+                "pixel; set train.precision: fp32, or raise data.size (data.augment.local_size for local crops)"
+            )
+
+    if tuple(map(int, torch.__version__.split(".")[:2])) <= LAST_WITH_WRONG_BF16:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 < max(layer.kernel_size):
+                layer.register_forward_pre_hook(refuse)

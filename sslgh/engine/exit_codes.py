@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 from torch.distributed import DistError
 
@@ -26,7 +27,22 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run resumes when sta
     """The run was stopped by a signal after saving."""
 
 
-def exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> int | None:
+def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int:
+    """Run a command; returns its exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
+
+    A failure goes into the status.json of ``recipe``, unless the directory belongs to another run.
+    """
+    begun = datetime.now(UTC).replace(microsecond=0)
+    try:
+        action()
+    except BaseException as error:
+        if (code := _exit_code(error, recipe, begun)) is None:
+            raise
+        return code
+    return DONE
+
+
+def _exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> int | None:
     """Report an error; None for a bug, which keeps its traceback.
 
     Mistakes of the user (ValueError) and a full disk give one sentence.

@@ -33,7 +33,6 @@ from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import backbone_metadata, build_network
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.fsdp import unshard_
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.run import Run, is_done, open_run
@@ -76,8 +75,6 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     progress = open_run(stage.run)
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)
-    if accelerator.is_fsdp2:
-        unshard_(stage.run.module)
     if accelerator.is_main_process:
         network = stage.evaluated_network
         save_backbone(network.backbone, recipe.directory, metadata)

@@ -1,11 +1,11 @@
-"""Launch of a run: Accelerate and its processes, stop signals, deterministic kernels, a fault of bf16."""
+"""Launch of a run: Accelerate and its processes, stop signals, deterministic kernels."""
 
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -17,11 +17,8 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
-from torch import Tensor, nn
 
-from sslgh.engine.exit_codes import DONE, exit_code
 from sslgh.engine.fsdp import shard_on_cpu, sharding_asked
-from sslgh.recipe import Recipe, RecipeError
 
 # Rank 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
 TIMEOUT = timedelta(hours=2)
@@ -32,8 +29,6 @@ STARTED_ONE = (
     "the launcher was asked for several processes but started one (MASTER_PORT is set, "
     "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
 )
-# The last torch whose bf16 convolutions were found wrong; a test compares those of later ones with float64.
-LAST_WITH_WRONG_BF16 = (2, 15)
 
 
 class LaunchError(ValueError):
@@ -42,21 +37,6 @@ class LaunchError(ValueError):
 
 class DeterminismError(ValueError):
     """An operation has no deterministic kernel on this device."""
-
-
-def run_command(action: Callable[[], None], recipe: Recipe | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 failed, 2 the input was wrong, 75 stopped after saving.
-
-    A failure goes into the status.json of ``recipe``, unless the directory belongs to another run.
-    """
-    begun = datetime.now(UTC).replace(microsecond=0)
-    try:
-        action()
-    except BaseException as error:
-        if (code := exit_code(error, recipe, begun)) is None:
-            raise
-        return code
-    return DONE
 
 
 def init_accelerator(processes: int | None = None) -> Accelerator:
@@ -115,14 +95,14 @@ def launch_environment() -> dict[str, str]:
     return found | {"python": sys.version.split()[0], "program": Path(sys.argv[0]).name}
 
 
-def run_on_main(work: Callable[[], T], accelerator: Accelerator) -> T:
-    """Run a function on rank 0 and broadcast its result. Collective: call it on every rank.
+def run_on_main(work: Callable[[], T] | None, accelerator: Accelerator) -> T:
+    """Run a function on rank 0 and broadcast its result; other ranks may give None. Collective: call it on every rank.
 
     Raises:
         ValueError, OSError: The error of ``work``, on every rank, so that none waits for the others.
     """
     try:
-        answer: list[Any] = [work()] if accelerator.is_main_process else [None]
+        answer: list[Any] = [work() if accelerator.is_main_process and work else None]
     except (ValueError, OSError) as error:
         answer = [error]
     found: T | Exception = broadcast_object_list(answer)[0]
@@ -182,23 +162,3 @@ def determinism() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
-
-
-def refuse_small_maps(module: nn.Module) -> None:
-    """Have a module refuse the convolutions of which torch takes a wrong weight gradient in bf16 on the CPU.
-
-    With stride 2 and more than one pixel per kernel, on maps of one pixel, the gradient holds memory that was
-    never written. Found by comparing with float64; float32, stride 1 and depthwise kernels are right.
-    """
-
-    def refuse(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.training and min(inputs[0].shape[-2:]) == 1:
-            raise RecipeError(
-                "train.precision: bf16 on the CPU takes wrong gradients where the maps of a layer are down to one "
-                "pixel; set train.precision: fp32, or raise data.size (data.augment.local_size for local crops)"
-            )
-
-    if tuple(map(int, torch.__version__.split(".")[:2])) <= LAST_WITH_WRONG_BF16:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 < max(layer.kernel_size):
-                layer.register_forward_pre_hook(refuse)

@@ -13,7 +13,6 @@ from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.fsdp import unshard_
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.monitor.aux_state import AuxiliaryState
@@ -49,8 +48,6 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     progress = open_run(stage.run, device_note=device_note)
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)
-    if accelerator.is_fsdp2:
-        unshard_(stage.run.module)
     if accelerator.is_main_process:
         save_backbone(stage.method.backbone, recipe.directory, metadata)
         seconds = round(time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from sslgh.data import ImageSet, ResumableBatchSampler
 from sslgh.data.run_images import IMAGES, check_files, image_fingerprint, record_text
 from sslgh.engine.broken_images import Batch, BrokenImages
+from sslgh.engine.build import refuse_small_maps
 from sslgh.engine.checkpoint import (
     CheckpointError,
     Progress,
@@ -28,7 +30,6 @@ from sslgh.engine.launch import (
     check_num_processes,
     describe_processes,
     launch_environment,
-    refuse_small_maps,
     run_on_main,
 )
 from sslgh.engine.logger import METRICS
@@ -149,7 +150,7 @@ def open_run(run: Run, *, device_note: str = "") -> Progress:
         )
     processes = describe_processes(accelerator) + device_note
     accelerator.print(f"{recipe.name}: {len(run.images)} images, {processes}")
-    checkpoint = run_on_main(lambda: _open_directory(run, processes), accelerator)
+    checkpoint = run_on_main(partial(_open_directory, run, processes), accelerator)
     return Progress() if checkpoint is None else _resume(run, checkpoint)
 
 

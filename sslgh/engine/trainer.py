@@ -18,6 +18,7 @@ from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_manager import CheckpointWriter
 from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finite import MAX_SKIPPED, WATCHED, NotFiniteError, first_not_finite
+from sslgh.engine.fsdp import unshard_
 from sslgh.engine.launch import StopRequest, determinism, run_on_main
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import learning_rate, set_learning_rate
@@ -93,7 +94,7 @@ class Stage(Protocol):
 
 
 def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
-    """Train from ``progress`` to the last epoch. Collective: call it on every rank.
+    """Train from ``progress`` to the last epoch; full weights on every rank then. Collective: call it on every rank.
 
     Raises:
         NotFiniteError, DataError, OSError: If a value is NaN, too many images are broken, or saving fails.
@@ -144,6 +145,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
         # A probe or the next recipe must not begin in a job that is about to end.
         if any_rank(stop.asked, run.accelerator.device):
             raise Stopped("stopped after the last step; run the same command to finish")
+    unshard_(run.module)
 
 
 def step_info(run: Run, progress: Progress) -> StepInfo:
@@ -288,7 +290,7 @@ def save(
 
 def finish_writing(run: Run, writer: CheckpointWriter | None) -> None:
     """Wait for the last checkpoint; OSError on every rank if it cannot be written. Collective: call it on every rank."""
-    run_on_main(lambda: writer.finish() if writer else None, run.accelerator)
+    run_on_main(None if writer is None else writer.finish, run.accelerator)
 
 
 def _checkpoint_writer(

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from sslgh.engine.launch import DeterminismError, determinism, init_accelerator, refuse_small_maps
+from sslgh.engine.build import refuse_small_maps
+from sslgh.engine.launch import DeterminismError, determinism, init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import RecipeError
 

@@ -7,8 +7,7 @@ import sys
 import pytest
 import yaml
 
-from sslgh.engine.exit_codes import BAD_INPUT
-from sslgh.engine.launch import run_command
+from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.run_dir import (
     BusyError,
     acquire_lock,
