@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from typing import Self
 
 from sslgh.engine.checkpoint import (
@@ -216,9 +216,6 @@ class CheckpointWriter:
         if kind is not KeyboardInterrupt:
             self._queue.put(None)
             self._thread.join()
-            return
-        with contextlib.suppress(Full):
-            self._queue.put_nowait(None)
 
     def _work(self) -> None:
         while (snapshot := self._queue.get()) is not None:

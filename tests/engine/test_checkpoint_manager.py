@@ -255,7 +255,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path, snapshot, gate) -> None:
         leave(writer, snapshot(1, 0, 1), KeyboardInterrupt())
     assert time.monotonic() - started < 5
     gate.set()
-    writer._thread.join(10)
+    writer.finish()
 
 
 def test_a_bug_in_the_thread_reaches_the_run(tmp_path, snapshot, monkeypatch) -> None:
