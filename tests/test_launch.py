@@ -127,7 +127,8 @@ def test_a_second_interrupt_ends_the_run_at_once_and_harms_no_checkpoint(tmp_pat
     child = start_with(waiting, tmp_path, recipe)
     wait_until((tmp_path / "there").exists, child, tmp_path)
     child.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    answer = "stopping after this step"
+    wait_until(lambda: answer in (tmp_path / "log").read_text(), child, tmp_path)
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
     assert child.wait(20) == 1

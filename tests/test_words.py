@@ -119,6 +119,19 @@ def test_code_and_pages_keep_to_the_words() -> None:
     assert found == [], "\n".join(found)
 
 
+def test_no_message_advises_to_delete_work() -> None:
+    texts = [
+        (place(path), node.value)
+        for path in (REPOSITORY / "sslgh").rglob("*.py")
+        if path.name != "loading.py"  # which means a control character
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(texts) >= 3000
+    advice = re.compile(r"\b(?:delete|remove|erase|rm) (?:it|that|the |this|old)\b", re.IGNORECASE)
+    assert [text for text in texts if advice.search(text[1])] == []
+
+
 def test_a_file_that_is_repaired_leaves_the_list() -> None:
     assert {file for file in NOT_YET if not offenses(REPOSITORY / file)} == set()
     assert all((REPOSITORY / file).is_file() for file in (*EXEMPT, *NOT_YET))

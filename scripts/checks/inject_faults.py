@@ -163,7 +163,7 @@ def altered(intact: Path, folder: Path, places: int) -> Outcome:
 def operations(intact: Path, out: Path, most: int | None) -> Outcome:
     """Every disk operation of a run's middle fails once, with each error, and once for good."""
     fault = Fault()
-    for name, place in (("save_file", 1), ("_flush", 0)):
+    for name, place in (("save_tensors", 1), ("_flush", 0)):
         setattr(checkpoint, name, struck(getattr(checkpoint, name), fault, place))
     tried = survived = 0
     lost: list[str] = []

@@ -224,7 +224,7 @@ def _read_report(path: Path) -> dict[str, str]:
         return {str(name): str(why) for name, why in json.loads(path.read_text())["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{path} is damaged; delete it, the images that are still broken are found again"
+            f"{path} is damaged; move it elsewhere, the images that are still broken are found again"
         ) from None
 
 

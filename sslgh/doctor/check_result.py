@@ -25,8 +25,8 @@ def format_result(finding: CheckResult) -> str:
     """The finding as a line.
 
     Examples:
-        >>> format_result(CheckResult("warn", "disk", "1.0 GB free", "delete old runs"))
-        'warn  disk: 1.0 GB free; delete old runs'
+        >>> format_result(CheckResult("warn", "disk", "1.0 GB free", "move old runs"))
+        'warn  disk: 1.0 GB free; move old runs'
     """
     text = f"{finding.state:<4}  {finding.subject}: {finding.found}"
     return printable(f"{text}; {finding.remedy}" if finding.remedy else text)

@@ -68,7 +68,7 @@ def disk(free: int, *, checkpoint: int, kept: int) -> CheckResult:
     need = int(checkpoint * kept * OVERHEAD)
     found = f"{gigabytes(free)} free, the run needs {gigabytes(need)}"
     if need > free:
-        remedy = "choose another run_dir, lower train.keep_last, or delete old runs"
+        remedy = "choose another run_dir, lower train.keep_last, or move old runs elsewhere"
         return CheckResult("FAIL", "disk", found, remedy)
     if 2 * need > free:
         return CheckResult("warn", "disk", found, "make room before other runs begin")

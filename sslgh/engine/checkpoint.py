@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import recursively_apply
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslgh.distributed import gather_full
 from sslgh.engine.fsdp import shard_like
+from sslgh.models.serialization import save_tensors
 
 FORMAT = 4
 MODULE, AUX_STATE, OPTIMIZER, PROGRESS, MANIFEST = (
@@ -155,9 +156,9 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
 
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
-    _save_tensors(snapshot.module, folder / MODULE)
+    save_tensors(snapshot.module, folder / MODULE)
     if snapshot.aux_state is not None:
-        _save_tensors(snapshot.aux_state, folder / AUX_STATE)
+        save_tensors(snapshot.aux_state, folder / AUX_STATE)
     with (folder / OPTIMIZER).open("wb") as file:
         torch.save(snapshot.optimizer, file)
     progress = {"format": FORMAT, **snapshot.progress._asdict(), **snapshot.environment._asdict()}
@@ -165,10 +166,6 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     write_manifest(folder)
     for path in (*folder.iterdir(), folder):
         _flush(path)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _flush(path: Path) -> None:
@@ -221,7 +218,7 @@ def load_checkpoint(
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged ({reason}); delete it to resume from the checkpoint before it"
+            f"{path} is damaged ({reason}); move it elsewhere to resume from the checkpoint before it"
         ) from None
     return progress
 

@@ -88,7 +88,7 @@ def last_whole_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
     if found or list(directory.glob("step-*.damaged")):
         reason = messages[0] if messages else "all were set aside before"
         raise CheckpointError(
-            f"no checkpoint in {directory} is whole ({reason}); delete that folder to start over, or restore one"
+            f"no checkpoint in {directory} is whole ({reason}); restore one, or choose another run_dir to start over"
         )
     return None, messages
 

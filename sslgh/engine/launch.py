@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ TIMEOUT = timedelta(hours=2)
 T = TypeVar("T")
 # SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = b"\nsslgh: stopping after this step; a second Ctrl-C ends at once, without saving\n"
 STARTED_ONE = (
     "the launcher was asked for several processes but started one (MASTER_PORT is set, "
     "WORLD_SIZE is not); use --config_file recipes/accelerate/cpu-2.yaml or torchrun"
@@ -127,6 +128,10 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.asked and os.environ.get("RANK", "0") == "0":
+            # Not through a file object: the signal may have come in the middle of its write.
+            with suppress(OSError):
+                os.write(2, STOPPING)
         self.asked = True
 
     def __enter__(self) -> Self:

@@ -95,7 +95,7 @@ def _check_same_run(recipe: Recipe, directory: Path) -> None:
         if path not in FREE:
             raise RecipeError(
                 f"run directory {directory} holds another run: {'.'.join(path)} is {before!r} there "
-                f"and {after!r} here; choose another run_dir or name, or delete it"
+                f"and {after!r} here; choose another run_dir or name"
             )
 
 

@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from sslgh.data import DataError, EvalDataset, ImageSet, normalize, num_workers
 from sslgh.data.arrays import UNREADABLE
 from sslgh.data.image_set import QUARANTINE, READS_NOW, check_classes, read_error, read_quarantine
 from sslgh.distributed import gather
+from sslgh.models.serialization import save_tensors
 from sslgh.recipe.data import Data
 
 log = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def _write(path: Path, features: Tensor) -> None:
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features}, temporary, metadata={"content": _content(features)})
+        save_tensors({"features": features}, temporary, metadata={"content": _content(features)})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         log.warning(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,20 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
         directory: The run directory.
         card: ``backbone``, ``stem``, ``width``, ``patch``, ``image_size`` and further metadata (mean, std, versions).
     """
-    tensors = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
-    _replace(directory / WEIGHTS, lambda file: save_file(tensors, file))
+    tensors = {name: value.cpu() for name, value in backbone.state_dict().items()}
+    _replace(directory / WEIGHTS, lambda file: save_tensors(tensors, file))
     _replace(directory / CARD, lambda file: file.write_text(json.dumps(card, indent=2) + "\n"))
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file with the permissions of any new file; the library gives them to the owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    with suppress(OSError):  # some network file systems refuse it
+        path.chmod(mode)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -163,7 +174,7 @@ def save_classifier(classifier: nn.Linear | CosineClassifier, directory: Path) -
     tensors = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
     if isinstance(classifier, CosineClassifier):
         tensors["scale"] = Tensor([classifier.scale])
-    _replace(directory / CLASSIFIER, lambda file: save_file(tensors, file))
+    _replace(directory / CLASSIFIER, lambda file: save_tensors(tensors, file))
 
 
 def load_classifier(directory: Path) -> nn.Linear | CosineClassifier:

@@ -112,7 +112,7 @@ class Optim(ConfigModel):
     milestones: tuple[Count, ...] = Field((), description="step: when the rate falls (epochs)")
     decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="step: factor of a fall")
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(
-        10, description="epochs of linear warm-up from 0"
+        10, description="epochs of linear warm-up from 0; left out: 10, at most a fifth of the run"
     )
     lr_mid: Positive = Field(0.3, description="gh-two-stage: learning rate when GH begins")
     lr_end: Annotated[float, Field(ge=0)] = Field(
@@ -239,6 +239,14 @@ class Recipe(ConfigModel):
             return None
         warmup = self.harmonize.warmup_epochs
         return self.train.epochs // 2 if warmup is None else warmup
+
+    @model_validator(mode="after")
+    def _short_runs_warm_up_shortly(self) -> Self:
+        if "warmup_epochs" not in self.optim.model_fields_set:
+            warmup = min(self.optim.warmup_epochs, self.train.epochs // 5)
+            optim = self.optim.model_copy(update={"warmup_epochs": warmup})
+            self.__dict__["optim"] = optim  # the model is frozen, and still being made
+        return self
 
     @model_validator(mode="after")
     def _one_stage(self) -> Self:

@@ -182,7 +182,7 @@ def test_a_report_that_cannot_be_written_does_not_stop_the_run(folder):
 
 def test_a_damaged_report_is_one_sentence(folder):
     (folder / "run" / "quarantine.json").write_text('{"images": 64')
-    with pytest.raises(DataError, match=r"quarantine\.json is damaged; delete it"):
+    with pytest.raises(DataError, match=r"quarantine\.json is damaged; move it elsewhere"):
         opened(folder)
 
 

@@ -162,7 +162,9 @@ def test_a_truncated_file_is_noticed_and_named(tmp_path, parts, save, file) -> N
 def test_a_state_that_is_none_of_an_optimizer_is_damage(tmp_path, parts, save, state) -> None:
     path = save(tmp_path)
     torch.save(state, path / "optimizer.pt")
-    with pytest.raises(CheckpointError, match=r"step-000000007 is damaged \(.*\); delete it"):
+    with pytest.raises(
+        CheckpointError, match=r"step-000000007 is damaged \(.*\); move it elsewhere"
+    ):
         load_checkpoint(path, **parts())
 
 

@@ -14,7 +14,7 @@ from sslgh.engine import trainer
 from sslgh.engine.checkpoint_manager import CheckpointWriter
 from sslgh.engine.exit_codes import BAD_INPUT, Stopped, run_command
 from sslgh.engine.finite import NotFiniteError
-from sslgh.engine.launch import init_accelerator
+from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.pretraining import pretrain
 
 
@@ -57,6 +57,34 @@ def test_a_run_stopped_in_the_last_step_of_an_epoch_goes_on_to_the_same_bits(
         pretrain(recipe, init_accelerator())
     monkeypatch.undo()
     assert same(pretrain(recipe, init_accelerator()), unbroken)
+
+
+def test_a_signal_in_the_first_step_is_answered_at_once_and_stops_after_it(
+    tiny, signal_at, capfd
+) -> None:
+    signal_at(1)
+    with pytest.raises(Stopped, match="stopped after step 1; run the same command to resume"):
+        pretrain(tiny(), init_accelerator())
+    printed = capfd.readouterr().err
+    assert printed.count("sslgh: stopping after this step; a second Ctrl-C ends at once") == 1
+
+
+def test_only_the_first_rank_answers_a_signal(monkeypatch, capfd) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.asked
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_is_obeyed_where_nothing_can_be_printed(monkeypatch) -> None:
+    def closed(descriptor, text):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "write", closed)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.asked
 
 
 def test_a_resumed_run_looks_for_its_files_first(tiny, monkeypatch, signal_at) -> None:

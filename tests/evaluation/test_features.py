@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_written_is_reported_and_done_without(
         raise error
 
     expected = cached(Convolution(), pictures(9), tmp_path / "other")
-    monkeypatch.setattr("sslgh.evaluation.features.save_file", save)
+    monkeypatch.setattr("sslgh.evaluation.features.save_tensors", save)
     assert torch.equal(cached(Convolution(), pictures(9), tmp_path), expected)
     assert list((tmp_path / "features").iterdir()) == []
     assert "features cannot be kept in" in caplog.text
@@ -170,10 +170,10 @@ def test_a_cache_where_no_folder_can_be_is_done_without(tmp_path, caplog):
 def test_two_probes_may_write_the_same_features_at_once(tmp_path, monkeypatch, caplog):
     def save(tensors, path, metadata):
         save_file(tensors, path, metadata)
-        monkeypatch.setattr("sslgh.evaluation.features.save_file", save_file)
+        monkeypatch.setattr("sslgh.evaluation.features.save_tensors", save_file)
         cached(Convolution(), pictures(9), tmp_path)  # the other, from beginning to end
 
-    monkeypatch.setattr("sslgh.evaluation.features.save_file", save)
+    monkeypatch.setattr("sslgh.evaluation.features.save_tensors", save)
     features = cached(Convolution(), pictures(9), tmp_path)
     (path,) = (tmp_path / "features").iterdir()
     assert torch.equal(load_file(path)["features"], features)

@@ -1,7 +1,9 @@
 """Files of a network that come from outside, and what becomes of broken ones."""
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,28 @@ def broken(content: bytes) -> dict[str, bytes]:
         "pickle": pickle.dumps({"weight": [1.0]}),
         "endless head": (2**62).to_bytes(8, "little") + b"{}",
     }
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_weights_have_the_permissions_of_any_new_file(tmp_path, mask) -> None:
+    before = os.umask(mask)
+    try:
+        save_backbone(build_backbone("resnet20", width=0.5), tmp_path, CARD)
+        save_classifier(nn.Linear(5, 3), tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes.keys() >= {WEIGHTS, "backbone.json", CLASSIFIER}
+    assert set(modes.values()) == {0o666 & ~mask}
+
+
+def test_weights_are_written_where_permissions_cannot_be_set(tmp_path, monkeypatch) -> None:
+    def refuse(path, mode):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    save_classifier(nn.Linear(5, 3), tmp_path)
+    assert load_classifier(tmp_path).out_features == 3
 
 
 @pytest.mark.parametrize("kind", broken(b""))
