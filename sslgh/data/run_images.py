@@ -41,7 +41,7 @@ class Record(NamedTuple):
         fingerprint: Hash of names, classes and labels for files, of pixels and labels in memory.
         names: N names; empty for images in memory.
         class_names: C names; empty without labels.
-        labels: N labels, or None.
+        labels: N labels; None without labels, and for images in memory.
     """
 
     fingerprint: str
@@ -169,7 +169,7 @@ def renumbered(images: ImageSet, class_names: Sequence[str], *, of: str) -> Imag
 def record_text(images: ImageSet) -> str:
     """What ``images.json`` holds: about 40 bytes per image, 50 MB for the 1.28 million of ImageNet."""
     if isinstance(images.images, np.ndarray):
-        record = Record(images.fingerprint(), [], [], None)
+        record = Record(images.fingerprint(), [], list(images.class_names), None)
     else:
         labels = None if images.labels is None else images.labels.tolist()
         names = list(images.names), list(images.class_names)

@@ -78,7 +78,7 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     if accelerator.is_main_process:
         network = stage.evaluated_network
         save_backbone(network.backbone, recipe.directory, metadata)
-        save_classifier(network.classifier, recipe.directory)
+        save_classifier(network.classifier, recipe.directory, images.class_names)
         seconds = round(time.perf_counter() - started)
         write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
     accelerator.wait_for_everyone()

@@ -18,7 +18,7 @@ from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
 from sslgh.functional import adjust_logits
 from sslgh.models import CosineClassifier
-from sslgh.models.serialization import load_backbone, load_classifier
+from sslgh.models.serialization import load_backbone, load_head
 from sslgh.recipe import Finetune, Recipe
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     ]
     shared: list[list[Result]] = [[]]
     if accelerator.is_main_process:
-        classifier = load_classifier(recipe.directory)
+        classifier = load_head(recipe.directory)
         shared = [[_result(recipe, classifier, counts, train, test, features)]]
         write_results(shared[0], recipe.directory)
     broadcast_object_list(shared)

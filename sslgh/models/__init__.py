@@ -18,7 +18,7 @@ from sslgh.models.heads import (
     simsiam_projector,
 )
 from sslgh.models.pruning import PrunedBranch
-from sslgh.models.serialization import load_backbone, save_backbone
+from sslgh.models.serialization import load_backbone, load_classifier, save_backbone
 
 __all__ = [
     "CifarResNet",
@@ -33,6 +33,7 @@ __all__ = [
     "head_widths",
     "linear_classifier",
     "load_backbone",
+    "load_classifier",
     "mlp_projector",
     "moco_projector",
     "moco_v3_head",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ from sslgh.models.backbones import TIMM, TORCHVISION, build_backbone, resize_bac
 from sslgh.models.classifier import CosineClassifier
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
-CLASSIFIER = "classifier.safetensors"
+CLASSIFIER, CLASSES = "classifier.safetensors", "classifier.json"
+# Older runs name their classes in the record of their images alone.
+NAMES = (CLASSES, "images.json")
 # Far beyond any backbone, and small enough that its shapes can be computed.
 MOST_WIDTH, MOST_SIDE = 1000, 2**14
 
@@ -169,16 +171,71 @@ def _is_side(value: Any) -> bool:
     return type(value) is int and 1 <= value <= MOST_SIDE
 
 
-def save_classifier(classifier: nn.Linear | CosineClassifier, directory: Path) -> None:
-    """Write ``classifier.safetensors``: ``weight`` (C, F), and ``bias`` (C,) or the ``scale`` of cosines."""
+def save_classifier(
+    classifier: nn.Linear | CosineClassifier, directory: Path, class_names: Sequence[str]
+) -> None:
+    """Write ``classifier.safetensors``: ``weight`` (C, F), and ``bias`` (C,) or the ``scale`` of cosines.
+
+    The names of its C rows are written to ``classifier.json``.
+    """
+    text = json.dumps({"class_names": list(class_names)}, indent=2) + "\n"
+    _replace(directory / CLASSES, lambda file: file.write_text(text, encoding="utf-8"))
     tensors = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
     if isinstance(classifier, CosineClassifier):
         tensors["scale"] = Tensor([classifier.scale])
     _replace(directory / CLASSIFIER, lambda file: save_tensors(tensors, file))
 
 
-def load_classifier(directory: Path) -> nn.Linear | CosineClassifier:
-    """The classifier of a finetuned run: (N, F) to (N, C).
+def load_classifier(
+    directory: Path, *, image_size: int | None = None
+) -> tuple[nn.Sequential, dict[str, Any]]:
+    """The network of a finetuned run, in eval mode, (N, 3, H, W) to logits (N, C), and its card.
+
+    The card is that of `load_backbone` with ``class_names``, the C names of the logits. The images are expected as
+    there: normalized by the card's ``mean`` and ``std``, best with ``image_size`` pixels a side.
+
+    Args:
+        directory: The run directory.
+        image_size: As for `load_backbone`.
+
+    Raises:
+        ValueError: If the directory holds no network, or files that do not fit each other.
+
+    Examples:
+        >>> network, card = load_classifier(Path("runs/mine"))  # doctest: +SKIP
+        >>> card["class_names"][network(images).argmax(1)[0]]  # doctest: +SKIP
+        'cat'
+    """
+    backbone, card = load_backbone(directory, image_size=image_size)
+    head = load_head(directory)
+    classes, features = head.weight.shape
+    if features != backbone.num_features:
+        raise ValueError(
+            f"{directory / CLASSIFIER} takes {features} features and {WEIGHTS} gives {backbone.num_features}; take both "
+            "files from one run"
+        )
+    names = _class_names(directory, classes)
+    return nn.Sequential(backbone, head).eval(), card | {"class_names": names}
+
+
+def _class_names(directory: Path, classes: int) -> list[str]:
+    """The names of a classifier's rows; their numbers if no file names them."""
+    for path in (directory / file for file in NAMES if (directory / file).is_file()):
+        try:
+            names = list(json.loads(path.read_text(encoding="utf-8"))["class_names"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} cannot be read; copy it from its run again") from None
+        if names and len(names) != classes:
+            raise ValueError(
+                f"{path} names {len(names)} classes and {CLASSIFIER} has {classes}; take both files from one run"
+            )
+        if names:
+            return names
+    return [str(label) for label in range(classes)]
+
+
+def load_head(directory: Path) -> nn.Linear | CosineClassifier:
+    """The last layer of a finetuned run: (N, F) to (N, C).
 
     Raises:
         ValueError: If the directory holds none, or what is no classifier.

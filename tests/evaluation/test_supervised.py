@@ -49,7 +49,7 @@ def run(root, tmp_path):
     classifier = nn.Linear(features, 2)
     nn.init.zeros_(classifier.weight)
     classifier.bias.data = torch.tensor([0.0, 0.5])
-    save_classifier(classifier, recipe.directory)
+    save_classifier(classifier, recipe.directory, ("cat", "dog"))
     return recipe
 
 

@@ -10,8 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslgh.models import CosineClassifier, build_backbone, load_backbone, save_backbone
-from sslgh.models.serialization import load_classifier, read_card, save_classifier
+from sslgh.models import (
+    CosineClassifier,
+    build_backbone,
+    load_backbone,
+    load_classifier,
+    save_backbone,
+)
+from sslgh.models.serialization import load_head, read_card, save_classifier
 
 CARD = {"backbone": "resnet20", "stem": "cifar", "width": 0.5, "patch": None, "image_size": 32}
 WEIGHTS, CLASSIFIER = "backbone.safetensors", "classifier.safetensors"
@@ -42,7 +48,7 @@ def test_weights_have_the_permissions_of_any_new_file(tmp_path, mask) -> None:
     before = os.umask(mask)
     try:
         save_backbone(build_backbone("resnet20", width=0.5), tmp_path, CARD)
-        save_classifier(nn.Linear(5, 3), tmp_path)
+        save_classifier(nn.Linear(5, 3), tmp_path, "abc")
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
@@ -55,8 +61,8 @@ def test_weights_are_written_where_permissions_cannot_be_set(tmp_path, monkeypat
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    save_classifier(nn.Linear(5, 3), tmp_path)
-    assert load_classifier(tmp_path).out_features == 3
+    save_classifier(nn.Linear(5, 3), tmp_path, "abc")
+    assert load_head(tmp_path).out_features == 3
 
 
 @pytest.mark.parametrize("kind", broken(b""))
@@ -156,20 +162,20 @@ def test_looking_at_the_shapes_first_draws_nothing(run) -> None:
 
 @pytest.mark.parametrize("classifier", [nn.Linear(5, 3), CosineClassifier(5, 3, scale=7)])
 def test_a_classifier_comes_back(tmp_path, classifier) -> None:
-    save_classifier(classifier, tmp_path)
+    save_classifier(classifier, tmp_path, "abc")
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(load_classifier(tmp_path)(x), classifier(x))
+    assert torch.equal(load_head(tmp_path)(x), classifier(x))
 
 
 @pytest.mark.parametrize("kind", broken(b""))
 def test_a_classifier_that_cannot_be_read_is_named(tmp_path, kind) -> None:
-    save_classifier(nn.Linear(5, 3), tmp_path)
+    save_classifier(nn.Linear(5, 3), tmp_path, "abc")
     path = tmp_path / CLASSIFIER
     path.write_bytes(broken(path.read_bytes())[kind])
     with pytest.raises(
         ValueError, match=r"classifier\.safetensors cannot be read .*; copy it from"
     ):
-        load_classifier(tmp_path)
+        load_head(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,4 +196,53 @@ def test_a_classifier_that_cannot_be_read_is_named(tmp_path, kind) -> None:
 def test_tensors_that_make_no_classifier_are_named(tmp_path, shapes) -> None:
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / CLASSIFIER)
     with pytest.raises(ValueError, match=r"is no classifier, but holds \{.*; copy it from its run"):
-        load_classifier(tmp_path)
+        load_head(tmp_path)
+
+
+@pytest.fixture
+def finetuned(run):
+    """A run whose classifier has three classes."""
+    torch.manual_seed(0)
+    head = nn.Linear(load_backbone(run)[0].num_features, 3)
+    save_classifier(head, run, ("caf\u00e9", "dog", "eel"))
+    return run, head
+
+
+def test_a_classifier_is_its_backbone_and_its_head_with_the_names_of_its_classes(finetuned) -> None:
+    run, head = finetuned
+    images = torch.randn(2, 3, 32, 32)
+    network, card = load_classifier(run)
+    assert not network.training
+    assert torch.equal(network(images), head(load_backbone(run)[0](images)))
+    assert card == CARD | {"class_names": ["caf\u00e9", "dog", "eel"]}
+
+
+def test_class_names_of_older_runs_come_from_the_record_of_their_images(finetuned) -> None:
+    run, _ = finetuned
+    (run / "classifier.json").unlink()
+    assert load_classifier(run)[1]["class_names"] == ["0", "1", "2"]
+    (run / "images.json").write_text(json.dumps({"class_names": []}))
+    assert load_classifier(run)[1]["class_names"] == ["0", "1", "2"]
+    (run / "images.json").write_text(json.dumps({"class_names": ["x", "y", "z"]}))
+    assert load_classifier(run)[1]["class_names"] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"class_names": ["x"]}', r"names 1 classes and classifier\.safetensors has 3; take both"),
+        ("{", r"classifier\.json cannot be read; copy it from its run again"),
+        ("[]", r"classifier\.json cannot be read; copy it from its run again"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(finetuned, text, sentence) -> None:
+    run, _ = finetuned
+    (run / "classifier.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        load_classifier(run)
+
+
+def test_a_head_of_another_backbone_is_refused(run) -> None:
+    save_classifier(nn.Linear(5, 3), run, "abc")
+    with pytest.raises(ValueError, match=r"takes 5 features and .* gives 32; take both files from"):
+        load_classifier(run)
