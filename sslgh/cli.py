@@ -5,7 +5,7 @@ Imports stand inside the functions, so that ``sslgh --help`` does not wait for t
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,18 +137,25 @@ def scan(
     raise typer.Exit(run_command(work) or (FAILED if any(faulty) else 0))
 
 
+def _print(lines: Callable[[], Iterable[str]]) -> None:
+    """Print lines, or why there are none and exit 2: `run_command` would wait for torch."""
+    from sslgh.recipe.errors import RecipeError
+
+    try:
+        for line in lines():
+            typer.echo(line)
+    except RecipeError as error:
+        typer.echo(f"sslgh: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
 @recipe_app.command("show")
 def show(words: Words, gh: GH = False) -> None:
     """Print the full config, every default written out."""
-    from sslgh.commands import load_recipes
-    from sslgh.engine.exit_codes import run_command
-    from sslgh.recipe import recipe_text
+    from sslgh.recipe.loading import recipe_text
+    from sslgh.recipe.named import load_recipes
 
-    def work() -> None:
-        for recipe in load_recipes(words, gh=gh):
-            typer.echo(recipe_text(recipe), nl=False)
-
-    raise typer.Exit(run_command(work))
+    _print(lambda: (recipe_text(recipe).rstrip("\n") for recipe in load_recipes(words, gh=gh)))
 
 
 @recipe_app.command("schema")
@@ -162,10 +169,9 @@ def schema() -> None:
 @recipe_app.command("list")
 def list_recipes() -> None:
     """List the recipes that come with sslgh; those that say --gh take that option."""
-    from sslgh import commands
-    from sslgh.engine.exit_codes import run_command
+    from sslgh.recipe.named import recipe_lines
 
-    raise typer.Exit(run_command(commands.list_recipes))
+    _print(recipe_lines)
 
 
 @app.command()

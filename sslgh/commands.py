@@ -28,25 +28,11 @@ from sslgh.evaluation import (
 from sslgh.models import build_backbone, load_backbone
 from sslgh.recipe import Recipe, RecipeError, load_recipe, make_recipe
 from sslgh.recipe.errors import printable
-from sslgh.recipe.loading import apply_overrides, find_recipe, recipe_files
+from sslgh.recipe.loading import apply_overrides
+from sslgh.recipe.named import load_recipes, split_words
 
 Row = tuple[str, Sequence[Result]]
 NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
-
-
-def load_recipes(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
-    """Load the recipes that ``words`` name, with their ``key=value`` overrides; ``gh``: as their GH twins.
-
-    Raises:
-        RecipeError: If none is named, one is broken, or two share a run directory.
-    """
-    names, overrides = _split(words)
-    if not names:
-        raise RecipeError("no recipe given; sslgh recipe list names those that exist")
-    recipes = [load_recipe(find_recipe(name), overrides, gh=gh) for name in names]
-    if len({recipe.directory for recipe in recipes}) < len(recipes):
-        raise RecipeError("two of the recipes share a run directory; leave run_dir out")
-    return recipes
 
 
 def load_checked(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
@@ -58,12 +44,6 @@ def load_checked(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
         for position, each in enumerate(recipe.probe):
             check_settings(each, f"probe.{position}")
     return recipes
-
-
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and overrides; only an override has an equals sign and is no file."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word)]  # noqa: PTH110 - never raises
-    return [word for word in words if word not in overrides], overrides
 
 
 def each_recipe(
@@ -159,7 +139,7 @@ def probe(
     Returns:
         The exit code.
     """
-    targets, overrides = _split(words)
+    targets, overrides = split_words(words)
     rows: list[Row] = []
 
     def work() -> None:
@@ -235,17 +215,3 @@ def _results_folder(out: Path, name: str) -> Path:
             f"{out / name} is a run, whose results would be lost; choose another --out"
         )
     return out / name
-
-
-def list_recipes() -> None:
-    """Print file, method, GH and length of every recipe that comes with sslgh."""
-    for path in recipe_files():
-        recipe = load_recipe(path)
-        if recipe.finetune is not None:
-            name, gh = str(recipe.finetune.objective), "supervised"
-        else:
-            assert recipe.method is not None
-            name = recipe.method.name + ("" if recipe.boost is None else " boosted")
-            block = recipe.harmonize
-            gh = "plain, --gh" if block is None else f"+GH {block.population}"
-        typer.echo(f"{path!s:<45} {name:<15} {gh:<15} {recipe.train.epochs} epochs")

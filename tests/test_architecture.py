@@ -8,7 +8,7 @@ import yaml
 
 from sslgh.engine.build import build_method, build_network
 from sslgh.recipe import load_recipe
-from sslgh.recipe.loading import recipe_files
+from sslgh.recipe.named import recipe_files
 
 PACKAGE = Path(__file__).parents[1] / "sslgh"
 FLOORS = [

@@ -105,15 +105,15 @@ def test_recipe_schema_is_json_with_a_description_for_every_setting(capsys) -> N
     assert all(described)
 
 
-def test_recipe_list_names_the_bundled_recipes(capsys, monkeypatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
+def test_recipe_list_names_the_bundled_recipes(capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
     assert call("recipe", "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 58
     kinds = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
-    assert kinds["recipes/digits-lt/simclr-gh.yaml"] == "simclr +GH faiss 200 epochs"
-    assert kinds["recipes/digits-lt/byol.yaml"] == "byol plain, --gh 200 epochs"
-    assert kinds["recipes/digits-lt/supervised.yaml"].split()[1] == "supervised"
+    assert kinds["digits-lt/simclr-gh"] == "simclr +GH faiss 200 epochs"
+    assert kinds["digits-lt/byol"] == "byol plain, --gh 200 epochs"
+    assert kinds["digits-lt/supervised"].split()[1] == "supervised"
 
 
 def test_gh_turns_a_recipe_into_its_twin_in_every_command_that_pretrains(

@@ -18,7 +18,7 @@ def faults(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module.FAULTS
-    for neighbor in ("fault", "faults_of_pretraining", "faults_of_reliability"):
+    for neighbor in ("fault", "faults_of_input", "faults_of_pretraining", "faults_of_reliability"):
         sys.modules.pop(neighbor)
 
 

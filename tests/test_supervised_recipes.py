@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sslgh.cli import main
-from sslgh.recipe.loading import recipe_files
+from sslgh.recipe.named import recipe_files
 
 RECIPES = [path for path in recipe_files() if "supervised" in path.stem]
 CLASSES = {"cifar10-lt": 10, "cifar100-lt": 100}

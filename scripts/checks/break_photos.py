@@ -17,7 +17,7 @@ from sslgh.data.image_set import read_quarantine
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import load_recipe
-from sslgh.recipe.loading import find_recipe
+from sslgh.recipe.named import find_recipe
 from sslgh.scan.scan import scan_folder
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

@@ -45,7 +45,7 @@ from sslgh.engine.pretraining import dry_run_pretraining
 from sslgh.methods import METHODS
 from sslgh.recipe import Recipe, load_recipe
 from sslgh.recipe.errors import _model_in
-from sslgh.recipe.loading import recipe_files
+from sslgh.recipe.named import recipe_files
 
 SECONDS = 20
 STEP_SECONDS = 60

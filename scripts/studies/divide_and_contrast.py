@@ -36,7 +36,7 @@ from sslgh.evaluation.features import cached_features
 from sslgh.harmonize.kmeans import spherical_kmeans
 from sslgh.models import load_backbone
 from sslgh.recipe import Recipe, RecipeError, load_recipe, make_recipe
-from sslgh.recipe.loading import find_recipe
+from sslgh.recipe.named import find_recipe
 
 CLUSTERS, CENTROIDS = "clusters", "centroids.npy"
 

@@ -164,6 +164,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
+def some_of(values: Sequence[object], most: int = 3) -> str:
+    """The first of the values, and how many more there are: no message grows with the data.
+
+    Examples:
+        >>> some_of([3, 17]), some_of(range(1000))
+        ('3, 17', '0, 1, 2 and 997 more')
+    """
+    first = values if len(values) <= most + 1 else values[:most]
+    text = ", ".join(printable(str(value)) for value in first)
+    return text if len(first) == len(values) else f"{text} and {len(values) - most:,} more"
+
+
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Say that a key is unknown, and the nearest one that is not."""
     known = sorted(known)

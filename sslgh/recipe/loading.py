@@ -1,4 +1,4 @@
-"""Recipes from YAML files and ``a.b=c`` overrides, and back to text; the bundled recipes."""
+"""Recipes from YAML files and ``a.b=c`` overrides, and back to text."""
 
 import inspect
 import json
@@ -144,39 +144,6 @@ def check_block(
 def recipe_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
     return to_yaml(recipe.model_dump(mode="json"))
-
-
-def recipe_root() -> Path:
-    """The folder of recipes: in the working folder, the checkout, or the installed package.
-
-    Raises:
-        RecipeError: If there is none.
-    """
-    for folder in (Path("recipes"), PACKAGE.parent / "recipes", PACKAGE / "recipes"):
-        if folder.is_dir():
-            return folder
-    raise RecipeError("no recipes folder here and none installed; give the path of a recipe file")
-
-
-def recipe_files() -> list[Path]:
-    """All bundled recipes, sorted; settings of the launcher are not recipes."""
-    return sorted(
-        path for path in recipe_root().glob("*/*.yaml") if path.parent.name != "accelerate"
-    )
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path, or by the name of a bundled one such as digits-lt/simclr."""
-    path = Path(name)
-    try:
-        if path.is_file() or path.suffix in (".yaml", ".yml"):
-            return path
-        bundled = recipe_root() / f"{name}.yaml"
-        return bundled if bundled.is_file() else path
-    except RecipeError:
-        return path
-    except OSError as error:  # longer than a name may be
-        raise RecipeError(f"{name[:40]}...: no recipe: {error.strerror}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sslgh.recipe import RecipeError, load_recipe
-from sslgh.recipe.loading import recipe_files
+from sslgh.recipe.named import recipe_files
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Full configs that commit dd31d59 printed for its 30 files X-gh.yaml that are X --gh now, by dotted key; its
