@@ -5,11 +5,12 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from sslgh.distributed import dist_info
 from sslgh.recipe.errors import printable
+
+Result = TypeVar("Result")
 
 # 16,384 x 8,192: the 108 megapixels of a telephone pass. Larger ones are refused by their header, before
 # anything is decoded, so that a file of a few kilobytes cannot take gigabytes.
@@ -40,12 +43,14 @@ BROKEN = (
     struct.error,
     Image.DecompressionBombError,
 )
-# Those that the extensions promise, and AVIF, which the web serves under any name. Pillow knows more,
-# among them EPS, for which it starts Ghostscript: an image file must not run a program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-# Threads that hash files (hashing leaves Python's lock, and a disk answers several at once), files that one
-# is given at a time, and files from which on a bar shows how far they are.
+# Those of photos, scans and microscopes. Pillow knows more, among them EPS, for which it starts Ghostscript:
+# an image file must not run a program.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+# Threads that read files (reading and hashing leave Python's lock, and a disk answers several at once), files
+# that one is given at a time, and files from which on a bar shows how far they are.
 _THREADS, _CHUNK, _LONG = 8, 64, 500
+# Bytes that Pillow's formats are known by.
+_HEAD = 16
 _MISSING = bytes(16)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -158,23 +163,56 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def hold_images(paths: tuple[Path, ...]) -> list[Path]:
+    """Files that begin as an image of a known format, whatever their name; a few bytes of each are read."""
+    begun = over_files(_begins_as_image, paths, "looking into files")
+    # Headers one after the other: the warnings that are silenced meanwhile are those of all threads.
+    return [path for path, begins in zip(paths, begun, strict=True) if begins and _opens(path)]
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with open(path, "rb", opener=_opener) as file:
+            # A pipe or a device is not read: it may have no end.
+            head = file.read(_HEAD) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return False
+    formats = (Image.OPEN[name][1] for name in _formats())
+    return any(accepts is not None and accepts(head) is True for accepts in formats)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with opened_image(path):
+            return True
+    except BROKEN:
+        return False
+
+
 def hash_files(paths: tuple[Path, ...]) -> bytes:
     """Hashes of the bytes of files, 16 bytes each, in order; zeros for what is no file."""
+    return b"".join(over_files(_hash, paths, "hashing"))
+
+
+def over_files(
+    function: Callable[[Path], Result], paths: tuple[Path, ...], doing: str
+) -> list[Result]:
+    """What a function returns for each file, in order; a bar shows how far many files are."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     hidden = len(paths) < _LONG or dist_info().rank != 0
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(desc="hashing", total=len(paths), unit="file", disable=hidden, leave=False) as bar,
+        tqdm(desc=doing, total=len(paths), unit="file", disable=hidden, leave=False) as bar,
     ):
-        found = []
-        for hashes in pool.map(_hashes_of_some, chunks):
-            bar.update(len(hashes) // len(_MISSING))
-            found.append(hashes)
-    return b"".join(found)
+        found: list[Result] = []
+        for results in pool.map(partial(_over_some, function), chunks):
+            bar.update(len(results))
+            found.extend(results)
+    return found
 
 
-def _hashes_of_some(paths: tuple[Path, ...]) -> bytes:
-    return b"".join(map(_hash, paths))
+def _over_some(function: Callable[[Path], Result], paths: tuple[Path, ...]) -> list[Result]:
+    return [function(path) for path in paths]
 
 
 def _hash(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.folders import split_folders
+from sslgh.data.folders import folder_of_record
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.sources import load_images, training_set
 from sslgh.distributed import dist_info
@@ -266,7 +266,10 @@ def _paths(names: list[str], data: Data) -> tuple[Path, ...]:
                 f"{IMAGES} names {printable(path)}, which lies outside data.root {printable(data.root)}; it was "
                 "altered: choose another run_dir"
             )
-    root = data.root if data.source == "list" else split_folders(data.root, data.test_root)[0]
+    if data.source == "list":
+        root = data.root
+    else:
+        root = folder_of_record(names, data.root, data.test_root)
     return tuple(root / name for name in names)
 
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from sslgh.data.arrays import read_arrays
-from sslgh.data.folders import read_folder, split_folders
+from sslgh.data.folders import read_folder, split_folders, warn_of_splits
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.lists import read_list
 from sslgh.recipe.data import Data, LongTail, Shuffled
@@ -161,12 +161,15 @@ def _cifar(data: Data, split: Split) -> ImageSet:
 
 
 def _folder(data: Data, split: Split) -> ImageSet | None:
-    train, test = split_folders(data.root, data.test_root)
-    if split == "train":
-        return read_folder(train, without=test)
-    if test is None:
+    splits = split_folders(data.root, data.test_root)
+    warn_of_splits(splits)
+    train, test = splits.train, splits.test
+    if split == "test" and test is None:
         return None
-    return read_folder(test, without=train, classes=read_folder(train, without=test).class_names)
+    images = read_folder(train, without=test)
+    if split == "train" or test is None:
+        return images
+    return read_folder(test, without=train, classes=images.class_names, train=train)
 
 
 def _list(data: Data, split: Split) -> ImageSet | None:

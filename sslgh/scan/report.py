@@ -2,14 +2,17 @@
 
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sslgh.data.folders import SPLITS
+from sslgh.data.folders import SPLITS, left_out_words
+from sslgh.data.tree import kinds
 from sslgh.functional.groups import shot_groups
 from sslgh.recipe.errors import printable
+from sslgh.scan.duplicates import Place, conflicts, leaks
 from sslgh.scan.scan import Scan
 
 # Lines of a kind in the text; the JSON holds all. Broken files are always named.
@@ -31,50 +34,42 @@ def scan_record(scan: Scan) -> dict[str, Any]:
             "largest": max(sides, default=None),
         },
         "notes": _counted(note for file in sound for note in file.notes),
-        "classes": class_counts([_name(scan, file.path) for file in scan.files]),
+        "splits": _counted(place.split for place in scan.places.values() if place.split),
+        "left_out": scan.splits.left_out,
+        "classes": class_counts(scan.places.values()),
         "broken": {_name(scan, file.path): file.fault for file in scan.broken},
-        "duplicates": [[_name(scan, path) for path in group] for group in scan.duplicates],
-        "skipped": _counted(path.suffix.lower() for path in scan.tree.others),
+        "duplicates": _names(scan, scan.duplicates),
+        "leaks": _names(scan, leaks(scan.duplicates, scan.places)),
+        "conflicts": _names(scan, conflicts(scan.duplicates, scan.places)),
+        "skipped": kinds(scan.tree),
+        "hidden": len(scan.tree.hidden),
         "dangling": sorted(_name(scan, path) for path in scan.tree.dangling),
         "unreadable": {_name(scan, path): why for path, why in scan.tree.unreadable},
     }
 
 
-def class_counts(names: list[str]) -> dict[str, dict[str, int]]:
+def class_counts(places: Iterable[Place]) -> dict[str, dict[str, int]]:
     """Images of each class of each split, as training would see them.
-
-    Args:
-        names: File names relative to the folder, with ``/``.
 
     Returns:
         For each split ("" where the folder is not divided) the counts by class, most first; without
         the splits that have no classes.
 
     Examples:
-        >>> class_counts(["cat/1.png", "dog/1.png", "dog/2.png"])
+        >>> class_counts([Place("", "cat"), Place("", "dog"), Place("", "dog"), Place("test", None)])
         {'': {'dog': 2, 'cat': 1}}
-        >>> class_counts(["train/a/1.png", "train/b/1.png", "test/1.png"])
-        {'train': {'a': 1, 'b': 1}}
     """
-    parts = [Path(name).parts for name in names]
-    top = {path[0] for path in parts if len(path) > 1}
-    divided = "train" in top and top <= SPLITS
-    splits = defaultdict(list)
-    for path in parts:
-        inside = path[1:] if divided and len(path) > 1 else path
-        splits[path[0] if inside != path else ""].append(inside)
-    nested = {
-        split: _counted(path[0] for path in paths)
-        for split, paths in splits.items()
-        if all(len(path) > 1 for path in paths)
-    }
-    return {split: counts for split, counts in nested.items() if len(counts) > 1}
+    labels = defaultdict(list)
+    for place in places:
+        if place.label is not None:
+            labels[place.split].append(place.label)
+    return {split: _counted(names) for split, names in labels.items()}
 
 
 def scan_text(scan: Scan) -> str:
     """A scan for a terminal; names can neither forge lines nor send terminal codes."""
     record = scan_record(scan)
-    return "\n".join([*_overview(record), *_classes(record), *_faults(record)])
+    return "\n".join([*_overview(record), *_splits(record), *_classes(record), *_faults(record)])
 
 
 def _overview(record: dict[str, Any]) -> list[str]:
@@ -92,6 +87,16 @@ def _overview(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _splits(record: dict[str, Any]) -> list[str]:
+    def counted(counts: dict[str, int]) -> str:
+        return ", ".join(f"{n} in {printable(name) or 'no folder'}" for name, n in counts.items())
+
+    lines = [f"splits: {counted(record['splits'])}"] if record["splits"] else []
+    if record["left_out"]:
+        lines.append(f"neither trained nor tested on: {counted(record['left_out'])}")
+    return lines
+
+
 def _classes(record: dict[str, Any]) -> list[str]:
     lines = []
     for split, counts in record["classes"].items():
@@ -99,11 +104,11 @@ def _classes(record: dict[str, Any]) -> list[str]:
         sizes = ", ".join(f"{int(mask.sum())} {name}" for name, mask in groups.items())
         lines.append(f"{f'{split}: ' if split else ''}{len(counts)} classes ({sizes})")
         lines += _shortened([f"  {count:>8}  {printable(name)}" for name, count in counts.items()])
-    classes = record["classes"]
+    classes = {SPLITS.get(split.lower()): counts for split, counts in record["classes"].items()}
     unknown = sorted(set(classes.get("test", ())) - set(classes.get("train", ())))
     if unknown and "train" in classes:
         names = ", ".join(printable(name) for name in unknown[:3])
-        lines.append(f"test has {len(unknown)} classes that train lacks, which is refused: {names}")
+        lines.append(f"test classes without a training image, which are refused: {names}")
     return lines
 
 
@@ -116,15 +121,22 @@ def _faults(record: dict[str, Any]) -> list[str]:
     if record["dangling"]:
         lines.append(f"links that lead nowhere: {len(record['dangling'])}")
         lines += _shortened([f"  {printable(name)}" for name in record["dangling"]])
-    if record["duplicates"]:
-        spare = sum(len(group) - 1 for group in record["duplicates"])
-        lines.append(f"exact duplicates: {spare} files more than there are images")
-        groups = [" = ".join(printable(n) for n in group) for group in record["duplicates"]]
-        lines += _shortened([f"  {group}" for group in groups])
-    if record["skipped"]:
-        kinds = [f"{n} {printable(kind) or 'without'}" for kind, n in record["skipped"].items()]
-        lines.append(f"skipped by extension: {', '.join(kinds[:MOST_LINES])}")
+    leaking, conflicting = len(record["leaks"]), len(record["conflicts"])
+    lines += _equal(f"leaks: {leaking} images are in more than one split", record["leaks"])
+    words = f"conflicts: {conflicting} images are under more than one class"
+    lines += _equal(words, record["conflicts"])
+    spare = sum(len(group) - 1 for group in record["duplicates"])
+    words = f"exact duplicates: {spare} files more than there are images"
+    lines += _equal(words, record["duplicates"])
+    if words := left_out_words(record["skipped"], record["hidden"]):
+        lines.append(f"left out: {words}")
     return lines
+
+
+def _equal(words: str, groups: list[list[str]]) -> list[str]:
+    """Groups of equal files under a line of words; nothing without groups."""
+    equal = [f"  {' = '.join(printable(name) for name in group)}" for group in groups]
+    return [words, *_shortened(equal)] if groups else []
 
 
 def _shortened(lines: list[str]) -> list[str]:
@@ -135,6 +147,10 @@ def _shortened(lines: list[str]) -> list[str]:
 def _counted(words: Any) -> dict[str, int]:
     """Counts by word, most first, equal counts in order of the word."""
     return dict(sorted(Counter(words).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _names(scan: Scan, groups: list[list[Path]]) -> list[list[str]]:
+    return [[_name(scan, path) for path in group] for group in groups]
 
 
 def _name(scan: Scan, path: Path) -> str:

@@ -12,9 +12,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, upright_rgb
-from sslgh.data.folders import Tree, tree
+from sslgh.data.folders import Splits, split_folders
 from sslgh.data.image_set import DataError
+from sslgh.data.tree import Tree, tree
 from sslgh.recipe.errors import printable
+from sslgh.scan.duplicates import Place, conflicts, leaks, places
 from sslgh.scan.processes import map_processes
 
 Result = TypeVar("Result")
@@ -43,11 +45,16 @@ class ScannedFile(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A folder: what was found by name, what each image file holds, and groups of equal files."""
+    """A folder: what was found by name, what each image file holds, and groups of equal files.
+
+    ``places``: split and class of each image that training or evaluation would see.
+    """
 
     folder: Path
+    splits: Splits
     tree: Tree
     files: list[ScannedFile]
+    places: dict[Path, Place]
     duplicates: list[list[Path]]
 
     @property
@@ -57,8 +64,9 @@ class Scan(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether every image can be read and every folder be listed."""
-        return not self.broken and not self.tree.unreadable
+        """Whether every image can be read and every folder be listed, and none is in two splits or classes."""
+        wrong = leaks(self.duplicates, self.places) + conflicts(self.duplicates, self.places)
+        return not self.broken and not self.tree.unreadable and not wrong
 
 
 def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
@@ -75,15 +83,12 @@ def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
         raise DataError(
             f"{printable(folder)} is not a folder; give the folder that holds the images"
         )
+    splits = split_folders(folder)
     workers = workers or len(os.sched_getaffinity(0))
     found = tree(folder)
-    if found.unreadable and found.unreadable[0][0] == folder:
-        raise DataError(
-            f"{printable(folder)} cannot be listed ({found.unreadable[0][1]}); allow reading it"
-        )
     paths = sorted(found.images, key=lambda path: path.relative_to(folder).parts)
     files = _all(examine, paths, crashed=_crashed, workers=workers, doing="decoding")
-    return Scan(folder, found, files, _duplicates(files, workers))
+    return Scan(folder, splits, found, files, places(paths, splits), _duplicates(files, workers))
 
 
 def examine(path: Path) -> ScannedFile:

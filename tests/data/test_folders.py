@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, load_images, training_set
-from sslgh.data.folders import read_folder
+from sslgh.data.folders import folder_of_record, read_folder, split_folders
 from sslgh.recipe.data import Data
 
 
@@ -40,6 +40,90 @@ def test_any_other_tree_is_unlabeled(tmp_path, names):
     assert images.labels is None
     assert images.class_names == ()
     assert images.names == tuple(sorted(names))
+
+
+# Images that are trained on, that are tested on, and whatever else there is.
+DIVISIONS = {
+    "no train/": ("a/1.png b/2.png", "", ""),
+    "train/ alone": ("train/a/1.png train/b/2.png", "", ""),
+    "train/ and test/": ("train/a/1.png", "test/a/2.png", ""),
+    "without an image": ("train/a/1.png", "test/a/2.png", "__MACOSX/ notes/x.txt empty/"),
+    "hidden": ("train/a/1.png", "test/a/2.png", ".git/3.png .4.png"),
+    "thumbnails": ("train/a/1.png", "test/a/2.png", "@eaDir/3.png train/@eaDir/1.png/4.png"),
+    "masks": ("train/a/1.png", "test/a/2.png", "annotations/3.png"),
+    "validation": ("train/a/1.png", "", "val/a/2.png annotations/3.png"),
+    "validation and test": ("train/a/1.png", "test/a/3.png", "valid/a/2.png"),
+    "loose images and splits": ("train/a/1.png", "test/a/2.png", "3.png 4.png"),
+    "loose images and train/": ("train/1.png 2.png 3.png", "", ""),
+    "a class called train": ("train/1.png tram/2.png", "", "test/"),
+    "other names": ("Training/1.png", "TESTING/2.png", ""),
+    "the plain name first": ("train/1.png", "test/2.png", "training/3.png testing/4.png"),
+    "an unpacked archive": ("photos/train/1.png", "photos/test/2.png", "__MACOSX/photos/"),
+    "an archive of classes": ("photos/a/1.png photos/train/2.png", "", ""),
+    "loose images and an archive": ("photos/train/1.png photos/test/2.png 3.png", "", ""),
+}
+
+
+@pytest.mark.parametrize(("trained", "tested", "more"), DIVISIONS.values(), ids=DIVISIONS)
+def test_what_is_trained_and_tested_on(tmp_path, trained, tested, more):
+    for name in f"{trained} {tested} {more}".split():
+        if name.endswith("/"):
+            (tmp_path / name).mkdir(parents=True)
+        else:
+            plant(tmp_path, f"{name}.png")
+            (tmp_path / f"{name}.png").rename(tmp_path / name)
+    for split, names in (("train", trained), ("test", tested)):
+        images = load_images(data(tmp_path), split)
+        found = (
+            [] if images is None else [p.relative_to(tmp_path).as_posix() for p in images.images]
+        )
+        assert found == sorted(names.split())
+
+
+def test_what_is_left_out_is_reported_once_with_its_counts(tmp_path, caplog):
+    plant(
+        tmp_path,
+        "train/a/1.png",
+        "test/a/2.png",
+        "val/a/3.png",
+        "extra/4.png",
+        "extra/5.png",
+        "6.png",
+    )
+    for split in ("train", "test", "train"):
+        load_images(data(tmp_path), split)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0] == (
+        f"{tmp_path} is divided into splits, and images that are not in train/ and test/ are left out: "
+        "1 in no folder, 2 in extra/, 1 in val/"
+    )
+
+
+def test_a_given_test_folder_is_none_of_the_others(tmp_path):
+    plant(tmp_path, "train/a/1.png", "train/b/2.png", "held/a/3.png")
+    settings = data(tmp_path, test_root=tmp_path / "held")
+    assert training_set(settings).names == ("a/1.png", "b/2.png")
+    plant(tmp_path, "4.png")
+    splits = split_folders(tmp_path, tmp_path / "train" / ".." / "held")
+    assert (splits.folders, splits.train) == ({}, tmp_path)
+
+
+def test_a_closed_test_folder_is_not_trained_on(unprivileged):
+    plant(unprivileged, "train/a/1.png", "test/a/2.png", "3.png")
+    (unprivileged / "test").chmod(0)
+    assert training_set(data(unprivileged)).names == ("a/1.png",)
+    with pytest.raises(DataError, match="test cannot be listed"):
+        load_images(data(unprivileged), "test")
+
+
+def test_the_names_of_a_run_are_found_when_the_tree_is_divided_otherwise(tmp_path):
+    plant(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "4.png")
+    assert folder_of_record(["a/1.png"], tmp_path, None) == tmp_path / "train"
+    assert folder_of_record(["train/a/1.png", "4.png"], tmp_path, None) == tmp_path
+    assert folder_of_record(["gone.png"], tmp_path, None) == tmp_path / "train"
+    (tmp_path / "test").rename(tmp_path / "more")
+    assert split_folders(tmp_path).train == tmp_path
+    assert folder_of_record(["a/1.png"], tmp_path, None) == tmp_path / "train"
 
 
 def test_folders_without_an_image_are_no_classes(tmp_path):
@@ -220,7 +304,12 @@ def test_test_images_inside_the_root_are_not_trained_on(tmp_path):
 
 def test_a_class_that_the_training_set_lacks_is_named(tmp_path):
     plant(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png")
-    with pytest.raises(DataError, match=r"1 classes that the training set lacks \(first 'c'\)"):
+    with pytest.raises(DataError, match=r"no training image \(1 in all; first 'c', which has no f"):
+        load_images(data(tmp_path), "test")
+    (tmp_path / "train" / "c").mkdir()
+    with pytest.raises(
+        DataError, match=r"first 'c', whose folder holds no image in .*train\); put"
+    ):
         load_images(data(tmp_path), "test")
 
 
@@ -267,7 +356,8 @@ def test_photos_of_formats_that_are_not_read_and_strays_are_reported_once(tmp_pa
         assert read_folder(tmp_path).labels is None
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
-    assert "2 photos in" in said[0]
-    assert "left out by their extension (.heic); convert them" in said[0]
+    assert said[0].endswith(
+        ": left out are 2 .heic (photos that are not read: convert them to JPEG or PNG), 1 .txt"
+    )
     assert "1 of the images in" in said[1]
     assert "the first is 6.jpg: none has a label" in said[1]

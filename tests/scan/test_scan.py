@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from sslgh.cli import main
-from sslgh.data import DataError
+from sslgh.data import DataError, training_set
+from sslgh.recipe.data import Data
 from sslgh.scan.processes import map_processes
-from sslgh.scan.report import class_counts, scan_record, scan_text
+from sslgh.scan.report import scan_record, scan_text
 from sslgh.scan.scan import scan_folder
 
 
@@ -58,6 +59,8 @@ def test_a_scan_finds_everything_that_is_wrong(messy):
         "formats": {"PNG": 3, "JPEG": 1},
         "sides": {"smallest": 4, "median": 6, "largest": 30},
         "notes": {},
+        "splits": {},
+        "left_out": {},
         "classes": {"": {"dog": 6, "cat": 2}},
         "broken": {
             "dog/empty.png": "the file is empty",
@@ -66,7 +69,10 @@ def test_a_scan_finds_everything_that_is_wrong(messy):
             "dog/half.png": record["broken"]["dog/half.png"],
         },
         "duplicates": [["cat/1.png", "dog/copy.png"]],
+        "leaks": [],
+        "conflicts": [["cat/1.png", "dog/copy.png"]],
         "skipped": {"": 1, ".txt": 1},
+        "hidden": 0,
         "dangling": ["lost"],
         "unreadable": {},
     }
@@ -107,15 +113,18 @@ def test_the_exit_code_says_whether_all_can_be_read(messy, tmp_path, capsys):
         "broken: 4 of 8 images\n",
         "  dog/empty.png: the file is empty\n",
         "links that lead nowhere: 1\n  lost\n",
+        "conflicts: 1 images are under more than one class\n  cat/1.png = dog/copy.png\n",
         "exact duplicates: 1 files",
         "  cat/1.png = dog/copy.png\n",
-        "skipped by extension: 1 without, 1 .txt",
+        "left out: 1 without suffix, 1 .txt",
     ):
         assert line in out
     assert call("scan", "--json", messy) == 1
     assert json.loads(capsys.readouterr().out)["duplicates"] == [["cat/1.png", "dog/copy.png"]]
     for name in ("empty.png", "half.jpg", "half.png", "gone.png"):
         (messy / "dog" / name).unlink()
+    assert call("scan", messy) == 1  # the same photo is still a cat and a dog
+    (messy / "dog" / "copy.png").rename(messy / "cat" / "copy.png")
     assert call("scan", messy) == 0
     assert call("scan", tmp_path / "gone") == 2
     assert "gone is not a folder; give" in capsys.readouterr().err
@@ -169,15 +178,66 @@ def test_many_lines_are_cut_in_the_text_and_broken_files_never(tmp_path):
 
 
 def test_classes_that_only_the_test_folder_has_are_named(tmp_path):
-    for name in ("train/a", "train/b", "test/a", "test/c"):
-        draw(tmp_path / name / "1.png")
+    for i, name in enumerate(("Train/a", "Train/b", "Test/a", "Test/c")):
+        draw(tmp_path / name / "1.png", i)
     text = scan_text(scan_folder(tmp_path))
-    assert "test has 1 classes that train lacks, which is refused: c" in text
+    assert "test classes without a training image, which are refused: c" in text
 
 
-def test_a_tree_with_loose_images_has_no_classes():
-    assert class_counts(["a/1.png", "b/1.png", "2.png"]) == {}
-    assert class_counts([]) == {}
+def test_a_tree_with_loose_images_has_no_classes(tmp_path):
+    for i, name in enumerate(("a/1.png", "b/1.png", "2.png")):
+        draw(tmp_path / name, i)
+    assert scan_record(scan_folder(tmp_path))["classes"] == {}
+
+
+# One image per letter; what is in train/ and test/ decides what each pair of equal images is.
+@pytest.mark.parametrize(
+    ("files", "leaking", "conflicting"),
+    [
+        ("train/a/x train/b/y test/a/z", 0, 0),
+        ("train/a/x train/a/x2 train/b/y test/a/z", 0, 0),  # twice in one place is a duplicate only
+        ("train/a/x train/b/y test/a/x", 1, 0),
+        ("train/a/x train/b/x test/a/z", 0, 1),
+        ("train/a/x train/b/y test/b/x test/a/z", 1, 1),
+        ("train/x val/x", 1, 0),
+        ("train/x test/y extra/x", 0, 0),  # left out
+        ("a/x b/x", 0, 1),
+        ("a/x b/x y", 0, 0),  # no classes
+    ],
+)
+def test_equal_images_in_two_splits_leak_and_under_two_classes_conflict(
+    tmp_path, files, leaking, conflicting
+):
+    for i, name in enumerate(files.split()):
+        draw(tmp_path / f"{name}{i}.png", ord(name.rpartition("/")[2][0]))
+    scan = scan_folder(tmp_path)
+    record = scan_record(scan)
+    assert (len(record["leaks"]), len(record["conflicts"])) == (leaking, conflicting)
+    assert scan.is_sound == (leaking + conflicting == 0)
+    assert ("leaks: 1 images" in scan_text(scan)) == (leaking == 1)
+
+
+def test_a_scan_says_what_is_trained_on_and_what_is_left_out(tmp_path):
+    names = (
+        "train/a/1.png",
+        "train/b/2.png",
+        "test/a/3.png",
+        "val/b/4.png",
+        "extra/5.png",
+        "6.png",
+    )
+    for i, name in enumerate(names):
+        draw(tmp_path / name, i)
+    for name in ("__MACOSX/1.txt", ".cache/2.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    scan = scan_folder(tmp_path)
+    text = scan_text(scan)
+    assert "splits: 2 in train, 1 in test, 1 in val" in text
+    assert "neither trained nor tested on: 1 in no folder, 1 in extra, 1 in val" in text
+    assert "left out: 1 .txt, 2 hidden" in text
+    trained = training_set(Data(source="folder", root=tmp_path))
+    assert trained.class_counts.tolist() == list(scan_record(scan)["classes"]["train"].values())
 
 
 def ends_at_five(item: int) -> int:
