@@ -149,6 +149,39 @@ def _print(lines: Callable[[], Iterable[str]]) -> None:
         raise typer.Exit(2) from None
 
 
+@app.command()
+def study(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE [KEY=VALUE]...", help="A study, and where its data are."),
+    ],
+    table: Annotated[
+        bool, typer.Option("--table", help="Only print the table of the results that exist.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Only plot the paired differences, as .svg.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; FILE without its ending.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of the run directories; runs/NAME.")
+    ] = None,
+    block: Annotated[
+        str | None, typer.Option(help="Numbers of the blocks to run, such as 0,3; all.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop after so many minutes, to be resumed (exit code 75)."),
+    ] = None,
+) -> None:
+    """Run arms that branch from one warm-up per block, or resume, and compare them within blocks."""
+    from sslgh.studies.command import StudyOptions, run_or_print
+
+    options = StudyOptions(table, plot, out, runs, block, minutes)
+    raise typer.Exit(run_or_print(words, options))
+
+
 @recipe_app.command("show")
 def show(words: Words, gh: GH = False) -> None:
     """Print the full config, every default written out."""

@@ -18,7 +18,8 @@ def faults(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module.FAULTS
-    for neighbor in ("fault", "faults_of_input", "faults_of_pretraining", "faults_of_reliability"):
+    neighbors = ("input", "pretraining", "reliability", "studies")
+    for neighbor in ("fault", *(f"faults_of_{name}" for name in neighbors)):
         sys.modules.pop(neighbor)
 
 

@@ -19,6 +19,7 @@ from fault import Fault
 from faults_of_input import FAULTS as OF_INPUT
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
 from faults_of_reliability import FAULTS as OF_RELIABILITY
+from faults_of_studies import FAULTS as OF_STUDIES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -147,7 +148,7 @@ FAULTS = [
     Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(images.class_counts, kind,", "drawn_shares(images.class_counts, \"instance\",", "engine/test_finetuning.py"),
     Fault("part of one image with one view", "data/batch_sampler.py", "rest >= max(2, smallest_part * world_size * accumulation)", "rest >= max(2, world_size * accumulation)", "data/test_batch_sampler.py"),
 ]  # fmt: skip
-FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT
+FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT + OF_STUDIES
 
 
 def notice(fault: Fault, folder: Path) -> str:

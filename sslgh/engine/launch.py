@@ -141,6 +141,9 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+            # A block that ended before it looked must not swallow the request of the block around it.
+            if isinstance(outer := getattr(handler, "__self__", None), StopRequest):
+                outer.asked = outer.asked or self.asked
 
 
 @contextmanager

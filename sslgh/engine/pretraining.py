@@ -1,6 +1,7 @@
 """Self-supervised pretraining: from a recipe to a backbone in the run directory."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,8 +28,15 @@ from sslgh.models import save_backbone
 from sslgh.recipe import Recipe
 
 
-def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
+def pretrain(
+    recipe: Recipe, accelerator: Accelerator, make_stage: "Callable[..., Pretraining] | None" = None
+) -> Path:
     """Pretrain, or resume, the run of a recipe; returns the run directory. Collective: call it on every rank.
+
+    Args:
+        recipe: The experiment.
+        accelerator: Device and ranks.
+        make_stage: What is trained, made of recipe, accelerator and images; None: `Pretraining`.
 
     Raises:
         ValueError: If recipe, data, checkpoint or number of processes cannot be used.
@@ -38,7 +46,7 @@ def pretrain(recipe: Recipe, accelerator: Accelerator) -> Path:
     if is_done(recipe, accelerator):
         return recipe.directory
     images = run_images(recipe)
-    stage = Pretraining(recipe, accelerator, images)
+    stage = (make_stage or Pretraining)(recipe, accelerator, images)
     # Made before the run, while `model.init` is still there.
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")

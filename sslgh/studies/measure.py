@@ -1,0 +1,74 @@
+"""What an arm reached: its probes, and what its log shows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sslgh.engine.logger import METRICS
+from sslgh.evaluation import Result
+from sslgh.evaluation.results import CONVENTIONS
+from sslgh.functional.groups import GROUPS
+from sslgh.recipe import Recipe
+from sslgh.studies.records import Metrics
+
+KEPT = (*GROUPS, "average", "accuracy", "worst")
+# Of the lines of training the last value; drift and churn of a refresh settle after the third.
+LAST = ("effective_rank", "alignment", "uniformity", "loss", "gh")
+SETTLED = 3
+
+
+def result_metrics(results: Sequence[Result]) -> Metrics:
+    """Means over seeds of the heads, rounded to six digits: protocol, objective, convention, metric."""
+    return {
+        result.protocol: {
+            objective: {
+                convention: {name: _mean(scores.metrics[convention][name]) for name in KEPT}
+                for convention in CONVENTIONS
+            }
+            for objective, scores in result.scores.items()
+        }
+        for result in results
+    }
+
+
+def _mean(spread: Any) -> float | None:
+    return None if spread is None else round(spread.mean, 6)
+
+
+def log_lines(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
+
+
+def diagnostics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What the log of an arm says of GH and of the embeddings.
+
+    The last values of training; the median ``gh_share`` where the GH term acts; of the refreshes after the
+    third the largest ``drift`` and ``churn``; ``nmi`` of the last refresh.
+    """
+    trained = [line for line in lines if line["kind"] == "train"]
+    refreshes = [line for line in lines if line["kind"] == "refresh"]
+    shares = [line["gh_share"] for line in trained if line.get("gh_share")]
+    settled = refreshes[SETTLED:]
+    values: dict[str, float | None] = {name: _last(trained, name) for name in LAST}
+    values["gh_share"] = median(shares) if shares else None
+    values["drift"] = max((line["drift"] for line in settled), default=None)
+    values["churn"] = max((line["churn"] for line in settled), default=None)
+    values["nmi"] = _last(refreshes, "nmi")
+    return values
+
+
+def _last(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return next((line[name] for line in reversed(lines) if name in line), None)
+
+
+def training_seconds(lines: Sequence[Mapping[str, Any]], recipe: Recipe, branch: int) -> float:
+    """Seconds of the epochs from ``branch`` on, at the median rate of the log, whatever interrupted them."""
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    if not rates:
+        return 0.0
+    share = 1 - branch / recipe.train.epochs
+    steps = share * max(int(line["step"]) for line in lines)
+    return round(steps * recipe.train.batch_size / float(median(rates)), 1)
