@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from sslgh.data import DataError
 from sslgh.data.decoding import MAX_PIXELS
@@ -91,9 +92,19 @@ def drawn_images(rng: np.random.Generator) -> list[bytes]:
         (Image.fromarray(rng.random((40, 56), dtype=np.float32)), "TIFF", {}),
         (color, "TIFF", frames),
         *((color, "TIFF", {"compression": name, **turned}) for name in compressions),
+        *((deep, "TIFF", {"compression": name}) for name in ("raw", "tiff_lzw")),
+        (color.convert("CMYK"), "TIFF", {"compression": "tiff_lzw"}),
+        (color.convert("LA"), "PNG", {}),
+        (color.convert("LAB"), "TIFF", {}),
+        (color, "JPEG2000", {}),
+        (deep, "JPEG2000", {}),
+        (Image.fromarray(rng.integers(-9, 9, (40, 56), dtype=np.int32)), "TIFF", {}),
+        (color.convert("RGBA"), "TIFF", {"compression": "tiff_adobe_deflate"}),
         *([(color, "AVIF", turned)] if "AVIF" in Image.SAVE else []),
     ]
-    return [_file(*kind) for kind in kinds] + [_interlaced_png(), b"P3 2 1 255 1 2 3 4 5 6"]
+    deep_color = rng.integers(0, 4096, (40, 56, 3), dtype=np.uint16)  # 12 of 16 bits
+    files = [_interlaced_png(), _deep_png(deep_color), _deep_tiff(deep_color)]
+    return [_file(*kind) for kind in kinds] + [*files, b"P3 2 1 255 1 2 3 4 5 6"]
 
 
 def _file(image: Image.Image, kind: str, options: dict) -> bytes:
@@ -108,6 +119,22 @@ def _interlaced_png() -> bytes:
     head = struct.pack(">IIBBBBB", 3, 3, 8, 0, 0, 0, 1)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return _png(chunks)
+
+
+def _deep_png(pixels: np.ndarray) -> bytes:
+    """Colors of 16 bits, which Pillow reads and does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    return _png([(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+def _deep_tiff(pixels: np.ndarray) -> bytes:
+    tags = ImageFileDirectory_v2()
+    numbers = {256: pixels.shape[1], 257: pixels.shape[0], 259: 1, 262: 2, 273: 0, 277: 3}
+    tags[258] = (16, 16, 16)
+    for tag, value in (numbers | {278: pixels.shape[0], 279: pixels.nbytes}).items():
+        tags[tag] = value
+    return b"II*\0\x08\0\0\0" + tags.tobytes(8) + pixels.astype("<u2").tobytes()
 
 
 def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
@@ -291,7 +318,9 @@ def damaged_files(folder: Path, *, count: int, seed: int, photos: Path = PHOTOS)
     real = sorted(photos.glob("*/*/*.JPEG"))
     if real:
         intact += [real[i].read_bytes() for i in rng.choice(len(real), min(10, len(real)), False)]
-    paths = [folder / f"{i:05}.jpg" for i in range(count)]
+    # Names of others: the content decides.
+    suffixes = (".jpg", ".png", ".tif", ".dat", "")
+    paths = [folder / f"{i:05}{suffixes[i % len(suffixes)]}" for i in range(count)]
     for i, path in enumerate(paths):
         path.write_bytes(damaged(intact[i % len(intact)], intact[rng.integers(len(intact))], rng))
     return paths

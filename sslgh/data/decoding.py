@@ -4,18 +4,21 @@ import hashlib
 import os
 import stat
 import struct
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tqdm import tqdm
 
+from sslgh.data.depth import color_in_8_bits, gray_in_8_bits, is_deep_gray
 from sslgh.distributed import dist_info
 from sslgh.recipe.errors import printable
 
@@ -52,6 +55,17 @@ _THREADS, _CHUNK, _LONG = 8, 64, 500
 # Bytes that Pillow's formats are known by.
 _HEAD = 16
 _MISSING = bytes(16)
+# Brands of the files that iPhones write, often renamed to .jpg.
+_HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
+_WITH_ALPHA = {"RGBA", "LA", "PA", "RGBa", "La"}
+# Pillow's names of 16 bits per band, which it decodes to the upper 8, and those which read the other byte.
+# "N" is the byte order of the machine.
+_NATIVE = ";16B" if sys.byteorder == "little" else ";16L"
+_SWAPPED = {
+    f"{bands};16{order}": f"{bands}{other}"
+    for bands in ("RGB", "RGBA", "RGBX")
+    for order, other in (("L", ";16B"), ("B", ";16L"), ("N", _NATIVE))
+}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,7 +78,7 @@ _UPRIGHT = {
 
 
 @contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
+def opened_image(path: Path) -> Iterator[ImageFile]:
     """The first frame of a file with its header read and its pixels still undecoded.
 
     The content decides on the format, not the extension. Pillow's warnings (of metadata and of sizes
@@ -72,7 +86,7 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         OSError: If the file is missing, no regular file (a pipe would wait for ever), or not permitted.
-        ValueError: If it is empty, or larger than `MAX_BYTES` or `MAX_PIXELS`.
+        ValueError: If it is empty, or larger than `MAX_BYTES` or `MAX_PIXELS`, or of no format that is read.
     """
     with (
         open(path, "rb", opener=_opener) as file,
@@ -82,25 +96,86 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
         _check_file(os.fstat(file.fileno()))
         # A file object, not its path: Pillow maps files it opens itself into memory, and one that is
         # shortened meanwhile would end the process by SIGBUS.
-        with Image.open(file, formats=_formats()) as image:
+        try:
+            image = Image.open(file, formats=_formats())
+        except UnidentifiedImageError:
+            raise ValueError(_unknown(file)) from None
+        with image:
             _check_size(*image.size)
             yield image
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image to RGB, turned as its EXIF data say.
+def upright_rgb(image: ImageFile) -> Image.Image:
+    """Decode an opened image to RGB as a viewer shows it, turned as its EXIF data say.
 
-    Transparency is dropped (as torchvision's loader does), 16-bit grays keep their upper 8 bits, and
-    floating-point grays count 0..1 when nothing in them exceeds 1. Inks (CMYK) count as Adobe stores
-    them in JPEG, inverted, as in Pillow and ImageMagick.
+    More than 8 bits are read as `sslgh.data.depth` says, what is transparent lies on white as on a page, and
+    inks (CMYK) count as Adobe stores them in JPEG, inverted, as in Pillow and ImageMagick. 8 bits of gray and
+    color are those of the file.
     """
+    return shown(image)[0]
+
+
+def shown(image: ImageFile) -> tuple[Image.Image, list[str]]:
+    """What `upright_rgb` returns, and in words what had to be done for it."""
+    file, raw_modes = image.fp, _raw_modes(image)
     image.load()
     # After loading, which turns TIFF already; and PNG, asked before, would load and lose the failure.
     turn = _UPRIGHT.get(orientation(image))
-    # Dropped before the conversion: tables of transparency draw a warning, broken ones an error.
-    image.info.pop("transparency", None)
-    rgb = _rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    decoded, notes = _in_8_bits(image, raw_modes, file)
+    rgb, transparent = _on_white(decoded)
+    notes += ["transparent"] * transparent
+    return rgb if turn is None else rgb.transpose(turn), notes
+
+
+def _in_8_bits(
+    image: Image.Image, raw_modes: set[str], file: IO[bytes] | None
+) -> tuple[Image.Image, list[str]]:
+    """A decoded image as one of 8 bits per band, and in words what had to be done for it."""
+    if is_deep_gray(image):
+        image, words = gray_in_8_bits(image)
+        return image, [words]
+    if raw_modes and raw_modes <= _SWAPPED.keys() and file is not None:
+        image, words = color_in_8_bits(image, partial(_lower_bits, image, file))
+        return image, [words]
+    deep = any(";16" in mode for mode in raw_modes)
+    return image, ["CMYK"] * (image.mode == "CMYK") + ["16 bits"] * deep
+
+
+def _raw_modes(image: ImageFile) -> set[str]:
+    """How the pixels of an opened image are stored, in Pillow's names, such as "RGB;16B"."""
+    arguments = [tile.args for tile in image.tile]
+    return {str(found[0] if isinstance(found, tuple) else found) for found in arguments if found}
+
+
+def _lower_bits(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Decode a file of 16 bits per band again, with its bytes swapped: Pillow keeps the upper one."""
+    file.seek(0)
+    with Image.open(file, formats=[str(image.format)]) as again:
+        again.tile = [_swapped(tile) for tile in again.tile]
+        again.load()
+        return again.copy()
+
+
+def _swapped(tile: Any) -> Any:
+    mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    return tile._replace(args=(_SWAPPED[mode], *more) if more else _SWAPPED[mode])
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """A decoded image of 8 bits in RGB, and whether anything of it is transparent."""
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return image.convert("RGB"), False
+    try:
+        image = image.convert("RGBA")
+    except BROKEN:  # a damaged table of transparency
+        image.info.pop("transparency", None)
+        return image.convert("RGB"), False
+    rgb, alpha = image.convert("RGB"), image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return rgb, False
+    page = Image.new("RGB", image.size, "white")
+    page.paste(rgb, mask=alpha)
+    return page, True
 
 
 def orientation(image: Image.Image) -> int:
@@ -114,10 +189,33 @@ def orientation(image: Image.Image) -> int:
 
 def reason(error: BaseException) -> str:
     """Why a file cannot be read, in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a known image format"
     words = error.strerror if isinstance(error, OSError) else None
     return printable((words or str(error) or type(error).__name__)[:200])
+
+
+def _unknown(file: IO[bytes]) -> str:
+    """What a file is that Pillow cannot identify, as far as its first bytes say."""
+    file.seek(0)
+    head = file.read(_HEAD)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
+        return "HEIC, whatever its name, which is not read; convert it to JPEG"
+    if head[:4] not in {b"II*\0", b"MM\0*"}:
+        return "not a known image format"
+    try:
+        tags = ImageFileDirectory_v2(head[:8])
+        file.seek(tags.next)
+        tags.load(file)
+        bits = tags.get(258, (1,))
+        floating = ", floating point" if 3 in tags.get(339, ()) else ""
+        damaged = 256 not in tags  # its width
+    except BROKEN:
+        damaged = True
+    if damaged:
+        return "a TIFF whose header is damaged"
+    return (
+        f"a TIFF of {len(bits)} bands of {bits[0]} bits{floating}, which is not read; save it as gray or RGB of 8 "
+        "or 16 bits"
+    )
 
 
 def _opener(path: str, flags: int) -> int:
@@ -148,19 +246,6 @@ def _formats() -> tuple[str, ...]:
     """The formats that this build of Pillow reads (AVIF is young)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; Pillow's own conversion clips grays of more than 8 bits to white."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "I":
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        gray = np.nan_to_num(np.asarray(image))
-        scale = 255 if gray.max() <= 1 else 1
-        image = Image.fromarray((gray * scale).round().clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def hold_images(paths: tuple[Path, ...]) -> list[Path]:

@@ -82,8 +82,8 @@ def _overview(record: dict[str, Any]) -> list[str]:
         sides = ", ".join(f"{name} {value}" for name, value in record["sides"].items())
         lines.append(f"sides in pixels: {sides}")
     if record["notes"]:
-        notes = ", ".join(f"{count} {note}" for note, count in record["notes"].items())
-        lines.append(f"converted on reading: {notes}")
+        notes = ", ".join(f"{note} ({count})" for note, count in record["notes"].items())
+        lines.append(f"read as: {notes}")
     return lines
 
 

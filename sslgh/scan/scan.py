@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, upright_rgb
+from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, shown
 from sslgh.data.folders import Splits, split_folders
 from sslgh.data.image_set import DataError
 from sslgh.data.tree import Tree, tree
@@ -31,7 +30,8 @@ class ScannedFile(NamedTuple):
         format: Pillow's name of the format; empty if broken.
         width: Width in pixels as stored, before EXIF turns it.
         height: Height in pixels as stored.
-        notes: Out of "CMYK", "16 bit", "several frames", "EXIF-rotated".
+        notes: How it is read, such as "CMYK", "12 of 16 bits", "transparent", "several frames",
+            "EXIF-rotated".
         fault: Why it cannot be read; None if it can.
     """
 
@@ -97,9 +97,10 @@ def examine(path: Path) -> ScannedFile:
     try:
         with opened_image(path) as image:
             width, height = image.size
-            notes = _notes(image)
-            upright_rgb(image)
-            if orientation(image) != 1:
+            # Decoding turns TIFF upright; PNG, asked before, would decode, and a failure be lost.
+            turned = image.format == "TIFF" and orientation(image) != 1
+            _, notes = shown(image)
+            if turned or orientation(image) != 1:
                 notes.append("EXIF-rotated")
             if _has_second_frame(image):
                 notes.append("several frames")
@@ -119,20 +120,6 @@ def _bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _notes(image: Image.Image) -> list[str]:
-    """Notes that only the header allows: decoding turns TIFF upright and drops half of 16 bits."""
-    notes = []
-    if image.mode == "CMYK":
-        notes.append("CMYK")
-    # PNG and TIFF name 16 bits in what the decoder is to unpack, such as "RGB;16B".
-    if image.mode.startswith("I") or re.search(r";16", str(getattr(image, "tile", ""))):
-        notes.append("16 bit")
-    # Of other formats after decoding: PNG decodes to find its EXIF data, and a failure would be lost.
-    if image.format == "TIFF" and orientation(image) != 1:
-        notes.append("EXIF-rotated")
-    return notes
 
 
 def _has_second_frame(image: Image.Image) -> bool:

@@ -82,8 +82,10 @@ def test_a_scan_finds_everything_that_is_wrong(messy):
     ("name", "options", "note"),
     [
         ("1.jpg", {"mode": "CMYK"}, "CMYK"),
-        ("1.png", {"mode": "I;16"}, "16 bit"),
-        ("1.tif", {"mode": "I;16"}, "16 bit"),
+        ("1.png", {"mode": "I;16"}, "8 of 16 bits"),
+        ("1.tif", {"mode": "I;16"}, "8 of 16 bits"),
+        ("1.tif", {"mode": "F"}, "floats up to 1"),
+        ("1.png", {"mode": "RGBA"}, "transparent"),
         ("1.gif", {"frames": 3}, "several frames"),
         ("1.webp", {"frames": 3}, "several frames"),
         ("1.tif", {"turn": 6}, "EXIF-rotated"),
@@ -100,6 +102,7 @@ def test_modes_worth_knowing_are_counted(tmp_path, name, options, note):
     image.save(tmp_path / name, **several, **({"exif": exif} if "turn" in options else {}))
     record = scan_record(scan_folder(tmp_path))
     assert record["notes"] == ({} if note is None else {note: 1})
+    assert (f"read as: {note} (1)" in scan_text(scan_folder(tmp_path))) == (note is not None)
     assert record["broken"] == {}
 
 
