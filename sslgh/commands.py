@@ -26,10 +26,11 @@ from sslgh.evaluation import (
     probe_features,
 )
 from sslgh.models import build_backbone, load_backbone
-from sslgh.recipe import Recipe, RecipeError, load_recipe, make_recipe
+from sslgh.recipe import Recipe, RecipeError, make_recipe
 from sslgh.recipe.errors import printable
 from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.named import load_recipes, split_words
+from sslgh.recipe.run_recipe import load_run
 
 Row = tuple[str, Sequence[Result]]
 NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
@@ -153,8 +154,7 @@ def probe(
                 continue
             if not os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
                 raise RecipeError(f"{target} is no run directory: it holds no recipe.yaml")
-            file = Path(target) / "recipe.yaml"
-            rows.append(_probe_run(load_recipe(file, [*overrides, f"run_dir={Path(target)}"])))
+            rows.append(_probe_run(load_run(Path(target), overrides)))
         if features is not None:
             rows.append(_probe_file(features, recipe, overrides, out))
 

@@ -4,6 +4,7 @@ A folder that changes afterwards shifts no position and no label: files that are
 record, and files that are missing are found broken when they are read. Shapes: N images, C classes.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -16,22 +17,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslgh.data.file_sample import difference, sample_hashes
 from sslgh.data.folders import folder_of_record
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.sources import load_images, training_set
 from sslgh.distributed import dist_info
-from sslgh.recipe import Recipe, load_recipe
+from sslgh.recipe import Recipe
 from sslgh.recipe.data import Data
 from sslgh.recipe.errors import printable
+from sslgh.recipe.run_recipe import RECIPE, absolute_path, load_run
 
 log = logging.getLogger(__name__)
 
-IMAGES, RECIPE = "images.json", "recipe.yaml"
-FORMAT = 2
+IMAGES = "images.json"
+FORMAT = 3
 # Missing training images are replaced or left out, but not more than this share.
 MAX_MISSING = 0.5
-# The settings that decide which training images there are.
-CHOICE = ("source", "root", "list", "long_tail", "subset", "test_per_class", "split_seed")
+# The settings that decide which training images there are, and those that say where they are.
+CHOICE = ("source", "long_tail", "subset", "test_per_class", "split_seed")
+PLACES = ("root", "list")
 
 
 class Record(NamedTuple):
@@ -42,12 +46,14 @@ class Record(NamedTuple):
         names: N names; empty for images in memory.
         class_names: C names; empty without labels.
         labels: N labels; None without labels, and for images in memory.
+        content: Hashes of a sample of the files; empty for images in memory and runs that recorded none.
     """
 
     fingerprint: str
     names: list[str]
     class_names: list[str]
     labels: list[int] | None
+    content: list[str] = []  # noqa: RUF012 - never changed
 
     @property
     def classes(self) -> list[str | None]:
@@ -65,7 +71,59 @@ def run_images(recipe: Recipe) -> ImageSet:
             changed; if the record is damaged.
     """
     record = read_record(recipe.directory)
-    return training_set(recipe.data) if record is None else _recorded(record, recipe.data)
+    # A directory whose run never took a step may be taken over by a recipe for other images.
+    if record is None or other_images(recipe.directory, recipe.data) is not None:
+        return training_set(recipe.data)
+    return _recorded(record, recipe.data)
+
+
+def other_images(directory: Path, data: Data) -> str | None:
+    """Why ``data`` ask for other images than the run in ``directory`` began with; None if they do not.
+
+    Files that have moved are known by their names and the content of a sample, a list by its images and labels,
+    images in memory by their pixels.
+
+    Raises:
+        DataError: If the source cannot be used, or the record is damaged.
+        RecipeError: If the recipe of the run cannot be read.
+    """
+    record = read_record(directory)
+    if record is None or not (directory / RECIPE).is_file():
+        return None
+    before = load_run(directory).data
+    for key in CHOICE:
+        if (old := _setting(before, key)) != (new := _setting(data, key)):
+            return f"data.{key} is {old} there and {new} here"
+    moved = [key for key in PLACES if _setting(before, key) != _setting(data, key)]
+    return _other_place(record, data, moved) if moved else None
+
+
+def _setting(data: Data, key: str) -> Any:
+    value = getattr(data, key)
+    return absolute_path(value) if isinstance(value, Path) else value
+
+
+def _other_place(record: Record, data: Data, moved: Sequence[str]) -> str | None:
+    """Why the images at a new place are not those of a record; None if they are."""
+    place = f"data.{moved[-1]} {printable(getattr(data, moved[-1]))}"
+    if not record.names:
+        same = training_set(data).fingerprint() == record.fingerprint
+        return None if same else f"{place} holds other images"
+    if "list" in moved and image_fingerprint(training_set(data)) != record.fingerprint:
+        return f"{place} names other images, or other labels"
+    paths = _paths(record.names, data)
+    reason = difference(record.names, paths, record.content, most_missing=MAX_MISSING)
+    if reason is not None:
+        return f"{place} holds other images: {reason}"
+    _log_moved(place, len(record.names))
+    return None
+
+
+@functools.cache
+def _log_moved(place: str, count: int) -> None:
+    """A command asks several times."""
+    if dist_info().rank == 0:
+        log.warning("the %d images that the run began with were found at %s", count, place)
 
 
 def probe_images(
@@ -173,7 +231,7 @@ def record_text(images: ImageSet) -> str:
     else:
         labels = None if images.labels is None else images.labels.tolist()
         names = list(images.names), list(images.class_names)
-        record = Record(image_fingerprint(images), *names, labels)
+        record = Record(image_fingerprint(images), *names, labels, sample_hashes(images.images))
     content = {"format": FORMAT, **record._asdict()}
     return json.dumps(content, separators=(",", ":")) + "\n"
 
@@ -210,7 +268,7 @@ def _read_record(path: Path) -> Record:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         written = content.pop("format")
         content.pop("sizes", None)  # of the files, in format 1
-        record = Record(**content) if written in {1, FORMAT} else None
+        record = Record(**content) if written in {1, 2, FORMAT} else None
         if record is not None and record.names:
             _check_fingerprint(record)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -235,10 +293,26 @@ def _record_of(directory: Path | None, data: Data) -> Record | None:
     """The record of the run in ``directory``, if it was asked for the images of ``data``."""
     if directory is None or not (directory / RECIPE).is_file():
         return None
-    before = load_recipe(directory / RECIPE).data
-    if any(getattr(before, key) != getattr(data, key) for key in CHOICE):
+    if other_images(directory, data) is not None:
         return None
-    return read_record(directory)
+    record = read_record(directory)
+    if record is not None and data.source == "folder" and data.test_root is not None:
+        _check_test_images(record, data, data.test_root)
+    return record
+
+
+def _check_test_images(record: Record, data: Data, test_root: Path) -> None:
+    """Refuse a test folder, given after the run began, that lies among the images of the run."""
+    test = load_images(data, "test")
+    assert test is not None  # there is a data.test_root
+    assert not isinstance(test.images, np.ndarray)
+    trained = set(map(absolute_path, _paths(record.names, data)))
+    found = [path for path in test.images if absolute_path(path) in trained]
+    if found:
+        raise DataError(
+            f"data.test_root {printable(test_root)} holds {len(found)} images that the run was trained on, the "
+            f"first is {printable(found[0])}; give other images to test on"
+        )
 
 
 def _recorded(record: Record, data: Data) -> ImageSet:

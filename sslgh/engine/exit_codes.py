@@ -10,7 +10,13 @@ from torch.distributed import DistError
 
 from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.logger import print_stderr
-from sslgh.engine.run_dir import BusyError, State, check_directory, read_status, write_status
+from sslgh.engine.run_dir import (
+    OtherRunError,
+    State,
+    check_directory,
+    read_status,
+    write_status,
+)
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.errors import printable
 
@@ -55,8 +61,8 @@ def _exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> 
         text = INTERRUPTED
     elif isinstance(error, ValueError):
         logger.debug("traceback of a user's error", exc_info=True)
-        # If another process trains there, the status is that of its run.
-        code, owner = BAD_INPUT, None if isinstance(error, BusyError) else recipe
+        # If another run's directory is asked for, the status is that of its run.
+        code, owner = BAD_INPUT, None if isinstance(error, OtherRunError) else recipe
     elif _peer_lost(error):
         logger.debug("traceback of a failed collective", exc_info=True)
         text = "another process of the run ended; its message is the cause"

@@ -12,9 +12,8 @@ from typing import Any, Self
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sslgh.engine.run_dir import write_status
+from sslgh.engine.run_dir import METRICS, write_status
 
-METRICS = "metrics.jsonl"
 # Bytes kept in memory while the disk is full; the oldest lines are dropped first.
 MAX_PENDING = 8 * 2**20
 

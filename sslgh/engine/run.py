@@ -14,7 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sslgh.data import ImageSet, ResumableBatchSampler
-from sslgh.data.run_images import IMAGES, check_files, image_fingerprint, record_text
+from sslgh.data.run_images import (
+    IMAGES,
+    check_files,
+    image_fingerprint,
+    other_images,
+    record_text,
+)
 from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.build import refuse_small_maps
 from sslgh.engine.checkpoint import (
@@ -32,9 +38,15 @@ from sslgh.engine.launch import (
     launch_environment,
     run_on_main,
 )
-from sslgh.engine.logger import METRICS
 from sslgh.engine.optim import build_optimizer
-from sslgh.engine.run_dir import check_directory, open_directory, read_status, write_text
+from sslgh.engine.run_dir import (
+    METRICS,
+    OtherRunError,
+    check_directory,
+    open_directory,
+    read_status,
+    write_text,
+)
 from sslgh.recipe import Recipe, RecipeError
 
 
@@ -122,7 +134,9 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
     """
     directory = recipe.directory
     check_num_processes(accelerator, recipe.train.processes)
-    done = check_directory(recipe) and read_status(directory).get("state") == "done"
+    if begun := check_directory(recipe):
+        _check_images(recipe)
+    done = begun and read_status(directory).get("state") == "done"
     latest = [path.name for path in list_checkpoints(directory / "checkpoints")[-1:]]
     found = gather_object([(done, latest)])
     if found.count(found[0]) < len(found):
@@ -132,6 +146,15 @@ def is_done(recipe: Recipe, accelerator: Accelerator) -> bool:
     if done:
         accelerator.print(f"{directory}: training is done already")
     return done
+
+
+def _check_images(recipe: Recipe) -> None:
+    """Raise OtherRunError if the data of a recipe are not the images that its run began with."""
+    if (reason := other_images(recipe.directory, recipe.data)) is not None:
+        raise OtherRunError(
+            f"run directory {recipe.directory} holds a run on other images: {reason}; choose another run_dir, or set "
+            "data.root to where they are"
+        )
 
 
 def open_run(run: Run, *, device_note: str = "") -> Progress:

@@ -4,26 +4,36 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from sslgh.recipe import Recipe, RecipeError, recipe_text
+from sslgh.recipe import Recipe, RecipeError
+from sslgh.recipe.errors import printable
+from sslgh.recipe.run_recipe import RECIPE, absolute_settings, run_settings, run_text
 
 State = Literal["running", "done", "failed", "stopped"]
+# Key path, value there, value here.
+Difference = tuple[tuple[str, ...], Any, Any]
 
-RECIPE, STATUS, LOCK = "recipe.yaml", "status.json", ".lock"
+STATUS, LOCK, METRICS = "status.json", ".lock", "metrics.jsonl"
 # Seconds to wait for the lock: a process that was asked to stop may still be saving.
 LOCK_TIMEOUT = 10.0
-# Settings that may differ when a run is resumed: they change no weight.
+# Settings that may differ when a run is resumed: they change no weight. Images are known by their content.
 FREE = {
     ("run_dir",),
     ("probe",),
+    ("data", "root"),
+    ("data", "list"),
+    ("data", "test_root"),
+    ("data", "test_list"),
     ("data", "workers"),
     ("data", "download"),
     ("data", "broken_share"),
@@ -46,22 +56,35 @@ PACKAGES = (
 )
 
 
-class BusyError(RecipeError):
+LENGTH = ("train", "epochs")
+# Of a run that never took a step, taken over by another.
+LEFT_OVER = (METRICS, "images.json", "quarantine.json")
+logger = logging.getLogger(__name__)
+
+
+class OtherRunError(RecipeError):
+    """The run directory is another run's."""
+
+
+class BusyError(OtherRunError):
     """Another process trains in the run directory."""
 
 
 def check_directory(recipe: Recipe) -> bool:
-    """Whether the run directory holds a run of this recipe to resume.
+    """Whether the run directory holds a run of this recipe to resume; False also for one that it takes over.
 
     Raises:
-        RecipeError: If it holds another run, or other files; nothing is changed.
+        RecipeError: If it holds another run that took a step (`OtherRunError`), or other files; nothing is changed.
     """
     directory = recipe.directory
     if directory.exists() and not directory.is_dir():
         raise RecipeError(f"run directory {directory} is a file; choose another run_dir")
     if (directory / RECIPE).is_file():
-        _check_same_run(recipe, directory)
-        return True
+        found = _differences(_recorded_settings(directory), run_settings(recipe), ())
+        differing = [entry for entry in found if entry[0] not in FREE]
+        if differing and took_a_step(directory):
+            raise OtherRunError(_other_run(recipe, differing))
+        return not differing
     if directory.exists():
         _check_no_other_files(directory)
     return False
@@ -82,26 +105,50 @@ def _is_left_over(path: Path) -> bool:
     return path.name in (STATUS, LOCK) or path.suffix == ".tmp"
 
 
-def _check_same_run(recipe: Recipe, directory: Path) -> None:
+def _recorded_settings(directory: Path) -> dict[str, Any]:
+    """The settings of the run in a directory; paths of older runs may be relative to the working folder."""
     try:
         old = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
+        return absolute_settings(old)
+    except (yaml.YAMLError, ValueError, AttributeError):
         raise RecipeError(
             f"{directory / RECIPE} is damaged, so it is not known whose run this is; put back the recipe it began "
             "with, or choose another run_dir"
         ) from None
-    new = yaml.safe_load(recipe_text(recipe))
-    for path, before, after in _differences(old, new, ()):
-        if path not in FREE:
-            raise RecipeError(
-                f"run directory {directory} holds another run: {'.'.join(path)} is {before!r} there "
-                f"and {after!r} here; choose another run_dir or name"
-            )
 
 
-def _differences(
-    old: Any, new: Any, path: tuple[str, ...]
-) -> list[tuple[tuple[str, ...], Any, Any]]:
+def took_a_step(directory: Path) -> bool:
+    """Whether the run of a directory logged a step or saved anything that another run must not replace."""
+    saved = [directory / "backbone.safetensors", *(directory / "checkpoints").glob("*step-*")]
+    if any(path.exists() for path in saved) or read_status(directory).get("state") == "done":
+        return True
+    try:
+        with (directory / METRICS).open(encoding="utf-8", errors="replace") as lines:
+            return any('"kind": "train"' in line for line in lines)
+    except FileNotFoundError:
+        return False
+
+
+def _other_run(recipe: Recipe, differing: Sequence[Difference]) -> str:
+    """Why a directory holds another run, and the way out."""
+    directory, epochs = printable(recipe.directory), recipe.train.epochs
+    before = next((old for path, old, _ in differing if path == LENGTH), epochs)
+    if before < epochs:
+        done = read_status(recipe.directory).get("state") == "done"
+        first = "" if done else f"end it with train.epochs={before} first; "
+        return (
+            f"run directory {directory} holds a run of {before} epochs, and its schedules depend on that length: "
+            f"{epochs} epochs are another run; {first}to train its weights further add model.init={directory} and "
+            "another run_dir"
+        )
+    path, old, new = differing[0]
+    return (
+        f"run directory {directory} holds another run: {'.'.join(path)} is {old!r} there "
+        f"and {new!r} here; choose another run_dir or name"
+    )
+
+
+def _differences(old: Any, new: Any, path: tuple[str, ...]) -> list[Difference]:
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict) and path not in FREE:
@@ -126,12 +173,22 @@ def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
     except OSError as error:
         raise RecipeError(f"run_dir {directory} cannot be made: {error.strerror}") from None
     lock = acquire_lock(directory)
-    write_text(directory / RECIPE, recipe_text(recipe))
+    # Looked at again: another run may have taken its first step before it freed the lock.
+    if (directory / RECIPE).is_file() and not check_directory(recipe):
+        _take_over(directory)
+    write_text(directory / RECIPE, run_text(recipe))
     (directory / "checkpoints").mkdir(exist_ok=True)
     versions = {name: _version(name) for name in PACKAGES}
     text = json.dumps({"versions": versions, **environment}, indent=2) + "\n"
     write_text(directory / "environment.json", text)
     return lock
+
+
+def _take_over(directory: Path) -> None:
+    """Drop what describes another run that never took a step."""
+    logger.warning("%s held another run that never took a step; this run takes it over", directory)
+    for name in LEFT_OVER:
+        (directory / name).unlink(missing_ok=True)
 
 
 def _version(package: str) -> str | None:

@@ -33,9 +33,10 @@ from sslgh.engine.checkpoint import (
 from sslgh.engine.checkpoint_manager import list_checkpoints
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.pretraining import Pretraining, pretrain
-from sslgh.engine.run_dir import RECIPE, write_status, write_text
+from sslgh.engine.run_dir import write_status, write_text
 from sslgh.engine.trainer import Metrics, StepInfo
-from sslgh.recipe import Recipe, recipe_text
+from sslgh.recipe import Recipe
+from sslgh.recipe.run_recipe import RECIPE, run_text
 from sslgh.studies.plan import OPEN, WARMUP, Study
 
 IDENTITY, BANKS, ORIGIN = "warmup.json", "banks", "branched_from"
@@ -203,7 +204,7 @@ def branch(recipe: Recipe, name: str, checkpoint: Path, accelerator: Any) -> Non
     aux.load_state_dict(_own(load_file(checkpoint / AUX_STATE), name))
     snapshot = copy_to_cpu(*read_progress(checkpoint), run.module, aux, run.optimizer)
     write_checkpoint(temporary / "checkpoints", snapshot)
-    write_text(temporary / RECIPE, recipe_text(recipe))
+    write_text(temporary / RECIPE, run_text(recipe))
     write_text(temporary / ORIGIN, warmup_hash(checkpoint))
     temporary.rename(recipe.directory)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sslgh.engine.logger import METRICS
+from sslgh.engine.run_dir import METRICS
 from sslgh.evaluation import Result
 from sslgh.evaluation.results import CONVENTIONS
 from sslgh.functional.groups import GROUPS

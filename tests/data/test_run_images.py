@@ -1,15 +1,25 @@
 import json
 import os
 import shutil
+from zlib import crc32
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sslgh.data import DataError, ImageSet, SampleKey, training_set
+from sslgh.data.file_sample import SAMPLE, sample_hashes
 from sslgh.data.image_set import load_or_replace
-from sslgh.data.run_images import check_files, image_fingerprint, record_text, run_images
+from sslgh.data.run_images import (
+    check_files,
+    image_fingerprint,
+    other_images,
+    probe_images,
+    record_text,
+    run_images,
+)
 from sslgh.recipe import make_recipe
+from sslgh.recipe.run_recipe import run_text
 
 FILES = ["cat/1.png", "cat/2.png", "cat/3.png", "cat/4.png", "dog/1.png", "dog/2.png", "dog/3.png"]
 
@@ -17,7 +27,8 @@ FILES = ["cat/1.png", "cat/2.png", "cat/3.png", "cat/4.png", "dog/1.png", "dog/2
 def plant(root, *names, side=4):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side, side), (side, 2, 3)).save(root / name)
+        color = (side, *divmod(crc32(name.encode()) % 65536, 256))
+        Image.new("RGB", (side, side), color).save(root / name)
     return root
 
 
@@ -43,6 +54,7 @@ def begun(settings):
     """The images of a run that begins."""
     images = run_images(settings)
     (settings.directory / "images.json").write_text(record_text(images))
+    (settings.directory / "recipe.yaml").write_text(run_text(settings))
     return images
 
 
@@ -247,15 +259,17 @@ def test_a_record_of_another_format_is_refused(recipe, root):
     begun(recipe())
     record = recipe().directory / "images.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 9}))
-    with pytest.raises(DataError, match="has format 9, this sslgh reads 2"):
+    with pytest.raises(DataError, match="has format 9, this sslgh reads 3"):
         run_images(recipe())
 
 
-def test_a_record_of_format_1_is_read(recipe, root):
+@pytest.mark.parametrize("older", [{"format": 1, "sizes": [70] * len(FILES)}, {"format": 2}])
+def test_a_record_of_an_older_format_is_read(recipe, root, older):
     first = begun(recipe())
     record = recipe().directory / "images.json"
     content = json.loads(record.read_text())
-    record.write_text(json.dumps(content | {"format": 1, "sizes": [70] * len(FILES)}))
+    del content["content"]
+    record.write_text(json.dumps(content | older))
     plant(root, "cat/0.png")
     assert run_images(recipe()).images == first.images
 
@@ -299,3 +313,108 @@ def test_a_run_most_of_whose_files_are_gone_is_refused_and_one_that_misses_few_i
         path.unlink()
     with pytest.raises(DataError, match=r"75[0-9] of 125[0-9] images .* looked for are missing"):
         check_files(images, tmp_path)
+
+
+def others(settings):
+    """Why the data are not the run's images, or None."""
+    return other_images(settings.directory, settings.data)
+
+
+def test_images_that_have_moved_are_known_by_name_and_content(recipe, root, tmp_path, caplog):
+    first = begun(recipe())
+    shutil.move(root, tmp_path / "moved")
+    plant(tmp_path / "moved", "cat/0.png", "ant/1.png")  # after the start, as at the old place
+    (tmp_path / "moved" / "cat/2.png").unlink()
+    settings = recipe(root=str(tmp_path / "moved"))
+    assert others(settings) is None
+    assert run_images(settings).names == first.names
+    found = f"the 7 images that the run began with were found at data.root {tmp_path / 'moved'}"
+    assert caplog.text.count(found) == 1
+
+
+def test_other_pictures_of_the_same_names_are_other_images(recipe, root, tmp_path):
+    begun(recipe())
+    plant(tmp_path / "other", *FILES, side=5)
+    settings = recipe(root=str(tmp_path / "other"))
+    assert others(settings).endswith("holds other images: cat/1.png is another file there")
+    assert run_images(settings).images[0] == tmp_path / "other" / "cat/1.png"
+
+
+def test_a_place_without_most_of_the_images_is_another(recipe, root, tmp_path):
+    begun(recipe())
+    plant(tmp_path / "other", *FILES[:3], "eel/1.png")
+    reason = others(recipe(root=str(tmp_path / "other")))
+    assert "4 of 7 images of the run that were looked for are missing there" in reason
+    assert reason.endswith("the first is cat/4.png")
+    plant(tmp_path / "other", FILES[3])
+    assert others(recipe(root=str(tmp_path / "other"))) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"long_tail": {"imbalance": 2}}, {"subset": "rows"}, {"source": "digits"}]
+)
+def test_another_choice_of_images_is_named(recipe, root, change):
+    begun(recipe())
+    (key,) = change
+    assert others(recipe(**change)).startswith(f"data.{key} is ")
+
+
+def test_images_of_an_older_record_are_known_by_their_names(recipe, root, tmp_path):
+    begun(recipe())
+    record = recipe().directory / "images.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"format": 2, "content": []}))
+    plant(tmp_path / "other", *FILES, side=5)
+    assert others(recipe(root=str(tmp_path / "other"))) is None
+
+
+def test_a_list_that_has_moved_names_the_same_images_and_labels(recipe, root, tmp_path):
+    lines = ["cat/1.png 0", "dog/1.png 1", "cat/2.png 0"]
+    settings = listed(recipe, tmp_path, *lines)
+    begun(settings)
+    shutil.copy(settings.data.list, tmp_path / "copy.txt")
+    assert others(recipe(source="list", list=str(tmp_path / "copy.txt"))) is None
+    for text in (lines[:2], [*lines, "dog/2.png 1"], ["cat/1.png 1", *lines[1:]]):
+        (tmp_path / "other.txt").write_text("\n".join(text))
+        reason = others(recipe(source="list", list=str(tmp_path / "other.txt")))
+        assert reason == f"data.list {tmp_path}/other.txt names other images, or other labels"
+
+
+def test_arrays_that_have_moved_are_known_by_their_pixels(recipe, tmp_path):
+    save(tmp_path, 0)
+    begun(recipe(source="arrays"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert others(recipe(source="arrays", root=str(tmp_path / "moved"))) is None
+    save(tmp_path, 1)
+    (tmp_path / "data").rename(tmp_path / "other")
+    reason = others(recipe(source="arrays", root=str(tmp_path / "other")))
+    assert reason == f"data.root {tmp_path}/other holds other images"
+
+
+def test_a_test_folder_among_the_images_of_the_run_is_refused(recipe, tmp_path):
+    plant(tmp_path / "data", *FILES, *(f"held/{name}" for name in FILES[:2]))
+    settings = recipe()
+    begun(settings)
+    late = recipe(test_root=str(tmp_path / "data" / "held"))
+    with pytest.raises(DataError, match=r"held holds 2 images that the run was trained on"):
+        probe_images(late.directory, late.data, training_set(late.data))
+    shutil.copytree(tmp_path / "data", tmp_path / "apart")
+    late = recipe(test_root=str(tmp_path / "apart"))
+    assert len(probe_images(late.directory, late.data, training_set(settings.data))[0]) == 9
+
+
+def test_the_sample_of_a_large_set_is_spread_over_it(tmp_path):
+    paths = [tmp_path / str(number) for number in range(3 * SAMPLE)]
+    for number in (0, 3, 3 * SAMPLE - 3):
+        paths[number].write_text(str(number))
+    found = sample_hashes(paths)
+    known = [position for position, text in enumerate(found) if text.strip("0")]
+    assert (len(found), known) == (SAMPLE, [0, 1, SAMPLE - 1])
+
+
+def test_the_classes_of_images_in_memory_are_kept(recipe):
+    settings = recipe(source="digits")
+    begun(settings)
+    record = json.loads((settings.directory / "images.json").read_text())
+    assert record["class_names"] == [str(digit) for digit in range(10)]
+    assert (record["names"], record["labels"]) == ([], None)

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 
@@ -10,13 +11,22 @@ import yaml
 from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.run_dir import (
     BusyError,
+    OtherRunError,
     acquire_lock,
     check_directory,
     open_directory,
     read_status,
     write_status,
 )
-from sslgh.recipe import RecipeError
+from sslgh.recipe import RecipeError, recipe_text
+from sslgh.recipe.run_recipe import run_text
+
+
+def take_a_step(recipe) -> None:
+    """Leave what a run leaves that logged a step."""
+    recipe.directory.mkdir(exist_ok=True)
+    (recipe.directory / "recipe.yaml").write_text(run_text(recipe))
+    (recipe.directory / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "epoch": 0}\n')
 
 
 def test_an_empty_or_missing_directory_is_a_new_run(tiny) -> None:
@@ -38,9 +48,116 @@ def test_the_directory_of_the_same_recipe_is_gone_on_with(tiny) -> None:
      ("harmonize={vertices: 5}", "harmonize"), ("data.long_tail.imbalance=5", r"data\.long_tail\.imbalance")],
 )  # fmt: skip
 def test_the_directory_of_another_recipe_is_refused_with_the_key(tiny, override, named) -> None:
-    open_directory(tiny(), {})
-    with pytest.raises(RecipeError, match=named):
+    take_a_step(tiny())
+    with pytest.raises(OtherRunError, match=named):
         check_directory(tiny(override))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.root=elsewhere", "data.test_root=later", "data.test_list=later.txt", "probe=[]"],
+)
+def test_places_and_test_sets_are_no_part_of_a_run_s_identity(tiny, override) -> None:
+    take_a_step(tiny())
+    assert check_directory(tiny(override))
+
+
+def test_a_run_that_is_to_be_longer_is_another_and_the_message_names_the_way(tiny) -> None:
+    take_a_step(tiny())
+    with pytest.raises(
+        OtherRunError, match=r"holds a run of 4 epochs.*end it with train\.epochs=4"
+    ):
+        check_directory(tiny("train.epochs=9"))
+    write_status(tiny().directory, "done")
+    way = f"depend on that length: 9 epochs are another run; to train its weights further add model.init={tiny().directory} and another run_dir"
+    with pytest.raises(OtherRunError, match=re.escape(way)):
+        check_directory(tiny("train.epochs=9"))
+    with pytest.raises(OtherRunError, match=r"train\.epochs is 4 there and 3 here"):
+        check_directory(tiny("train.epochs=3"))
+
+
+def test_a_directory_whose_run_never_took_a_step_is_taken_over(tiny, caplog) -> None:
+    directory = tiny().directory
+    os.close(open_directory(tiny(), {}))
+    (directory / "metrics.jsonl").write_text('{"kind": "refresh", "step": 0, "epoch": 0}\n')
+    (directory / "images.json").write_text("{}")
+    other = tiny("optim.lr=0.2")
+    assert not check_directory(other)
+    os.close(open_directory(other, {}))
+    assert "held another run that never took a step; this run takes it over" in caplog.text
+    assert check_directory(other)
+    assert not (directory / "images.json").exists()
+    assert not (directory / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "checkpoints/step-000000004/manifest.json",
+        "checkpoints/step-000000004.damaged/manifest.json",
+        "checkpoints/.step-000000004.tmp/manifest.json",
+        "backbone.safetensors",
+    ],
+)
+def test_a_directory_with_work_of_another_run_is_not_taken_over(tiny, work) -> None:
+    os.close(open_directory(tiny(), {}))
+    path = tiny().directory / work
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(OtherRunError, match="holds another run"):
+        check_directory(tiny("optim.lr=0.2"))
+
+
+def test_a_directory_in_use_is_not_taken_over(tiny, monkeypatch) -> None:
+    os.close(open_directory(tiny(), {}))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tiny().directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    monkeypatch.setattr(acquire_lock, "__kwdefaults__", {"timeout": 0})
+    with pytest.raises(BusyError):
+        open_directory(tiny("optim.lr=0.2"), {})
+    holder.kill()
+    holder.communicate()
+    assert check_directory(tiny())
+
+
+def test_a_step_taken_before_the_lock_was_free_is_seen(tiny, monkeypatch) -> None:
+    os.close(open_directory(tiny(), {}))
+
+    def waits(directory):
+        take_a_step(tiny())
+
+    monkeypatch.setattr("sslgh.engine.run_dir.acquire_lock", waits)
+    with pytest.raises(OtherRunError, match=r"optim\.lr"):
+        open_directory(tiny("optim.lr=0.2"), {})
+
+
+def test_the_recipe_of_a_run_has_absolute_paths(tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    recipe = tiny("run_dir=here", "data.root=photos", "data.subset=rows", "model.init=base")
+    os.close(open_directory(recipe, {}))
+    settings = yaml.safe_load((tmp_path / "here" / "recipe.yaml").read_text())
+    assert settings["run_dir"] == str(tmp_path / "here")
+    assert settings["data"]["root"] == str(tmp_path / "photos")
+    assert settings["data"]["subset"] == str(tmp_path / "rows")
+    assert settings["data"]["test_root"] is None
+    assert settings["model"]["init"] == str(tmp_path / "base")
+    assert check_directory(recipe)
+
+
+def test_a_run_of_a_version_that_kept_relative_paths_is_the_same_run(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny("run_dir=here", "data.subset=rows", "model.init=pretrained")
+    recipe.directory.mkdir()
+    (recipe.directory / "recipe.yaml").write_text(recipe_text(recipe))
+    assert check_directory(recipe)
 
 
 def test_a_directory_with_foreign_files_is_refused_and_left_alone(tiny) -> None:

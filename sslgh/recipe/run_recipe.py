@@ -1,0 +1,77 @@
+"""The recipe of a run directory: its paths are absolute, and found again where folders have moved."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sslgh.recipe.loading import apply_overrides, load_recipe, make_recipe, to_yaml
+from sslgh.recipe.schema import Recipe
+
+RECIPE = "recipe.yaml"
+# The paths in a recipe, apart from run_dir.
+PATHS = (
+    *(("data", key) for key in ("root", "list", "test_root", "test_list", "subset")),
+    ("model", "init"),
+)
+
+
+def absolute_path(path: str | Path) -> str:
+    """A path that does not depend on the working folder; unlike `Path.resolve` it keeps links."""
+    return os.path.normpath(Path(path).absolute())
+
+
+def run_settings(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe with absolute paths, as its run directory keeps it."""
+    settings = recipe.model_dump(mode="json") | {"run_dir": absolute_path(recipe.directory)}
+    return absolute_settings(settings)
+
+
+def absolute_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a resolved recipe with absolute paths."""
+    settings = _with_paths(settings, "data", absolute_path)
+    return _with_paths(settings, "model", _absolute_if_there)
+
+
+def _absolute_if_there(text: str) -> str:
+    # `model.init` may be a word or the name of a library's model.
+    return absolute_path(text) if os.path.exists(text) else text  # noqa: PTH110 - never raises
+
+
+def run_text(recipe: Recipe) -> str:
+    """`run_settings` as YAML."""
+    return to_yaml(run_settings(recipe))
+
+
+def load_run(directory: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a run directory, which may have moved since.
+
+    A path that is no longer there is tried where it was as seen from the run directory: a project that moves as a
+    whole keeps its data.
+
+    Raises:
+        RecipeError: If the directory holds no recipe, or one that cannot be read.
+    """
+    path = directory / RECIPE
+    recipe = load_recipe(path)
+    before, now = recipe.directory, absolute_path(directory)
+
+    def found_again(text: str) -> str:
+        if os.path.exists(text) or not (before.is_absolute() and Path(text).is_absolute()):  # noqa: PTH110
+            return text
+        moved = os.path.normpath(Path(now) / os.path.relpath(text, before))
+        return moved if os.path.exists(moved) else text  # noqa: PTH110
+
+    settings = recipe.model_dump(mode="json") | {"run_dir": str(directory)}
+    for block in ("data", "model"):
+        settings = _with_paths(settings, block, found_again)
+    return make_recipe(apply_overrides(settings, overrides), source=str(path))
+
+
+def _with_paths(
+    settings: dict[str, Any], block: str, change: Callable[[str], str]
+) -> dict[str, Any]:
+    """Settings with the paths of a block changed by a function of their text."""
+    texts = {key: settings.get(block, {}).get(key) for of, key in PATHS if of == block}
+    changed = {key: change(text) for key, text in texts.items() if isinstance(text, str)}
+    return settings | {block: settings.get(block, {}) | changed}
