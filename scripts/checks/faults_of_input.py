@@ -3,6 +3,7 @@
 from fault import Fault
 
 NAMED = "recipe/named.py"
+LISTS, TABLE = "data/lists.py", "data/list_table.py"
 
 FAULTS = [
     Fault(

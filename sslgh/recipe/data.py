@@ -140,21 +140,21 @@ class Data(ConfigModel):
     source: Literal["digits", "cifar10", "cifar100", "arrays", "folder", "list"] = Field(
         description="digits: scikit-learn's scans, embedded; cifar10, cifar100: torchvision's files; "
         "arrays: train.npz and test.npz under root (images uint8 (N, H, W, 3), labels optional); folder: a "
-        "tree of images; list: lines 'path label'"
+        "tree of images; list: lines 'path label', or a table 'path,label'"
     )
     root: UserPath = Field(
         Path("data"), description="folder that holds the data; list paths are under it"
     )
     list: UserPath | None = Field(
-        None, description="source list: file of training lines 'path [label]'"
+        None,
+        description="source list: file of training lines 'path [label]', or a table with commas, "
+        "semicolons or tabs; a label is a number or a class name",
     )
     test_root: UserPath | None = Field(
         None,
         description="folder, list: labeled test images; null: no test set (folder: root/test if it exists)",
     )
-    test_list: UserPath | None = Field(
-        None, description="source list: file of test lines 'path label'"
-    )
+    test_list: UserPath | None = Field(None, description="source list: file of test lines, as list")
     download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
     size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None,

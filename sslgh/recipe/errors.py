@@ -53,6 +53,16 @@ def printable(text: str | os.PathLike[str]) -> str:
     )
 
 
+def located(path: str | os.PathLike[str]) -> str:
+    """A path for a message; a relative one with the folder that it was taken from."""
+    if os.path.isabs(path):  # noqa: PTH117
+        return printable(path)
+    try:
+        return printable(f"{os.fspath(path)} (in {os.getcwd()})")  # noqa: PTH109 - a gone folder
+    except OSError:
+        return printable(f"{os.fspath(path)} (in a working folder that is gone)")
+
+
 class RecipeError(ValueError):
     """A recipe or override that cannot be used; its sentence is one line and safe to print."""
 
