@@ -36,7 +36,7 @@ FAULTS = [
     Fault("skips not in a row add up", TRAINER, "progress.skipped_in_a_row + 1 if result.skipped else 0", "progress.skipped_in_a_row + (result.skipped is not None)", "engine/test_finite.py"),
     Fault("lines lost on a full disk", "engine/logger.py", "            return error\n", '            self._pending = b""\n            return error\n', "engine/test_logger.py"),
     Fault("torn line written again", "engine/logger.py", "self._pending = self._pending[self._file.write(self._pending) or 0 :]", 'self._file.write(self._pending)\n                self._pending = b""', "engine/test_logger.py"),
-    Fault("SIGUSR1 kills", "engine/launch.py", "signal.SIGINT, signal.SIGUSR1)", "signal.SIGINT)", "test_launch.py"),
+    Fault("SIGUSR1 kills", "data/loader.py", '"SIGINT", "SIGUSR1")', '"SIGINT")', "test_launch.py"),
     Fault("second interrupt waits", "engine/launch.py", "if self.asked and number == signal.SIGINT:", "if False:", "test_launch.py"),
     Fault("signal not answered", "engine/launch.py", "os.write(2, STOPPING)", "pass", "engine/test_stopping.py -k answered"),
     Fault("every rank answers a signal", "engine/launch.py", 'if not self.asked and os.environ.get("RANK", "0") == "0":', "if not self.asked:", "engine/test_stopping.py -k answers"),

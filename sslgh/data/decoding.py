@@ -219,8 +219,8 @@ def _unknown(file: IO[bytes]) -> str:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a pipe blocks until there is a writer.
-    return os.open(path, flags | os.O_NONBLOCK)
+    # Without O_NONBLOCK, which Windows lacks, opening a pipe blocks until there is a writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_file(status: os.stat_result) -> None:

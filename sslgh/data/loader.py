@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 AnyDataset = PretrainDataset | SupervisedDataset
 MAX_WORKERS = 8
 PREFETCH = 2
+# SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom; Windows has none.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -97,7 +101,7 @@ def _loader(
 
 def _leave_signals_to_the_run(_: int) -> None:
     """Ctrl-C and a batch system signal every process; a dead worker would cost the run its save."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -115,7 +119,8 @@ def _end_workers_at_exit() -> None:
 
     They are left when an iterator outlives its loop, as in the traceback that a notebook keeps.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
+    if hasattr(signal, "SIGCHLD"):  # torch's handler would report them as crashed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -18,13 +18,12 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
+from sslgh.data.loader import STOP_SIGNALS
 from sslgh.engine.fsdp import shard_on_cpu, sharding_asked
 
 # Rank 0 clusters while the others wait in a broadcast; Accelerate's default is 10 minutes.
 TIMEOUT = timedelta(hours=2)
 T = TypeVar("T")
-# SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPING = b"\nsslgh: stopping after this step; a second Ctrl-C ends at once, without saving\n"
 STARTED_ONE = (
     "the launcher was asked for several processes but started one (MASTER_PORT is set, "
@@ -51,7 +50,7 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
         raise LaunchError(STARTED_ONE)
     sharded = "ACCELERATE_USE_FSDP" in os.environ and sharding_asked()
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
+        cpu=not has_accelerator(),
         mixed_precision="no",  # a forgotten default_config.yaml must not change a result
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
@@ -63,6 +62,12 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
     if sharded:
         shard_on_cpu(accelerator)
     return accelerator
+
+
+def has_accelerator() -> bool:
+    """Whether this process trains on a GPU: CUDA's, or Apple's (MPS), which has no collectives, alone."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return torch.cuda.is_available() or (alone and torch.backends.mps.is_available())
 
 
 def check_num_processes(accelerator: Accelerator, processes: int | None) -> None:
@@ -135,7 +140,7 @@ class StopRequest:
         self.asked = True
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
 """The run directory: its recipe, environment, status and lock."""
 
 import contextlib
-import fcntl
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -19,6 +19,11 @@ from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.errors import printable
 from sslgh.recipe.run_recipe import RECIPE, absolute_settings, run_settings, run_text
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 State = Literal["running", "done", "failed", "stopped"]
 # Key path, value there, value here.
 Difference = tuple[tuple[str, ...], Any, Any]
@@ -26,6 +31,8 @@ Difference = tuple[tuple[str, ...], Any, Any]
 STATUS, LOCK, METRICS = "status.json", ".lock", "metrics.jsonl"
 # Seconds to wait for the lock: a process that was asked to stop may still be saving.
 LOCK_TIMEOUT = 10.0
+# Windows locks bytes against reading too: one far behind the name of the holder.
+WINDOWS_BYTE = 2**20
 # Settings that may differ when a run is resumed: they change no weight. Images are known by their content.
 FREE = {
     ("run_dir",),
@@ -206,7 +213,7 @@ def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | Non
     """
     until = time.monotonic() + timeout
     try:
-        file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
         return None
     while not _try_lock(file):
@@ -215,7 +222,8 @@ def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | Non
         time.sleep(0.2)
     with contextlib.suppress(OSError):  # only used in the error message
         os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return file
 
 
@@ -223,7 +231,8 @@ def _busy(directory: Path, file: int) -> BusyError:
     """The error of a lock that another process holds, which is named."""
     holder = ""
     with contextlib.suppress(OSError):
-        holder = os.pread(file, 200, 0).decode(errors="replace")
+        os.lseek(file, 0, os.SEEK_SET)
+        holder = os.read(file, 200).decode(errors="replace")
     os.close(file)
     return BusyError(
         f"run directory {directory} is being trained in by {holder or 'another process'}; wait for it to end, "
@@ -233,13 +242,23 @@ def _busy(directory: Path, file: int) -> BusyError:
 
 def _try_lock(file: int) -> bool:
     """Whether no other process holds the lock; True also if the file system has none."""
-    try:  # `lockf`, unlike `flock`, is not inherited by loader workers, which are forks
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        if fcntl is None:
+            _lock_byte(file)
+        else:  # `lockf`, unlike `flock`, is not inherited by loader workers, which are forks
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
         return True
     return True
+
+
+def _lock_byte(file: int) -> None:
+    """Lock on Windows; PermissionError if another process holds it."""
+    windows: Any = importlib.import_module("msvcrt")
+    os.lseek(file, WINDOWS_BYTE, os.SEEK_SET)
+    windows.locking(file, windows.LK_NBLCK, 1)
 
 
 def write_status(directory: Path, state: State, message: str = "", **position: int) -> None:

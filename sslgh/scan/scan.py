@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, shown
 from sslgh.data.folders import Splits, split_folders
 from sslgh.data.image_set import DataError
+from sslgh.data.loader import available_cores
 from sslgh.data.tree import Tree, tree
 from sslgh.recipe.errors import printable
 from sslgh.scan.duplicates import Place, conflicts, leaks, places
@@ -84,7 +85,7 @@ def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
             f"{printable(folder)} is not a folder; give the folder that holds the images"
         )
     splits = split_folders(folder)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or available_cores()
     found = tree(folder)
     paths = sorted(found.images, key=lambda path: path.relative_to(folder).parts)
     files = _all(examine, paths, crashed=_crashed, workers=workers, doing="decoding")
