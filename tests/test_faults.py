@@ -18,8 +18,9 @@ def faults(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module.FAULTS
-    neighbors = ("input", "pretraining", "reliability", "studies")
-    for neighbor in ("fault", *(f"faults_of_{name}" for name in neighbors)):
+    for neighbor in [
+        name for name in sys.modules if name == "fault" or name.startswith("faults_of_")
+    ]:
         sys.modules.pop(neighbor)
 
 

@@ -35,10 +35,8 @@ if __name__ == "__main__":
     take_away(os, "sched_getaffinity", "pread", "pwrite", "O_CLOEXEC", "O_DIRECTORY", "O_NONBLOCK")
     take_away(signal, "SIGUSR1")
     from sslgh.data import loader
-    from sslgh.doctor import machine, run_checks
-    # Their paths are there on Linux alone.
+    from sslgh.doctor import run_checks
     loader.SHARED_MEMORY = run_checks.SHARED_MEMORY = loader.Path("/nowhere")
-    machine.cpu_flags.__defaults__ = (loader.Path("/nowhere"),)
     photos, recipe = sys.argv[1:]
     end("scan", photos, "--json")
     multiprocessing.set_start_method("spawn", force=True)

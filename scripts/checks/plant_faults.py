@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from fault import Fault
+from faults_of_backbones import FAULTS as OF_BACKBONES
 from faults_of_input import FAULTS as OF_INPUT
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
 from faults_of_reliability import FAULTS as OF_RELIABILITY
@@ -149,6 +150,7 @@ FAULTS = [
     Fault("part of one image with one view", "data/batch_sampler.py", "rest >= max(2, smallest_part * world_size * accumulation)", "rest >= max(2, world_size * accumulation)", "data/test_batch_sampler.py"),
 ]  # fmt: skip
 FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT + OF_STUDIES
+FAULTS += OF_BACKBONES
 
 
 def notice(fault: Fault, folder: Path) -> str:

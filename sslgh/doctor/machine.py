@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 from sslgh.doctor.check_result import CheckResult
 
 Capability = tuple[int, int]
 
-CPU_BF16 = ("amx_bf16", "avx512_bf16")
+TAKES = "train.precision: auto takes {}"
 FIRST_WITH_BF16 = (8, 0)
 # Machine code in the wheels, read from their binaries, and whether newer GPUs can compile their own from PTX.
 FAISS_CODE: dict[str, tuple[tuple[Capability, ...], bool]] = {
@@ -43,19 +42,18 @@ def world(environment: Mapping[str, str], *, threads: int, cores: int) -> CheckR
     return CheckResult("ok", "world", found)
 
 
-def cpu_precision(flags: Collection[str], precision: str) -> CheckResult:
+def cpu_precision(amx: bool, precision: str) -> CheckResult:
     """Whether bf16 is fast on this processor.
 
     Args:
-        flags: Feature flags of the CPU.
+        amx: Whether it multiplies bf16 in tiles.
         precision: ``train.precision`` of the recipe.
     """
-    fast = [flag for flag in CPU_BF16 if flag in flags]
-    if fast:
-        return CheckResult("ok", "precision", f"the CPU has bf16 ({', '.join(fast)})")
-    found = "the CPU has no bf16 instructions: bf16 works, but slower than fp32"
+    if amx:
+        return CheckResult("ok", "precision", f"the CPU has AMX, {TAKES.format('bf16')}")
+    found = f"the CPU has no AMX and computes bf16 slower than fp32, {TAKES.format('fp32')}"
     if precision == "bf16":
-        return CheckResult("warn", "precision", found, "set train.precision: fp32")
+        return CheckResult("warn", "precision", found, "set train.precision: auto")
     return CheckResult("ok", "precision", found)
 
 
@@ -69,10 +67,10 @@ def gpu_precision(name: str, capability: Capability, precision: str) -> CheckRes
     """
     found = f"{name}, compute capability {_dotted(capability)}"
     if capability >= FIRST_WITH_BF16:
-        return CheckResult("ok", "precision", f"{found}, has bf16")
-    found += ", emulates bf16, slowly"
+        return CheckResult("ok", "precision", f"{found}, has bf16, {TAKES.format('bf16')}")
+    found += f", emulates bf16, slowly, {TAKES.format('fp32')}"
     if precision == "bf16":
-        return CheckResult("warn", "precision", found, "set train.precision: fp32")
+        return CheckResult("warn", "precision", found, "set train.precision: auto")
     return CheckResult("ok", "precision", found)
 
 
@@ -147,10 +145,3 @@ def faiss_against_device(
 
 def _dotted(capability: Capability) -> str:
     return ".".join(map(str, capability))
-
-
-def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Flags of the CPU as Linux names them; none where there is no such file."""
-    text = file.read_text() if file.is_file() else ""
-    lines = [line for line in text.splitlines() if line.startswith("flags")]
-    return frozenset(word for line in lines for word in line.split())

@@ -12,7 +12,7 @@ from sslgh.data import DataError, ImageSet, input_size, local_side, num_workers,
 from sslgh.data.loader import PREFETCH, SHARED_MEMORY, available_cores
 from sslgh.doctor.check_result import CheckResult
 from sslgh.doctor.machine import (
-    cpu_flags,
+    TAKES,
     cpu_precision,
     faiss_against_device,
     gpu_precision,
@@ -31,7 +31,9 @@ from sslgh.doctor.storage import (
     memory,
     shared_memory,
 )
+from sslgh.engine.launch import has_accelerator
 from sslgh.engine.memory_guard import free_memory, gigabytes
+from sslgh.engine.precision import has_amx
 from sslgh.recipe import Recipe, make_recipe
 
 TRIAL = {"name": "trial", "data": {"source": "digits"}, "method": {"name": "simclr"}}
@@ -60,8 +62,10 @@ def _devices(precision: str) -> Iterator[CheckResult]:
         capability = torch.cuda.get_device_capability()
         yield gpu_precision(torch.cuda.get_device_name(), capability, precision)
         yield torch_against_device(torch.cuda.get_arch_list(), capability)
+    elif has_accelerator():
+        yield CheckResult("ok", "precision", f"Apple's GPU, {TAKES.format('fp32')}")
     else:
-        yield cpu_precision(cpu_flags(), precision)
+        yield cpu_precision(has_amx(), precision)
     try:
         faiss = importlib.import_module("faiss")
     except (ImportError, RuntimeError):  # reported by the check of packages

@@ -219,7 +219,8 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
         source = read_card(Path(model.init).expanduser())
     rebuild = {key: source[key] for key in ("backbone", "stem", "width")}
     rebuild |= {"patch": source.get("patch"), "image_size": image_size}
-    training = {"method": method, "run": recipe.name, "sslgh": __version__}
+    training = {"method": method, "run": recipe.name, "precision": recipe.train.precision}
+    training |= {"sslgh": __version__}
     return {"format": 1, **rebuild, "mean": MEAN, "std": STD, **training}
 
 

@@ -60,11 +60,13 @@ class RunEnvironment(NamedTuple):
         processes: Number of processes.
         threads: CPU threads per process.
         images: Fingerprint of the training set's names and labels.
+        precision: Precision of the network, fp32 or bf16; None in checkpoints that do not hold it.
     """
 
     processes: int
     threads: int
     images: str
+    precision: str | None = None
 
 
 class Snapshot(NamedTuple):
@@ -196,7 +198,7 @@ def read_progress(path: Path) -> tuple[Progress, RunEnvironment]:
         )
     return (
         Progress(*(held[key] for key in Progress._fields)),
-        RunEnvironment(*(held[key] for key in RunEnvironment._fields)),
+        RunEnvironment(**{key: held[key] for key in RunEnvironment._fields if key in held}),
     )
 
 

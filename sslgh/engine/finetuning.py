@@ -35,6 +35,7 @@ from sslgh.engine.build import backbone_metadata, build_network
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
+from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
@@ -67,6 +68,7 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     settings = _settings(recipe)
     if is_done(recipe, accelerator):
         return recipe.directory
+    recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
     stage = Finetuning(recipe, accelerator, images)
     # Made before the run, while `model.init` is still there.
@@ -87,6 +89,7 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 def dry_run_finetuning(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `finetune`."""
+    recipe = with_precision(recipe, accelerator)
     stage = Finetuning(recipe, accelerator, training_set(recipe.data))
     trainer.dry_run(stage, stage.batches(Progress(), None))
 

@@ -19,6 +19,7 @@ from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
+from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
@@ -45,6 +46,7 @@ def pretrain(
     """
     if is_done(recipe, accelerator):
         return recipe.directory
+    recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
     stage = (make_stage or Pretraining)(recipe, accelerator, images)
     # Made before the run, while `model.init` is still there.
@@ -66,6 +68,7 @@ def pretrain(
 
 def dry_run_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `pretrain`."""
+    recipe = with_precision(recipe, accelerator)
     stage = Pretraining(recipe, accelerator, training_set(recipe.data))
     trainer.dry_run(stage, stage.batches(Progress(), None))
 

@@ -110,7 +110,10 @@ class Run:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.checkpoints = recipe.directory / "checkpoints"
         self.environment = RunEnvironment(
-            accelerator.num_processes, torch.get_num_threads(), image_fingerprint(images)
+            accelerator.num_processes,
+            torch.get_num_threads(),
+            image_fingerprint(images),
+            recipe.train.precision,
         )
 
     def watched(self, loader: DataLoader[Batch], directory: Path | None) -> BrokenImages:
@@ -179,8 +182,10 @@ def open_run(run: Run, *, device_note: str = "") -> Progress:
 
 def _open_directory(run: Run, processes: str) -> Path | None:
     """Put the directory in order; returns the checkpoint to resume from. Rank 0 only."""
-    directory = run.recipe.directory
-    run.lock = open_directory(run.recipe, {"world": processes, **launch_environment()})
+    directory, precision = run.recipe.directory, run.recipe.train.precision
+    run.lock = open_directory(
+        run.recipe, {"world": processes, "precision": precision, **launch_environment()}
+    )
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
     found = _last_checkpoint(run) if any(run.checkpoints.iterdir()) else None
@@ -221,6 +226,11 @@ def _resume(run: Run, checkpoint: Path) -> Progress:
                 f"the checkpoint is from {old} {name} and the run resumes with {new}: statistically equivalent, not the "
                 "same to the bit"
             )
+    if before.precision not in (None, run.environment.precision):
+        raise CheckpointError(
+            f"{checkpoint} is of a run in {before.precision}; set train.precision: {before.precision}, or choose "
+            "another run_dir"
+        )
     load_checkpoint(checkpoint, module=run.module, aux_state=run.aux_state, optimizer=run.optimizer)
     run.accelerator.print(
         f"resuming from epoch {progress.epoch}, step {progress.global_step} ({checkpoint})"

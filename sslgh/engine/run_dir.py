@@ -51,6 +51,8 @@ FREE = {
     ("train", "not_finite"),
     ("train", "log_every"),
 }
+# Asked to choose one, a run keeps the precision that it began with.
+KEPT_PRECISION = (("train", "precision"), "auto")
 PACKAGES = (
     "sslgh",
     "torch",
@@ -88,7 +90,11 @@ def check_directory(recipe: Recipe) -> bool:
         raise RecipeError(f"run directory {directory} is a file; choose another run_dir")
     if (directory / RECIPE).is_file():
         found = _differences(_recorded_settings(directory), run_settings(recipe), ())
-        differing = [entry for entry in found if entry[0] not in FREE]
+        differing = [
+            (path, old, new)
+            for path, old, new in found
+            if path not in FREE and (path, new) != KEPT_PRECISION
+        ]
         if differing and took_a_step(directory):
             raise OtherRunError(_other_run(recipe, differing))
         return not differing

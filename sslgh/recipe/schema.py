@@ -134,8 +134,10 @@ class Train(ConfigModel):
         512, description="global: images of one optimizer step"
     )
     drop_last: bool = Field(False, description="leave out the last, smaller batch of an epoch")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 autocasts the network; losses stay fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="bf16 autocasts the network; losses stay fp32; auto: bf16 on GPUs that have it and on CPUs "
+        "with AMX, else fp32, and a run that resumes keeps what it began with",
     )
     channels_last: bool = Field(
         True, description="memory layout of the convolutions; same mathematics"

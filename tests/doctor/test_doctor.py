@@ -89,18 +89,22 @@ def test_the_world_is_judged_by_its_threads_and_its_launcher(
     assert remedy in finding.remedy
 
 
-def test_bf16_without_instructions_matters_where_it_is_asked_for() -> None:
-    assert cpu_precision({"avx2", "amx_bf16"}, "bf16").state == "ok"
-    assert cpu_precision({"avx2"}, "fp32").state == "ok"
-    assert cpu_precision({"avx2"}, "bf16") == CheckResult(
+def test_bf16_without_hardware_matters_where_it_is_asked_for() -> None:
+    assert cpu_precision(amx=True, precision="bf16").state == "ok"
+    assert cpu_precision(amx=True, precision="auto").found.endswith("auto takes bf16")
+    assert cpu_precision(amx=False, precision="auto").state == "ok"
+    assert cpu_precision(amx=False, precision="fp32").found.endswith("auto takes fp32")
+    assert cpu_precision(amx=False, precision="bf16") == CheckResult(
         "warn",
         "precision",
-        "the CPU has no bf16 instructions: bf16 works, but slower than fp32",
-        "set train.precision: fp32",
+        "the CPU has no AMX and computes bf16 slower than fp32, train.precision: auto takes fp32",
+        "set train.precision: auto",
     )
     assert gpu_precision("T4", (7, 5), "bf16").state == "warn"
     assert gpu_precision("T4", (7, 5), "fp32").state == "ok"
+    assert gpu_precision("T4", (7, 5), "auto").found.endswith("auto takes fp32")
     assert gpu_precision("H200", (9, 0), "bf16").state == "ok"
+    assert gpu_precision("H200", (9, 0), "auto").found.endswith("auto takes bf16")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,12 @@ import torch
 from torch import nn
 
 from sslgh.engine.build import refuse_small_maps
-from sslgh.engine.launch import DeterminismError, determinism, init_accelerator
+from sslgh.engine.launch import (
+    DeterminismError,
+    determinism,
+    has_accelerator,
+    init_accelerator,
+)
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import RecipeError
 
@@ -66,3 +71,13 @@ def test_a_run_on_images_that_shrink_to_a_pixel_wants_fp32(tiny, precision) -> N
         return
     with pytest.raises(RecipeError, match=r"raise data\.size"):
         pretrain(recipe, init_accelerator())
+
+
+def test_apples_gpu_is_used_by_a_process_alone(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert has_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # it has no collectives
+    assert not has_accelerator()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert has_accelerator()

@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from sslgh.engine import run_dir
 from sslgh.engine.exit_codes import BAD_INPUT, run_command
 from sslgh.engine.run_dir import (
     BusyError,
@@ -274,3 +276,21 @@ def test_a_refused_process_leaves_the_status_of_the_other(tiny, capsys) -> None:
     assert run_command(refused, recipe) == BAD_INPUT
     assert json.loads((recipe.directory / "status.json").read_text())["state"] == "running"
     assert "somebody trains there" in capsys.readouterr().err
+
+
+def test_windows_locks_by_a_byte_that_is_not_read(monkeypatch, tmp_path) -> None:
+    places = []
+
+    def locking(file, mode, size):
+        places.append(os.lseek(file, 0, os.SEEK_CUR))
+        if len(places) > 1:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run_dir, "fcntl", None)
+    windows = SimpleNamespace(LK_NBLCK=2, locking=locking)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    lock = acquire_lock(tmp_path)
+    with pytest.raises(BusyError, match=rf"trained in by process {os.getpid()} on"):
+        acquire_lock(tmp_path, timeout=0)
+    os.close(lock)
+    assert min(places) > 200  # the name of the holder stands before it
