@@ -30,7 +30,7 @@ from sslgh.recipe import Recipe, RecipeError, make_recipe
 from sslgh.recipe.errors import printable
 from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.named import load_recipes, split_words
-from sslgh.recipe.run_recipe import load_run
+from sslgh.recipe.run_recipe import absolute_path, load_run
 
 Row = tuple[str, Sequence[Result]]
 NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
@@ -200,7 +200,9 @@ def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: 
         typer.echo(f"{file}: {NO_PROBE}")
         return file.stem, []
     directory = _results_folder(out, _folder_name(file.stem))
-    return file.stem, probe_features(*load_feature_file(file), probes, directory=directory)
+    features = load_feature_file(file)
+    origin = absolute_path(file)
+    return file.stem, probe_features(*features, probes, directory=directory, origin=origin)
 
 
 def _folder_name(name: str) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +120,12 @@ class ImageSet:
         """Hash of pixels, or of names and bytes of files, and of labels (32 hex digits).
 
         Files are read whole, since a file of the same size may hold other pixels; a missing file changes it.
+        They are read once: a set keeps its fingerprint.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         if isinstance(self.images, np.ndarray):
             digest.update(repr(self.images.shape).encode())

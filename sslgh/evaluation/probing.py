@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sslgh.classify import Head, train_heads
 from sslgh.data import ImageSet, input_size
 from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
+from sslgh.evaluation.measured_data import measured_on, measured_on_features
 from sslgh.evaluation.probe_settings import ProbePlan, plan_probes
 from sslgh.evaluation.protocols import (
     NEIGHBOR_TEMPERATURE,
@@ -124,7 +125,8 @@ def probe_backbone(
         train = extract(part, weak=plan.protocol.weak)
         if train is not None and test is not None:
             pairs = Features.of(train, part), Features.of(test, images.test)
-            results.append(_run_probe(plan, *pairs, classes, accelerator.device))
+            result = _run_probe(plan, *pairs, classes, accelerator.device)
+            results.append(replace(result, data=measured_on(recipe.data, part, images.test)))
     if accelerator.is_main_process:
         write_results(results, directory)
     shared = [results]
@@ -152,6 +154,7 @@ def probe_features(
     class_counts: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     device: torch.device | None = None,
+    origin: str = "",
 ) -> list[Result]:
     """Run probes on given features, in this process.
 
@@ -168,6 +171,7 @@ def probe_features(
             of the training labels.
         class_names: C names; None: numbers. Without names or counts C is one more than the largest label.
         device: Device on which heads train; None: the CPU.
+        origin: Where the features come from, for the results.
 
     Raises:
         DataError: If a class holds too few images for a protocol.
@@ -184,8 +188,11 @@ def probe_features(
         rows = training_rows(plan.protocol, train.labels.cpu().numpy(), classes.names)
         parts.append(train if rows is None else Features(train.values[rows], train.labels[rows]))
         plan.check_data(num_classes=len(classes.names), num_images=len(parts[-1].labels))
+    on = device or torch.device("cpu")
     results = [
-        _run_probe(plan, part, test, classes, device or torch.device("cpu"))
+        replace(
+            _run_probe(plan, part, test, classes, on), data=measured_on_features(origin, part, test)
+        )
         for plan, part in zip(plans, parts, strict=True)
     ]
     write_results(results, directory)

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any, get_args
 from uuid import uuid4
 
+from sslgh.evaluation.measured_data import MeasuredData
 from sslgh.functional.groups import GROUPS, STD_DDOF, Convention
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -74,6 +75,7 @@ class Result:
         chosen: For each objective what was chosen on the training images: ``tau`` (None: it reads none), ``lr``,
             ``weight_decay``; empty where there was no choice.
         std_ddof: Degrees of freedom subtracted in the spread of the three groups.
+        data: Data that it was measured on; None in results of older versions.
     """
 
     protocol: str
@@ -88,10 +90,13 @@ class Result:
     tightness: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     chosen: dict[str, dict[str, float | None]] = field(default_factory=dict)
     std_ddof: int = STD_DDOF
+    data: MeasuredData | None = None
 
 
 def write_results(results: Sequence[Result], directory: Path) -> None:
     """Write ``probe/<protocol>.json``; the second of a protocol is ``<protocol>-2.json``.
+
+    A result of other data than the file of that name holds goes to ``<protocol>-<key of the data>.json``.
 
     Raises:
         OSError: If that fails; the results that were there are still there.
@@ -100,8 +105,27 @@ def write_results(results: Sequence[Result], directory: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for position, result in enumerate(results):
         number = 1 + sum(other.protocol == result.protocol for other in results[:position])
-        path = folder / f"{result.protocol}{'' if number == 1 else f'-{number}'}.json"
+        path = _path(
+            folder / f"{result.protocol}{'' if number == 1 else f'-{number}'}.json", result
+        )
         _replace(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+
+
+def _path(path: Path, result: Result) -> Path:
+    """The file of a result: ``path``, unless it holds a result of other data."""
+    if result.data is None or not path.is_file():
+        return path
+    try:
+        held = _read(path)
+    except ValueError:  # damaged: probing again is the remedy
+        return path
+    if held.data is None:
+        # Of an older version, which named no data: the same counts are taken for the same data.
+        counts = ("class_names", "train_counts", "test_counts")
+        same = all(getattr(held, name) == getattr(result, name) for name in counts)
+    else:
+        same = held.data.key == result.data.key
+    return path if same else path.with_name(f"{path.stem}-{result.data.key}.json")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -131,7 +155,8 @@ def _read(path: Path) -> Result:
     try:
         content = json.loads(path.read_text())
         scores = {name: _scores(entry) for name, entry in content.pop("scores").items()}
-        return Result(**content, scores=scores)
+        data = content.pop("data", None)
+        return Result(**content, scores=scores, data=None if data is None else MeasuredData(**data))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not the result of a probe ({error}); probe the run again"

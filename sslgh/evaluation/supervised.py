@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslgh.data import ImageSet, input_size, load_images
 from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
+from sslgh.evaluation.measured_data import measured_on
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
 from sslgh.functional import adjust_logits
@@ -95,6 +96,7 @@ def _result(
         group_counts=counts.tolist(),
         train_counts=counts.tolist(),
         test_counts=torch.bincount(labels, minlength=len(counts)).tolist(),
+        data=measured_on(recipe.data, train, test),
         scores=_scores(classifier, test_features, labels, counts, settings),
         tightness={
             name: group_tightness(values[None], classes, counts, test_labels=labels)

@@ -52,19 +52,25 @@ Entry = tuple[str, Result]
 
 
 class Section(NamedTuple):
-    """Results of runs whose numbers are comparable, and the convention of their groups."""
+    """Results of runs whose numbers are comparable, and the convention of their groups.
+
+    Attributes:
+        note: What is noted after the groups.
+        test_set: The test set, where a table has several of a protocol.
+    """
 
     entries: list[Entry]
     convention: Convention
     note: str = ""
+    test_set: str = ""
 
 
 def comparison_table(runs: Sequence[Run], *, convention: Convention = "thresholds") -> str:
     """Runs side by side: one section per protocol, one line per objective and run.
 
     ``average`` is the mean over classes and ``error`` the balanced error. Percent, mean over seeds, with the
-    standard deviation (ddof 1) after ± where there are several. A protocol of another version, of other class counts
-    or another test prior gets a section of its own: their numbers are not comparable. If the thresholds leave a group
+    standard deviation (ddof 1) after ± where there are several. A protocol of another version, of other class counts,
+    another test prior or another test set gets a section of its own: their numbers are not comparable. If the thresholds leave a group
     empty the section is by thirds, and its head names them. Settings chosen on training images are listed below.
 
     Args:
@@ -83,17 +89,26 @@ def sections(runs: Sequence[Run], convention: Convention) -> list[Section]:
     for name, results in runs:
         for result in results:
             expected = repr(result.settings.get("test_prior"))
-            key = result.protocol, result.version, expected, *result.group_counts
+            tested = None if result.data is None else result.data.fingerprint
+            key = result.protocol, result.version, expected, tested, *result.group_counts
             found.setdefault(key, []).append((printable(name), result))
-    return [_section(entries, convention) for entries in found.values()]
+    return [_section(entries, convention, _test_set(key, found)) for key, entries in found.items()]
 
 
-def _section(entries: list[Entry], convention: Convention) -> Section:
+def _test_set(key: tuple[object, ...], found: dict[tuple[object, ...], list[Entry]]) -> str:
+    """The test set of a section in words; empty if all of its protocol and version have the same."""
+    if len({other[3] for other in found if other[:2] == key[:2]}) == 1:
+        return ""
+    data = found[key][0][1].data
+    return "not recorded" if data is None else printable(data.test_set)
+
+
+def _section(entries: list[Entry], convention: Convention, test_set: str) -> Section:
     sizes = _group_sizes(entries[0][1], convention)
     if convention == "thirds" or 0 not in sizes.values():
-        return Section(entries, convention)
+        return Section(entries, convention, test_set=test_set)
     empty = " and ".join(name for name in GROUPS if not sizes[name])
-    return Section(entries, "thirds", f"; thresholds leave {empty} empty")
+    return Section(entries, "thirds", f"; thresholds leave {empty} empty", test_set)
 
 
 def described(section: Section) -> Iterator[str]:
@@ -101,6 +116,8 @@ def described(section: Section) -> Iterator[str]:
     result = section.entries[0][1]
     sizes = _group_sizes(result, section.convention)
     yield from wrap(f"{result.protocol} v{result.version}: {result.summary}", WIDTH)
+    if section.test_set:
+        yield from wrap(f"test set: {section.test_set}", WIDTH, subsequent_indent="  ")
     expected = result.settings.get("test_prior", "objective")
     if expected != "objective":
         yield f"predictions for {PRIORS.get(str(expected), 'given class shares')}"

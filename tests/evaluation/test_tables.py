@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from sslgh.evaluation import comparison_table
+from sslgh.evaluation.measured_data import MeasuredData
 from sslgh.evaluation.results import METRICS, Result, Scores, Spread
 
 
@@ -153,3 +154,39 @@ def test_what_was_chosen_stands_under_the_table_in_lines_of_100_characters():
 
 def test_no_results_make_an_empty_table():
     assert comparison_table([]) == ""
+
+
+def measured(root, fingerprint):
+    data = MeasuredData("folder", root, None, fingerprint * 32, "f" * 32, 40, 855)
+    return replace(result(), data=data)
+
+
+def test_test_sets_get_headers_of_their_own_that_name_them():
+    table = comparison_table([("a", [measured("/one", "1")]), ("b", [measured("/two", "2")])])
+    first, second = table.split("\n\n")
+    assert first.splitlines()[1] == "test set: 40 images of /one (11111111)"
+    assert second.splitlines()[1] == "test set: 40 images of /two (22222222)"
+    assert "  b  " not in first
+    assert "  a  " not in second
+
+
+def test_a_result_that_names_no_test_set_is_not_mixed_with_one_that_does():
+    table = comparison_table([("a", [measured("/one", "1")]), ("b", [result()])])
+    assert table.count("longtail v3") == 2
+    assert "test set: not recorded" in table
+
+
+def test_one_test_set_is_not_named_and_may_lie_in_two_places():
+    table = comparison_table([("a", [measured("/one", "1")]), ("b", [measured("/moved", "1")])])
+    assert table.count("longtail v3") == 1
+    assert "test set" not in table
+
+
+def test_another_protocol_on_another_test_set_names_none():
+    knn = replace(measured("/two", "2"), protocol="knn")
+    assert "test set" not in comparison_table([("a", [measured("/one", "1"), knn])])
+
+
+def test_a_long_path_of_a_test_set_is_wrapped():
+    runs = [("a", [measured("/deep folder" * 20, "1")]), ("b", [measured("/two", "2")])]
+    assert max(map(len, comparison_table(runs).splitlines())) <= 100
