@@ -58,6 +58,23 @@ SHORT = (
     "train.epochs=1 optim.warmup_epochs=0 train.batch_size=16 data.workers=0 train.precision=fp32"
 )
 TAIL = "data.long_tail.max_per_class=12 data.long_tail.imbalance=4"
+STUDY = """
+name: short
+question: Does it run?
+warmup_epochs: 1
+metrics: [knn.knn.average]
+blocks: [{class_order: 0, seed: 0}]
+arms:
+  - {name: A0, about: SimCLR}
+  - {name: A1, about: GH, settings: {harmonize: {warmup_epochs: 1, vertices: 4}}}
+recipe:
+  data: {source: digits, long_tail: {imbalance: 4, max_per_class: 12}}
+  model: {width: 0.125}
+  method: {name: simclr}
+  optim: {warmup_epochs: 0}
+  train: {epochs: 2, batch_size: 16}
+  probe: [{protocol: knn}]
+"""
 TRAINING = r"^(sslgh|accelerate launch .*sslgh)[ .](run|pretrain|finetune)\b"
 RULES = (
     Rule(r"finetune RECIPE", replace=((r"\bRECIPE\b", "recipes/digits-lt/supervised.yaml"),)),
@@ -96,6 +113,10 @@ RULES = (
         "data.size=64 model.backbone=resnet18",
     ),
     Rule(TRAINING + r".*\bfolder/", add="data.size=32 model.backbone=resnet18 model.width=0.25"),
+    Rule(
+        r"(sslgh study|gpu_study\.py)\b",
+        replace=((r"docs/studies/\S+\.yaml", "study.yaml"), (r"--state \S+", "--state state")),
+    ),
     Rule(r"scripts/quickstart\.sh", add=SHORT),
     Rule(r"scripts/test\.sh", add="tests/test_docs.py"),
     Rule(r"kill_resume\.py", replace=((r"--runs \d+", "--runs 1"),)),
@@ -146,7 +167,8 @@ def _of_pages() -> Iterator[Command]:
 
 
 def _of_recipes() -> Iterator[Command]:
-    for file in sorted((REPOSITORY / "recipes").rglob("*.yaml")):
+    studies = (REPOSITORY / "docs" / "studies").glob("*.yaml")
+    for file in sorted([*(REPOSITORY / "recipes").rglob("*.yaml"), *studies]):
         head = "\n".join(
             line.removeprefix("#") for line in file.read_text().splitlines() if line.startswith("#")
         )
@@ -235,6 +257,7 @@ def _draw(folder: Path) -> None:
         Image.fromarray(pixels).resize((90, 80)).save(file)
         lines.append(f"{file.relative_to(folder / 'photos')} {number % 3}\n")
     (folder / "photos.txt").write_text("".join(lines))
+    (folder / "study.yaml").write_text(STUDY)
     y = np.arange(60) % 3
     x = draws.normal(size=(60, 8)).astype(np.float32) + y[:, None]
     np.savez(
