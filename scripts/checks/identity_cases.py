@@ -34,11 +34,24 @@ class Case:
 
 @dataclass(frozen=True)
 class Probe:
-    """One probe of the 1-process run of a case."""
+    """One probe of the 1-process run of a case.
+
+    Attributes:
+        name: Name of its protocol and results at dd31d59.
+        of: Name of the case.
+        setting: Override at dd31d59.
+        renamed: Name of the same version of the protocol in the new tree.
+    """
 
     name: str
     of: str
     setting: str
+    renamed: str
+
+    def override(self, *, old: bool) -> str:
+        """The override in the words of a tree."""
+        new = self.setting.replace(f"protocol: {self.name}", f"protocol: {self.renamed}")
+        return self.setting if old else new
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ PROBES = (
         "longtail",
         "simclr-gh",
         "probe=[{protocol: longtail, objectives: [ce, la, la-posthoc, elm], seeds: 2}]",
+        renamed="longtail-v1",
     ),
-    Probe("knn", "simclr-gh", "probe=[{protocol: knn}]"),
+    Probe("knn", "simclr-gh", "probe=[{protocol: knn}]", renamed="knn"),
 )

@@ -255,5 +255,6 @@ def compare_probes(old: Path, new: Path, probe: Probe) -> list[str]:
         for number, (one, other) in enumerate(zip(before, after, strict=False), start=1)
         if one != other
     ]
-    file = Path(f"{probe.of}-1") / "probe" / f"{probe.name}.json"
-    return found + compare_json(old / file, new / file)
+    folders = [runs / f"{probe.of}-1" / "probe" for runs in (old, new)]
+    files = folders[0] / f"{probe.name}.json", folders[1] / f"{probe.renamed}.json"
+    return found + compare_json(*files)

@@ -40,7 +40,8 @@ def words(tree: Tree, job: Job) -> list[str]:
 
 def run_probe(tree: Tree, probe: Probe) -> str | None:
     """Probe a run of the tree and keep what it prints; return why it failed, or None."""
-    command = ["probe", str(tree.runs / f"{probe.of}-1"), probe.setting]
+    setting = probe.override(old=tree.is_old)
+    command = ["probe", str(tree.runs / f"{probe.of}-1"), setting]
     printed, failure = sslgh(tree, 1, command, probe.name)
     if failure is None:
         (tree.runs / f"{probe.name}.txt").write_text(printed)

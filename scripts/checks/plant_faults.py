@@ -41,6 +41,7 @@ PROBING, PLAN = "evaluation/probing.py", "evaluation/probe_settings.py"
 SAMPLING, POLICIES = "data/class_sampling.py", "data/supervised_augment.py"
 FINETUNING, NETWORK = "engine/finetuning.py", "classify/network.py"
 SOLVER, PROBE = "classify/solver.py", "classify/estimator.py"
+CONVERGED = "classify/converged_heads.py"
 
 FAULTS = [
     Fault("own row not masked", NT_XENT, "logits.scatter_(1, itself[:, None], -torch.inf)", "pass", "functional/test_nt_xent.py"),
@@ -106,13 +107,13 @@ FAULTS = [
     Fault("pull of the common classes", "functional/embedding_terms.py", "prior ** (-tau / 4)", "prior ** (tau / 4)", "functional/test_embedding_terms.py"),
     Fault("own margin not taken off", "classify/heads.py", "-own[:, :, None]", "0 * own[:, :, None]", "classify/test_heads.py"),
     Fault("one rate for all heads", "classify/heads.py", "addcmul_(update, self.lr[i], value=-size)", "addcmul_(update, self.lr[i].max(), value=-size)", "classify/test_heads.py"),
-    Fault("never deferred", "classify/train_heads.py", "math.ceil(DEFERRED_FROM * training.epochs)", "training.epochs", "classify/test_train_heads.py"),
-    Fault("embedding term without the head's tau", "classify/train_heads.py", "objective.term._replace(tau=head.tau)", "objective.term", "classify/test_train_heads.py"),
+    Fault("never deferred", "classify/adam_heads.py", "math.ceil(DEFERRED_FROM * training.epochs)", "training.epochs", "classify/test_train_heads.py"),
+    Fault("embedding term without the head's tau", "classify/adam_heads.py", "objective.term._replace(tau=head.tau)", "objective.term", "classify/test_train_heads.py"),
     Fault("posterior without the weights", "classify/objectives.py", "margins.column - margins.weight.log()", "margins.column", "classify/test_objectives.py"),
     Fault("class without images predicted", "classify/objectives.py", "return shift.where(present, -torch.inf)", "return shift.where(present, 0)", "classify/test_objectives.py"),
     Fault("lonely anchors counted as zeros", "classify/embedding_terms.py", "return loss * (len(target) / mates)", "return loss", "classify/test_embedding_terms.py"),
     Fault("tau-norm keeps the bias", "classify/ensemble.py", "normalized(weight, tau=head.tau), torch.zeros_like(bias)", "normalized(weight, tau=head.tau), bias", "classify/test_ensemble.py"),
-    Fault("trained on what is held out", "classify/selection.py", "Problem(features[~out], labels[~out],", "Problem(features, labels,", "classify/test_selection.py"),
+    Fault("trained on what is held out", "classify/selection.py", "Problem(features[~out], labels[~out].long(),", "Problem(features, labels.long(),", "classify/test_selection.py"),
     Fault("plain accuracy decides", "classify/selection.py", "return recalls[~recalls.isnan()].mean().item()", "return (predictions == labels).double().mean().item()", "classify/test_selection.py"),
     Fault("gaps of bins cancel", CAL, "surplus.abs().sum()", "surplus.sum().abs()", "functional/test_calibration.py"),
     Fault("absent class counts as F1 0", CONFUSION, "return 2 * right.double() / (asked + given)", "return 2 * right.double() / (asked + given).clamp(min=1)", "functional/test_confusion.py"),
@@ -121,7 +122,7 @@ FAULTS = [
     Fault("confusion the wrong way", SCORING, '"few_as_many": confused_share(classes, labels, source=few, target=many)', '"few_as_many": confused_share(classes, labels, source=many, target=few)', "evaluation/test_scoring.py"),
     Fault("chosen on the test set", PROBING, "plan.select(*train,", "plan.select(*test,", "evaluation/test_probe_settings.py"),
     Fault("choice not trained", PLAN, "best.get(name, heads[0])", "heads[0]", "evaluation/test_probe_settings.py"),
-    Fault("test prior ignored", PROBING, "test_prior) for part in parts", "None) for part in parts", "evaluation/test_probe_settings.py"),
+    Fault("test prior ignored", PROBING, "part, test_prior) for part in", "part, None) for part in", "evaluation/test_probe_settings.py"),
     Fault("unadjustable objectives let through", PLAN, "if not OBJECTIVES[name].shifts]", "if False]", "evaluation/test_probe_settings.py"),
     Fault("quota rounded to the nearest", SAMPLING, "np.floor(borders + rng_for(seed, QUOTA, epoch).random())", "np.round(borders)", "data/test_class_sampling.py"),
     Fault("rounds not continued", SAMPLING, "own, first, last, seed, label)", "own, 0, last - first, seed, label)", "data/test_class_sampling.py"),
@@ -142,8 +143,18 @@ FAULTS = [
     Fault("margin of the own class forgotten", SOLVER, "logits.scatter_add_(1, labels, -self.own[labels])", "pass", "classify/test_solver.py"),
     Fault("bias decayed", SOLVER, "penalty[-1] = 0", "pass", "classify/test_solver.py"),
     Fault("mean over the samples kept", SOLVER, "weight[labels] / size", "weight[labels] / len(labels)", "classify/test_solver.py"),
-    Fault("absent class solved and predicted", SOLVER, "solved[head, ~present, -1] = -torch.inf", "pass", "classify/test_solver.py"),
+    Fault("absent class solved and predicted", SOLVER, "solved[~present, -1] = -torch.inf", "pass", "classify/test_solver.py"),
     Fault("stops at the loss's tolerance", SOLVER, '"ftol": 0', '"ftol": 1e-6', "classify/test_solver.py"),
+    Fault("focal with the slope of cross-entropy", SOLVER, "residual.mul_(slope[:, None])", "pass", "classify/test_converged_heads.py"),
+    Fault("slope of the weights for that of the factors", SOLVER, "(gradient * base).sum(1, keepdim=True)", "gradient.sum(1, keepdim=True)", "classify/test_converged_heads.py"),
+    Fault("first stage solved", CONVERGED, "num_samples=size, deferred=True", "num_samples=size, deferred=False", "classify/test_converged_heads.py"),
+    Fault("balanced draws solved as plain ones", CONVERGED, 'if objective.sampling == "class-balanced":', "if False:", "classify/test_converged_heads.py"),
+    Fault("no plateau ends a head", "classify/plateau_heads.py", "mean > best * (1 - settings.improvement)", "mean > best * 9", "classify/test_converged_heads.py"),
+    Fault("head tested on what it has seen", "evaluation/out_of_fold.py", "predict(part != fold, part == fold)", "predict(part != NEVER, part == fold)", "evaluation/test_out_of_fold.py"),
+    Fault("predictions in the order of the folds", "evaluation/out_of_fold.py", "[:, order]", "[:, :]", "evaluation/test_out_of_fold.py"),
+    Fault("estimate in the table of test results", "evaluation/tables.py", 'tested, folds, *result', 'tested, *result', "evaluation/test_out_of_fold.py"),
+    Fault("few steps for many", "evaluation/protocols.py", "if steps < FEW_STEPS", "if steps > FEW_STEPS", "evaluation/test_protocols.py"),
+    Fault("versions share a file", "evaluation/results.py", "return name if name in PROTOCOLS else result.protocol", "return result.protocol", "evaluation/test_out_of_fold.py"),
     Fault("tau not given to the solver", PROBE, "margins_of(prior, tau=self.tau,", "margins_of(prior, tau=1.0,", "classify/test_estimator.py"),
     Fault("focal solved as cross-entropy", PROBE, " and base.focus == 0", "", "classify/test_estimator.py"),
     Fault("prior of the set for balanced draws", FINETUNING, "drawn_shares(images.class_counts, kind,", "drawn_shares(images.class_counts, \"instance\",", "engine/test_finetuning.py"),

@@ -1,14 +1,17 @@
 """Long-tailed classification: objectives, and heads on frozen features that are trained by them."""
 
+from sslgh.classify.adam_heads import HeadTraining
+from sslgh.classify.converged_heads import Convergence
 from sslgh.classify.embedding_terms import EmbeddingTerm, TermSettings
 from sslgh.classify.ensemble import Head, HeadEnsemble
 from sslgh.classify.estimator import LongTailProbe
 from sslgh.classify.objectives import OBJECTIVES, Objective
 from sslgh.classify.selection import select_heads
-from sslgh.classify.train_heads import HeadTraining, train_heads
+from sslgh.classify.train_heads import Training, train_heads
 
 __all__ = [
     "OBJECTIVES",
+    "Convergence",
     "EmbeddingTerm",
     "Head",
     "HeadEnsemble",
@@ -16,6 +19,7 @@ __all__ = [
     "LongTailProbe",
     "Objective",
     "TermSettings",
+    "Training",
     "select_heads",
     "train_heads",
 ]

@@ -15,10 +15,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from sslgh.classify.adam_heads import HeadTraining
 from sslgh.classify.ensemble import Classifier, FeatureScaler, Head, HeadEnsemble
 from sslgh.classify.objectives import OBJECTIVES, Objective
 from sslgh.classify.solver import solve_heads
-from sslgh.classify.train_heads import HeadTraining, train_heads
+from sslgh.classify.train_heads import train_heads
 
 Floats = NDArray[np.float64]
 

@@ -202,7 +202,7 @@ class HeadwiseAdam:
 
     Args:
         parameters: Tensors (S, H, ...).
-        lr: Learning rate per head, shape (H,).
+        lr: Learning rate per head, shape (H,), or per seed and head, shape (S, H).
         weight_decay: Weight decay per head, shape (H,), for each parameter.
     """
 
@@ -210,7 +210,7 @@ class HeadwiseAdam:
         self, parameters: Sequence[Tensor], *, lr: Tensor, weight_decay: Sequence[Tensor]
     ) -> None:
         self.parameters = list(parameters)
-        self.lr = [_broadcastable(lr, p) for p in self.parameters]
+        self.set_rates(lr)
         self.weight_decay = [
             _broadcastable(decay, p) if decay.any() else None
             for decay, p in zip(weight_decay, self.parameters, strict=True)
@@ -218,6 +218,10 @@ class HeadwiseAdam:
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.steps = 0
+
+    def set_rates(self, lr: Tensor) -> None:
+        """Other learning rates from now on."""
+        self.lr = [_broadcastable(lr, p) for p in self.parameters]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], *, factor: float = 1.0) -> None:
@@ -238,5 +242,5 @@ class HeadwiseAdam:
 
 
 def _broadcastable(values: Tensor, parameter: Tensor) -> Tensor:
-    """Values (H,) as a factor of a parameter (S, H, ...)."""
-    return values.view(-1, *(1 for _ in parameter.shape[2:])).to(parameter)
+    """Values (H,) or (S, H) as a factor of a parameter (S, H, ...)."""
+    return values.view(*values.shape, *(1 for _ in parameter.shape[2:])).to(parameter)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslgh.classify.ensemble import Head
-from sslgh.classify.train_heads import HeadTraining, Problem, check_problem, train_checked
+from sslgh.classify.train_heads import Problem, Training, check_problem
 from sslgh.functional.groups import class_accuracy
 
 NEVER = -1
@@ -21,7 +21,7 @@ def select_heads(
     *,
     num_classes: int,
     candidates: Mapping[str, Sequence[Head]],
-    training: HeadTraining,
+    training: Training,
     folds: int = 5,
     seed: int = 0,
     progress: bool = False,
@@ -36,7 +36,7 @@ def select_heads(
         labels: Shape (N,), integers in [0, C).
         num_classes: C.
         candidates: Lists of heads to choose from, by any name.
-        training: How to train.
+        training: Way of training.
         folds: Parts; see :func:`stratified_folds`.
         seed: Seed of the folds; heads are trained with seed 0.
         progress: Show progress bars.
@@ -62,8 +62,8 @@ def select_heads(
     for fold in sorted(set(part[part != NEVER].tolist())):
         out = part == fold
         counts = torch.bincount(labels[~out], minlength=num_classes)
-        problem = Problem(features[~out], labels[~out], counts, training, progress=progress)
-        trained = train_checked(problem, compared)
+        problem = Problem(features[~out], labels[~out].long(), counts, progress=progress)
+        trained = training.fit(problem, compared)
         for head in compared:
             predictions[head][out] = trained.predict(head, features[out])[0]
     held_out = part != NEVER

@@ -4,7 +4,7 @@ Shapes: H heads, N samples, F features, C classes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,21 @@ from sslgh.classify.ensemble import check_finite
 from sslgh.functional.margin_rules import Margins
 
 Vector = NDArray[np.float64]
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # of parameters: a value, and its gradient
+
+# Logits held at once: 128 MiB.
+MAX_ENTRIES = 2**24
 
 
-class Convex(NamedTuple):
-    """One head's problem, in float64, of classes that all have samples.
+class Limits(NamedTuple):
+    """Where L-BFGS ends: after so many iterations, or at a largest entry of the gradient."""
+
+    max_iterations: int
+    tolerance: float
+
+
+class HeadLoss(NamedTuple):
+    """The penalized loss of one head, in float64, over classes that all have samples.
 
     Attributes:
         design: Features and a last column of ones, shape (N, F + 1).
@@ -31,6 +42,8 @@ class Convex(NamedTuple):
             those of logit adjustment.
         weight: alpha_y / N of every sample, shape (N,).
         decay: L2 of every column of ``design``, shape (F + 1,); 0 for the bias.
+        focus: Exponent of the focal loss; 0 is the convex cross-entropy.
+        present: Which of all classes these are, a mask.
     """
 
     design: Tensor
@@ -39,21 +52,32 @@ class Convex(NamedTuple):
     own: Tensor
     weight: Tensor
     decay: Tensor
+    focus: float
+    present: Tensor
 
-    def loss(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """The penalized loss of parameters (C, F + 1), and its gradient."""
-        labels = self.labels[:, None]
-        logits = self.design @ parameters.T + self.column
+    def at(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of parameters (C, F + 1), and its gradient."""
+        gradient = self.decay * parameters
+        value = (gradient * parameters).sum() / 2
+        size = max(1, MAX_ENTRIES // len(self.column))
+        parts = (torch.split(part, size) for part in (self.design, self.labels, self.weight))
+        for design, labels, weight in zip(*parts, strict=True):
+            loss, slope = self._of_logits(design @ parameters.T + self.column, labels[:, None])
+            value = value + weight @ loss
+            gradient.addmm_(slope.mul_(weight[:, None]).T, design)
+        return value, gradient
+
+    def _of_logits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (N,) of some rows, and its gradient by their logits (N, C), which are overwritten."""
         logits.scatter_add_(1, labels, -self.own[labels])
         total = logits.logsumexp(1, keepdim=True)
-        per_sample = (total - logits.gather(1, labels))[:, 0]
-        decayed = self.decay * parameters
-        value = self.weight @ per_sample + (decayed * parameters).sum() / 2
-        # In place, as these are the largest arrays by far.
+        loss = (total - logits.gather(1, labels))[:, 0]
         residual = logits.sub_(total).exp_()
         residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
-        residual.mul_(self.weight[:, None])
-        return value, residual.T @ self.design + decayed
+        if self.focus:
+            loss, slope = _focused(loss, self.focus)
+            residual.mul_(slope[:, None])
+        return loss, residual
 
     def start(self) -> Tensor:
         """Weights 0, and the best biases to them unless margins depend on the own class too."""
@@ -118,23 +142,38 @@ def solve_heads(
                 [0.5000, 0.5000]], dtype=torch.float64)
     """
     _check(features, labels, num_classes, margins, weight_decay)
-    labels = labels.long()
-    counts = torch.bincount(labels, minlength=num_classes)
-    design = torch.cat([features.double(), features.new_ones(len(features), 1)], 1)
-    solved = design.new_zeros(len(margins), num_classes, design.shape[1])
-    for head, (margin, decay) in enumerate(zip(margins, weight_decay, strict=True)):
-        present = (counts > 0) & (margin.weight.to(counts.device) > 0)
-        problem = _problem(design, labels, margin, decay, present)
-        solved[head, ~present, -1] = -torch.inf
-        solved[head, present] = _minimum(problem, max_iterations, tolerance)
-    return solved[..., :-1], solved[..., -1]
+    design, limits = with_ones(features.double()), Limits(max_iterations, tolerance)
+    solved = [
+        optimum(head_loss(design, labels.long(), margin, decay=decay), limits)
+        for margin, decay in zip(margins, weight_decay, strict=True)
+    ]
+    stacked = torch.stack(solved)
+    return stacked[..., :-1], stacked[..., -1]
 
 
-def _problem(
-    design: Tensor, labels: Tensor, margins: Margins, decay: float, present: Tensor
-) -> Convex:
-    """The problem of the classes that are present, numbered anew."""
+def with_ones(features: Tensor) -> Tensor:
+    """Features (N, F) with a last column of ones, to which the biases belong."""
+    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+
+
+def head_loss(
+    design: Tensor, labels: Tensor, margins: Margins, *, decay: float, focus: float = 0.0
+) -> HeadLoss:
+    """The loss of the classes that have samples and a weight.
+
+    Args:
+        design: As `with_ones` gives it, in float64.
+        labels: Shape (N,).
+        margins: Delta and alpha.
+        decay: L2 of the weights.
+        focus: Exponent of the focal loss.
+
+    Raises:
+        ValueError: If fewer than two classes are left, or margins are not finite.
+    """
     size = len(labels)
+    counts = torch.bincount(labels, minlength=len(margins.weight))
+    present = (counts > 0) & (margins.weight.to(counts.device) > 0)
     row, column, weight = (part.to(design)[present] for part in margins)
     if present.sum() < 2:
         raise ValueError("a classifier needs samples of at least 2 classes with a positive weight")
@@ -147,43 +186,79 @@ def _problem(
         design, labels = design[kept], (present.cumsum(0) - 1)[labels[kept]]
     penalty = design.new_full((design.shape[1],), decay)
     penalty[-1] = 0
-    return Convex(design, labels, column, row + column, weight[labels] / size, penalty)
+    own, alpha = row + column, weight[labels] / size
+    return HeadLoss(design, labels, column, own, alpha, penalty, focus, present)
 
 
-def _minimum(problem: Convex, max_iterations: int, tolerance: float) -> Tensor:
-    """The optimum of one head, shape (C, F + 1), with every column centered."""
-    start = problem.start()
+def optimum(loss: HeadLoss, limits: Limits) -> Tensor:
+    """Weights and biases (C, F + 1), which sum to 0 over the classes present; others have bias -inf."""
+    found = minimum(loss.at, loss.start(), limits, rounding=_rounding(loss.design))
+    return _of_all_classes(found - found.mean(0), loss.present)
 
-    def loss(vector: Vector) -> tuple[float, Vector]:
-        parameters = torch.from_numpy(vector).to(start).view_as(start)
-        value, gradient = problem.loss(parameters)
+
+def rescaled_optimum(loss: HeadLoss, limits: Limits, base: Tensor) -> Tensor:
+    """The best multiples, one factor per class, of parameters (C, F + 1)."""
+    base = base[loss.present]
+
+    def of_scale(scale: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = loss.at(scale * base)
+        return value, (gradient * base).sum(1, keepdim=True)
+
+    start = torch.ones_like(base[:, :1])
+    scale = minimum(of_scale, start, limits, rounding=_rounding(loss.design))
+    return _of_all_classes(scale * base, loss.present)
+
+
+def _of_all_classes(found: Tensor, present: Tensor) -> Tensor:
+    solved = found.new_zeros(len(present), found.shape[1])
+    solved[~present, -1] = -torch.inf
+    solved[present] = found
+    return solved
+
+
+def minimum(loss: Loss, start: Tensor, limits: Limits, *, rounding: float) -> Tensor:
+    """Parameters at which the loss has no slope, by L-BFGS from ``start``.
+
+    Where the search ends before that, a ``ConvergenceWarning`` is raised, unless the slope is below ``rounding``.
+    """
+
+    def of_vector(vector: Vector) -> tuple[float, Vector]:
+        value, gradient = loss(torch.from_numpy(vector).to(start).view_as(start))
         return value.item(), gradient.flatten().cpu().numpy()
 
     # ftol 0: a rare class is too small a part of the mean loss for the relative change to show it.
     found = minimize(
-        loss,
+        of_vector,
         start.flatten().cpu().numpy(),
         jac=True,
         method="L-BFGS-B",
         options={
-            "maxiter": max_iterations,
-            "maxfun": 2 * max_iterations,
+            "maxiter": limits.max_iterations,
+            "maxfun": 2 * limits.max_iterations,
             "ftol": 0,
-            "gtol": tolerance,
+            "gtol": limits.tolerance,
         },
     )
     steepest = float(np.abs(found.jac).max())
-    # Written so that nan warns as well.
-    if not steepest <= max(tolerance, _rounding(problem.design)):
+    if not steepest <= max(limits.tolerance, rounding):  # written so that nan warns as well
         warnings.warn(
             f"a head stopped after {found.nit} iterations with a gradient of {steepest:.1e}, above the "
-            f"tolerance of {tolerance:.1e}; standardize features, or raise weight_decay, max_iterations "
+            f"tolerance of {limits.tolerance:.1e}; standardize features, or raise weight_decay, max_iterations "
             "or the tolerance",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    parameters = torch.from_numpy(found.x).to(start).view_as(start)
-    return parameters - parameters.mean(0)
+    return torch.from_numpy(found.x).to(start).view_as(start)
+
+
+def _focused(loss: Tensor, focus: float) -> tuple[Tensor, Tensor]:
+    """Focal loss (1 - p)^focus times the cross-entropy -log p, and its derivative by the latter."""
+    probability = torch.exp(-loss)
+    missed = -torch.expm1(-loss)  # 1 - p
+    power = missed**focus
+    # At loss 0 the second term is 0, whatever missed^(focus - 1) is.
+    second = focus * missed.clamp(min=1e-300) ** (focus - 1) * probability * loss
+    return power * loss, power + second
 
 
 def _rounding(design: Tensor) -> float:

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sslgh.classify import OBJECTIVES, Head, select_heads
+from sslgh.classify import OBJECTIVES, Head, HeadTraining, select_heads
 from sslgh.classify.objectives import check_shares
 from sslgh.data import DataError
 from sslgh.evaluation.protocols import NEIGHBOR_TEMPERATURE, PROTOCOLS, Protocol
@@ -70,20 +70,17 @@ class ProbePlan:
         probe, settings = self.probe, asdict(self.protocol)
         if not self.heads:
             return settings | {"neighbors": probe.neighbors, "temperature": NEIGHBOR_TEMPERATURE}
-        settings |= {"objectives": list(self.heads), "seeds": probe.seeds}
+        settings["objectives"] = list(self.heads)
         if self.protocol.train == "longtail":
             settings["test_prior"] = _plain(probe.test_prior)
             settings |= {name: _plain(v) for name in CHOICES if (v := getattr(probe, name))}
         if any(len(heads) > 1 for heads in self.heads.values()):
             settings["folds"] = probe.folds
-        if with_term := {
-            name: OBJECTIVES[name] for name in self.heads if OBJECTIVES[name].embedding
-        }:
-            settings["embedding"] = {
-                name: {"weight": objective.embedding_weight}
-                | {key: v for key, v in objective.term._asdict().items() if key != "tau"}
-                for name, objective in with_term.items()
-            }
+        with_term = [name for name in self.heads if OBJECTIVES[name].embedding]
+        if with_term:
+            settings["embedding"] = {name: _term_settings(name) for name in with_term}
+        if with_term or isinstance(self.protocol.heads, HeadTraining):
+            settings["seeds"] = probe.seeds  # an optimum has none
         return settings
 
     def select(self, features: Tensor, labels: Tensor, num_classes: int) -> dict[str, Head]:
@@ -105,17 +102,17 @@ class ProbePlan:
     def chosen(self, selected: Mapping[str, Head]) -> dict[str, dict[str, float | None]]:
         """``chosen`` of a result: settings of the selected heads of objectives that had a choice."""
         assert self.protocol.heads is not None
-        chosen = {name: head for name, head in selected.items() if len(self.heads[name]) > 1}
         training = self.protocol.heads
+        rate = training.lr if isinstance(training, HeadTraining) else None
+        decay = training.weight_decay
         return {
             name: {
                 "tau": head.tau if OBJECTIVES[name].takes_tau else None,
-                "lr": training.lr if head.lr is None else head.lr,
-                "weight_decay": training.weight_decay
-                if head.weight_decay is None
-                else head.weight_decay,
+                "lr": rate if head.lr is None else head.lr,
+                "weight_decay": decay if head.weight_decay is None else head.weight_decay,
             }
-            for name, head in chosen.items()
+            for name, head in selected.items()
+            if len(self.heads[name]) > 1
         }
 
     def expected_prior(self, prior: Tensor) -> Tensor | None:
@@ -161,25 +158,30 @@ def check_settings(probe: Probe, key: str) -> Sequence[str]:
     for position, objective in enumerate(probe.objectives):
         if objective not in OBJECTIVES:
             raise RecipeError(f"{key}.objectives.{position}: {unknown_key(objective, OBJECTIVES)}")
-    protocol = PROTOCOLS[probe.protocol]
-    names: tuple[str, ...] = ()
-    if protocol.heads is None:
-        read = ["neighbors"]
-    elif protocol.train != "longtail":
-        names, read = ("ce",), ["seeds"]  # the rest is the paper's
-    else:
-        names = probe.objectives
-        read = [name for name in Probe.model_fields if name not in {"protocol", "neighbors"}]
+    names, read = _names_and_settings(probe, PROTOCOLS[probe.protocol])
     for name, field in Probe.model_fields.items():
         # By value: a full config, as a run keeps it, sets every key.
         given = getattr(probe, name)
         trained = name == "objectives" and given == names
         if name not in {"protocol", *read} and given != field.default and not trained:
-            only = f"but only {', '.join(read)}; leave {name} out"
-            raise RecipeError(f"probe {protocol.name} does not read {name}, {only}")
+            only = f", but only {', '.join(read)}" if read else ""
+            raise RecipeError(
+                f"probe {probe.protocol} does not read {name}{only}; leave {name} out"
+            )
     if probe.test_prior != "objective":
         _check_shiftable(names)
     return names
+
+
+def _names_and_settings(probe: Probe, protocol: Protocol) -> tuple[Sequence[str], Sequence[str]]:
+    """Objectives of a probe, and its settings that make a difference under the protocol."""
+    drawn = isinstance(protocol.heads, HeadTraining)  # from a start, and in an order: by a seed
+    if protocol.heads is None:
+        return (), ["neighbors"]
+    if protocol.train != "longtail":  # all else is fixed
+        return ("ce",), ["seeds"] if drawn else []
+    unread = {"protocol", "neighbors"} if drawn else {"protocol", "neighbors", "lr"}
+    return probe.objectives, [name for name in Probe.model_fields if name not in unread]
 
 
 def _check_shiftable(names: Sequence[str]) -> None:
@@ -198,6 +200,13 @@ def _heads(name: str, probe: Probe) -> list[Head]:
     taus = probe.tau if objective.takes_tau else (1.0,)
     grid = product(taus, probe.lr or (None,), probe.weight_decay or (None,))
     return [Head(name, tau, lr, decay) for tau, lr, decay in dict.fromkeys(grid)]
+
+
+def _term_settings(name: str) -> dict[str, float]:
+    """Weight and settings of the embedding term of an objective."""
+    objective = OBJECTIVES[name]
+    term = {key: v for key, v in objective.term._asdict().items() if key != "tau"}
+    return {"weight": objective.embedding_weight} | term
 
 
 def _plain(value: object) -> object:

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sslgh.classify import Head, train_heads
+from sslgh.classify import Head, HeadEnsemble, HeadTraining, train_heads
 from sslgh.data import ImageSet, input_size
 from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
 from sslgh.evaluation.measured_data import measured_on, measured_on_features
+from sslgh.evaluation.out_of_fold import out_of_fold
 from sslgh.evaluation.probe_settings import ProbePlan, plan_probes
 from sslgh.evaluation.protocols import (
     NEIGHBOR_TEMPERATURE,
@@ -25,11 +26,12 @@ from sslgh.evaluation.protocols import (
     labeled_images,
     training_images,
     training_rows,
+    warn_of_few_steps,
 )
 from sslgh.evaluation.results import Result, Scores, write_results
 from sslgh.evaluation.scoring import (
+    Predictions,
     evaluate_predictions,
-    evaluate_scores,
     group_tightness,
     predict,
     rows_at_once,
@@ -83,7 +85,8 @@ def probe_backbone(
 ) -> list[Result]:
     """Run the probes of a recipe and write ``directory/probe/*.json``. Collective: call it on every rank.
 
-    All ranks extract features; rank 0 trains the heads.
+    All ranks extract features; rank 0 trains the heads. Without a labeled test set the results are out-of-fold
+    estimates on the training labels.
 
     Args:
         backbone: (N, 3, S, S) to (N, F); not changed.
@@ -96,8 +99,8 @@ def probe_backbone(
         One result per probe, the same on all ranks.
 
     Raises:
-        DataError: If the data have no labels, no test set, or too few images for a protocol; if an image
-            cannot be read, unless it is a training image that the run has found broken.
+        DataError: If the data have no labels or too few images for a protocol; if an image cannot be read, unless it
+            is a training image that the run has found broken.
         RecipeError: If a name is unknown or the settings of a probe do not go together.
         ValueError: If features or labels cannot be used.
     """
@@ -117,21 +120,34 @@ def probe_backbone(
     # Every set is selected, and refused, before the first image goes through the network.
     train_sets = _training_images(plans, images)
     broken = unreadable_names(images.full_train, directory, accelerator)
-    test = extract(images.test)
+    test = None if images.test is None else extract(images.test)
     classes = Classes(images.full_train.class_names, torch.from_numpy(images.class_counts))
+    device = _device_of_heads(accelerator.device)
     results: list[Result] = []
     for plan, train_set in zip(plans, train_sets, strict=True):
         part = without(train_set, broken)
         train = extract(part, weak=plan.protocol.weak)
-        if train is not None and test is not None:
-            pairs = Features.of(train, part), Features.of(test, images.test)
-            result = _run_probe(plan, *pairs, classes, accelerator.device)
-            results.append(replace(result, data=measured_on(recipe.data, part, images.test)))
+        plain = extract(part) if images.test is None else None
+        if train is None:  # another rank than 0
+            continue
+        seen = Features.of(train, part)
+        if test is not None and images.test is not None:
+            result = _run_probe(plan, seen, Features.of(test, images.test), classes, device)
+        else:
+            assert plain is not None
+            result = _run_out_of_fold(plan, seen, plain, classes, device)
+        tested = part if images.test is None else images.test
+        results.append(replace(result, data=measured_on(recipe.data, part, tested)))
     if accelerator.is_main_process:
         write_results(results, directory)
     shared = [results]
     broadcast_object_list(shared)
     return shared[0]
+
+
+def _device_of_heads(device: torch.device) -> torch.device:
+    """The device, or the CPU where it has no float64, in which heads are solved and scores are compared."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _training_images(plans: Sequence[ProbePlan], images: LabeledImages) -> list[ImageSet]:
@@ -225,23 +241,51 @@ def _run_probe(
 ) -> Result:
     """Train the heads of a probe, or let neighbors vote, and evaluate on the test features."""
     train, test = (Features(*(part.to(device) for part in pair)) for pair in (train, test))
-    protocol, counts = plan.protocol, classes.counts.to(device)
-    chosen: dict[str, dict[str, float | None]] = {}
-    if plan.heads:
-        heads = plan.select(*train, len(counts))
-        chosen = plan.chosen(heads)
-        scores = _train_and_evaluate(plan, heads, train, test, counts)
-    else:
-        votes = nearest_neighbor_votes(
-            test.values,
-            train.values,
-            train.labels,
-            num_classes=len(counts),
-            neighbors=plan.probe.neighbors,
-            temperature=NEIGHBOR_TEMPERATURE,
-        )
-        # The softmax of the log shares is the shares; float64 keeps different shares apart.
-        scores = {"knn": evaluate_scores(votes.double().log()[None], test.labels, counts)}
+    counts = classes.counts.to(device)
+    result = _result(plan, classes, train.labels, test.labels)
+    tightness = {
+        name: group_tightness(part.values[None], part.labels, counts, test_labels=test.labels)
+        for name, part in (("train", train), ("test", test))
+    }
+    if not plan.heads:
+        votes = evaluate_predictions(_votes(plan, train, test.values, counts), test.labels, counts)
+        return replace(result, scores={"knn": votes}, tightness=tightness)
+    heads = plan.select(*train, len(counts))
+    scores = _train_and_evaluate(plan, heads, train, test, counts)
+    return replace(result, scores=scores, tightness=tightness, chosen=plan.chosen(heads))
+
+
+def _run_out_of_fold(
+    plan: ProbePlan, train: Features, plain: Tensor, classes: Classes, device: torch.device
+) -> Result:
+    """`_run_probe` without a test set, on the training images, whose features without augmentation are ``plain``.
+
+    Settings are chosen anew in every fold, on the images of the others.
+    """
+    train, plain = Features(*(part.to(device) for part in train)), plain.to(device)
+    counts, folds = classes.counts.to(device), plan.probe.folds
+
+    def predict_fold(seen: Tensor, held_out: Tensor) -> dict[str, Predictions]:
+        part, values = Features(train.values[seen], train.labels[seen]), plain[held_out]
+        if not plan.heads:
+            return {"knn": _votes(plan, part, values, counts)}
+        heads = plan.select(*part, len(counts))
+        return _predictions(plan, heads, _trained(plan, heads, part, len(counts)), values)
+
+    found, known = out_of_fold(train.labels, folds, predict_fold)
+    labels = train.labels[known]
+    result = _result(plan, classes, train.labels, labels)
+    return replace(
+        result,
+        summary=f"{result.summary}; no test set: out-of-fold estimate on the training labels, {folds} folds",
+        settings=result.settings | {"out_of_fold": folds},
+        scores={name: evaluate_predictions(each, labels, counts) for name, each in found.items()},
+    )
+
+
+def _result(plan: ProbePlan, classes: Classes, train_labels: Tensor, test_labels: Tensor) -> Result:
+    """A result without its numbers."""
+    protocol, num_classes = plan.protocol, len(classes.names)
     as_set = "; lr or decay as set" if plan.probe.lr or plan.probe.weight_decay else ""
     return Result(
         protocol=protocol.name,
@@ -249,46 +293,69 @@ def _run_probe(
         summary=protocol.summary + as_set,
         settings=plan.settings(),
         class_names=list(classes.names),
-        group_counts=counts.tolist(),
-        train_counts=torch.bincount(train.labels, minlength=len(counts)).tolist(),
-        test_counts=torch.bincount(test.labels, minlength=len(counts)).tolist(),
-        scores=scores,
-        tightness={
-            name: group_tightness(part.values[None], part.labels, counts, test_labels=test.labels)
-            for name, part in (("train", train), ("test", test))
-        },
-        chosen=chosen,
+        group_counts=classes.counts.tolist(),
+        train_counts=torch.bincount(train_labels, minlength=num_classes).tolist(),
+        test_counts=torch.bincount(test_labels, minlength=num_classes).tolist(),
+        scores={},
     )
+
+
+def _votes(plan: ProbePlan, train: Features, values: Tensor, counts: Tensor) -> Predictions:
+    """Predictions of the nearest neighbors."""
+    votes = nearest_neighbor_votes(
+        values,
+        train.values,
+        train.labels,
+        num_classes=len(counts),
+        neighbors=plan.probe.neighbors,
+        temperature=NEIGHBOR_TEMPERATURE,
+    )
+    # The softmax of the log shares is the shares; float64 keeps different shares apart.
+    return predict([votes.double().log()[None]])
 
 
 def _train_and_evaluate(
     plan: ProbePlan, heads: Mapping[str, Head], train: Features, test: Features, counts: Tensor
 ) -> dict[str, Scores]:
-    """Train one head per objective, all at once, and evaluate each on the test features."""
-    assert plan.protocol.heads is not None
-    seeds = plan.probe.seeds
-    trained = train_heads(
-        train.values,
-        train.labels,
-        num_classes=len(counts),
-        heads=list(heads.values()),
-        training=plan.protocol.heads,
-        seeds=seeds,
-        progress=True,
-    )
-    test_prior = plan.expected_prior(trained.prior)
-    parts = torch.split(test.values, min(MAX_ROWS, rows_at_once(seeds * len(counts))))
+    """Train one head per objective, and evaluate each on the test features."""
+    trained = _trained(plan, heads, train, len(counts))
     scores = {}
-    for name, head in heads.items():
-        found = predict(trained.scores(head, part, test_prior) for part in parts)
-        norms = trained.weight_norms(head)
+    for name, found in _predictions(plan, heads, trained, test.values).items():
+        norms = trained.weight_norms(heads[name])
         tightness = {
             split: group_tightness(embeddings, part.labels, counts, test_labels=test.labels)
             for split, part in (("train", train), ("test", test))
-            if (embeddings := trained.embeddings(head, part.values)) is not None
+            if (embeddings := trained.embeddings(heads[name], part.values)) is not None
         }
-        scores[name] = replace(
-            evaluate_predictions(found, test.labels, counts, weight_norms=norms),
-            tightness=tightness or None,
-        )
+        evaluated = evaluate_predictions(found, test.labels, counts, weight_norms=norms)
+        scores[name] = replace(evaluated, tightness=tightness or None)
     return scores
+
+
+def _trained(
+    plan: ProbePlan, heads: Mapping[str, Head], train: Features, num_classes: int
+) -> HeadEnsemble:
+    training = plan.protocol.heads
+    assert training is not None
+    if isinstance(training, HeadTraining) and plan.protocol.train != "longtail":
+        warn_of_few_steps(plan.protocol.name, training, len(train.labels))
+    return train_heads(
+        *train,
+        num_classes=num_classes,
+        heads=list(heads.values()),
+        training=training,
+        seeds=plan.probe.seeds,
+        progress=True,
+    )
+
+
+def _predictions(
+    plan: ProbePlan, heads: Mapping[str, Head], trained: HeadEnsemble, values: Tensor
+) -> dict[str, Predictions]:
+    """Predictions by objective for the features of images."""
+    test_prior = plan.expected_prior(trained.prior)
+    rows = min(MAX_ROWS, rows_at_once(plan.probe.seeds * len(trained.prior)))
+    return {
+        name: predict(trained.scores(head, part, test_prior) for part in torch.split(values, rows))
+        for name, head in heads.items()
+    }

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from sslgh.evaluation.measured_data import MeasuredData
+from sslgh.evaluation.protocols import PROTOCOLS
 from sslgh.functional.groups import GROUPS, STD_DDOF, Convention
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -96,7 +97,8 @@ class Result:
 def write_results(results: Sequence[Result], directory: Path) -> None:
     """Write ``probe/<protocol>.json``; the second of a protocol is ``<protocol>-2.json``.
 
-    A result of other data than the file of that name holds goes to ``<protocol>-<key of the data>.json``.
+    The results of an earlier version have a file of their own, such as ``longtail-v1.json``. A result of other data than
+    the file of that name holds goes to ``<protocol>-<key of the data>.json``.
 
     Raises:
         OSError: If that fails; the results that were there are still there.
@@ -104,11 +106,16 @@ def write_results(results: Sequence[Result], directory: Path) -> None:
     folder = directory / "probe"
     folder.mkdir(parents=True, exist_ok=True)
     for position, result in enumerate(results):
-        number = 1 + sum(other.protocol == result.protocol for other in results[:position])
-        path = _path(
-            folder / f"{result.protocol}{'' if number == 1 else f'-{number}'}.json", result
-        )
+        name = _protocol(result)
+        number = 1 + sum(_protocol(other) == name for other in results[:position])
+        path = _path(folder / f"{name}{'' if number == 1 else f'-{number}'}.json", result)
         _replace(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+
+
+def _protocol(result: Result) -> str:
+    """As recipes name the protocol: an earlier version has its number in the name."""
+    name = f"{result.protocol}-v{result.version}"
+    return name if name in PROTOCOLS else result.protocol
 
 
 def _path(path: Path, result: Result) -> Path:

@@ -70,7 +70,8 @@ def comparison_table(runs: Sequence[Run], *, convention: Convention = "threshold
 
     ``average`` is the mean over classes and ``error`` the balanced error. Percent, mean over seeds, with the
     standard deviation (ddof 1) after ± where there are several. A protocol of another version, of other class counts,
-    another test prior or another test set gets a section of its own: their numbers are not comparable. If the thresholds leave a group
+    another test prior or another test set, and an out-of-fold estimate, gets a section of its own: their numbers are
+    not comparable. If the thresholds leave a group
     empty the section is by thirds, and its head names them. Settings chosen on training images are listed below.
 
     Args:
@@ -90,7 +91,8 @@ def sections(runs: Sequence[Run], convention: Convention) -> list[Section]:
         for result in results:
             expected = repr(result.settings.get("test_prior"))
             tested = None if result.data is None else result.data.fingerprint
-            key = result.protocol, result.version, expected, tested, *result.group_counts
+            folds = result.settings.get("out_of_fold")
+            key = result.protocol, result.version, expected, tested, folds, *result.group_counts
             found.setdefault(key, []).append((printable(name), result))
     return [_section(entries, convention, _test_set(key, found)) for key, entries in found.items()]
 
@@ -115,7 +117,9 @@ def described(section: Section) -> Iterator[str]:
     """Heading of a section: protocol, test prior, groups, unit."""
     result = section.entries[0][1]
     sizes = _group_sizes(result, section.convention)
-    yield from wrap(f"{result.protocol} v{result.version}: {result.summary}", WIDTH)
+    yield from wrap(
+        f"{result.protocol} v{result.version}: {result.summary}", WIDTH, break_on_hyphens=False
+    )
     if section.test_set:
         yield from wrap(f"test set: {section.test_set}", WIDTH, subsequent_indent="  ")
     expected = result.settings.get("test_prior", "objective")

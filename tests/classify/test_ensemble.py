@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
 from sslgh.classify import OBJECTIVES, Head, HeadTraining, train_heads
-from sslgh.classify.train_heads import sample_orders
+from sslgh.classify.adam_heads import sample_orders
 
 SHORT = HeadTraining(epochs=4, batch_size=32, lr=3e-2, lr_end=1e-2, weight_decay=1e-3)
 RAW = HeadTraining(4, 32, 3e-2, 1e-2, 1e-3, standardize=False)

@@ -7,10 +7,9 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from sslgh.classify import OBJECTIVES
+from sslgh.classify import OBJECTIVES, HeadTraining, train_heads
 from sslgh.classify.ensemble import Head
 from sslgh.classify.solver import solve_heads
-from sslgh.classify.train_heads import HeadTraining, train_heads
 from sslgh.functional.margin_rules import (
     adaptive_margins,
     adjusted_margins,

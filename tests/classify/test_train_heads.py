@@ -9,8 +9,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sslgh.classify import OBJECTIVES, Head, HeadTraining, train_heads
+from sslgh.classify.adam_heads import sample_orders
 from sslgh.classify.embedding_terms import TermSettings
-from sslgh.classify.train_heads import sample_orders
 from sslgh.evaluation.protocols import GH_HEADS
 from sslgh.functional import embedding_margin
 from sslgh.functional.groups import class_accuracy

@@ -8,6 +8,7 @@ from sslgh.evaluation.protocols import (
     labeled_images,
     training_images,
     training_rows,
+    warn_of_few_steps,
 )
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe
@@ -25,8 +26,19 @@ def write_folder(root, counts):
 
 
 def test_every_protocol_is_found_by_its_name():
-    assert set(PROTOCOLS) == {"gh-cifar-full", "gh-100shot", "gh-50shot", "longtail", "knn"}
-    assert all(PROTOCOLS[name].name == name for name in PROTOCOLS)
+    known = {
+        "gh-cifar-full",
+        "gh-100shot",
+        "gh-50shot",
+        "balanced",
+        "longtail",
+        "longtail-v1",
+        "knn",
+    }
+    assert set(PROTOCOLS) == known
+    for name, protocol in PROTOCOLS.items():
+        assert name in {protocol.name, f"{protocol.name}-v{protocol.version}"}
+    assert (PROTOCOLS["longtail"].version, PROTOCOLS["longtail-v1"].version) == (2, 1)
 
 
 def test_the_paper_s_protocols_have_the_paper_s_settings():
@@ -93,10 +105,37 @@ def test_images_without_labels_cannot_be_probed(tmp_path):
         labeled_images(Data(source="arrays", root=tmp_path))
 
 
-def test_without_a_test_set_there_is_no_probe(tmp_path):
-    write_folder(tmp_path / "train", {"cat": 2, "dog": 2})
-    with pytest.raises(DataError, match=r"needs labeled test images.*set data.test_root"):
-        labeled_images(Data(source="folder", root=tmp_path / "train"))
+def test_test_images_without_labels_are_no_test_set(tmp_path):
+    images, labels = np.zeros((4, 8, 8, 3), dtype=np.uint8), np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "train.npz", images=images, labels=labels)
+    assert labeled_images(Data(source="arrays", root=tmp_path)).test is None
+    np.savez(tmp_path / "test.npz", images=images)
+    assert labeled_images(Data(source="arrays", root=tmp_path)).test is None
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    assert len(labeled_images(Data(source="arrays", root=tmp_path)).test) == 4
+
+
+def test_balanced_trains_on_the_images_of_the_paper_s_protocol_and_on_plain_views():
+    images = labeled_images(CUT)
+    full, balanced = (PROTOCOLS[name] for name in ("gh-cifar-full", "balanced"))
+    assert training_images(balanced, images) is training_images(full, images)
+    assert full.weak
+    assert not balanced.weak
+    labels = np.repeat([0, 1], [500, 50])
+    with pytest.raises(DataError, match="balanced trains on a balanced training split"):
+        training_rows(balanced, labels, ("cat", "dog"))
+
+
+@pytest.mark.parametrize(("images", "steps"), [(1097, 1000), (4000, 2000), (4001, None)])
+def test_the_paper_s_protocols_warn_on_sets_smaller_than_its_own(caplog, images, steps):
+    training = PROTOCOLS["gh-cifar-full"].heads
+    warn_of_few_steps("gh-cifar-full", training, images)
+    if steps is None:
+        assert not caplog.text
+    else:
+        sentence = f"gh-cifar-full takes {steps} steps on these {images} images"
+        assert sentence in caplog.text
+        assert "protocol balanced trains until converged" in caplog.text
 
 
 def test_a_test_tree_that_lacks_a_class_keeps_the_numbers_of_the_others(tmp_path):
