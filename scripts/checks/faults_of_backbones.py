@@ -2,7 +2,7 @@
 
 from fault import Fault
 
-PRECISION = "engine/precision.py"
+PRECISION, LIBRARIES = "engine/precision.py", "models/library_backbones.py"
 
 FAULTS = [
     Fault(
@@ -81,5 +81,68 @@ FAULTS = [
         "before.precision not in (None, run.environment.precision)",
         "False",
         "engine/test_precision.py",
+    ),
+    Fault(
+        "norm of a head lost",
+        LIBRARIES,
+        "any(isinstance(layer, KEPT) for layer in head)",
+        "False",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "auxiliary heads stay",
+        LIBRARIES,
+        '    if hasattr(model, "aux_logits"):',
+        "    if False:",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "maps not pooled",
+        LIBRARIES,
+        "output.flatten(2).mean(2)",
+        "output.flatten(1)",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "channels pooled for places",
+        LIBRARIES,
+        "output.flatten(1, -2).mean(1)",
+        "output.flatten(2).mean(2)",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "weights depend on what was tried",
+        LIBRARIES,
+        "        torch.set_rng_state(state)  #",
+        "        pass  #",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "statistics of black images",
+        LIBRARIES,
+        "            buffer.copy_(before)\n",
+        "            pass\n",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "width of the library believed",
+        LIBRARIES,
+        "    model.num_features = output.shape[1]",
+        "    model.num_features = getattr(model, 'num_features', output.shape[1])",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "rim of an image dropped",
+        LIBRARIES,
+        "if side % model.patch_size:",
+        "if False:",
+        "models/test_library_backbones.py",
+    ),
+    Fault(
+        "local crops not tried",
+        "models/backbones.py",
+        "        check_side(backbone, name, side, remedy=remedy)\n",
+        "",
+        "models/test_library_backbones.py",
     ),
 ]

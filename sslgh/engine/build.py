@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sslgh import __version__
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
-from sslgh.data import MEAN, STD
+from sslgh.data import MEAN, STD, local_side
 from sslgh.distributed import dist_info
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
@@ -23,7 +23,7 @@ from sslgh.models import (
     load_backbone,
     use_global_batch_norm,
 )
-from sslgh.models.backbones import resolve_patch
+from sslgh.models.backbones import check_local_crops, resolve_patch
 from sslgh.models.serialization import read_card
 from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
 from sslgh.recipe.errors import unknown_key
@@ -54,6 +54,9 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     shape |= {key: arguments.pop(key) for key in spec.options}
     torch.manual_seed(recipe.seed)
     backbone = initial_backbone(recipe, image_size)
+    if recipe.data.augment.local_crops:
+        local = local_side(recipe.data.augment, image_size)
+        check_local_crops(backbone, settings.backbone, local)
     method = kind(backbone, spec.build(backbone, **shape), **arguments)
     if isinstance(queue := getattr(method, "queue", None), Queue):
         queue.check(recipe.train.batch_size)

@@ -2,12 +2,17 @@
 
 from typing import Any
 
-import torch
-import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sslgh.models.cifar_resnet import BLOCKS, CifarResNet
+from sslgh.models.library_backbones import (
+    TIMM,
+    TORCHVISION,
+    check_side,
+    library_backbone,
+    resize_library_backbone,
+)
 from sslgh.models.patch_backbones import FAMILIES, build_patched, patch_for, resize_patched
 
 LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -15,7 +20,6 @@ LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
-TIMM, TORCHVISION = "timm:", "torchvision:"
 OURS = (*LAYERS, *BLOCKS)
 
 
@@ -37,11 +41,12 @@ def build_backbone(
         stem: "cifar" or "imagenet".
         width: Channel multiplier.
         patch: Side of a patch (pixels), or None for one that suits the image.
-        image_size: Side of the input (pixels), for transformers that must know it.
+        image_size: Side of the input (pixels), for networks that must know it.
         pretrained: Load the library's default weights, from the network or a warm cache.
 
     Raises:
-        ValueError: If the name is unknown or an option does not apply.
+        ValueError: If the name is unknown, an option does not apply, or a library's network makes no
+            features of such images.
     """
     if name in LAYERS and patch is None and not pretrained:
         return ScaledResNet(name, stem=stem, width=width)
@@ -49,10 +54,8 @@ def build_backbone(
         return CifarResNet(name, width=width)
     if name in FAMILIES and width == 1.0 and not pretrained:
         return build_patched(name, patch=patch, image_size=image_size)
-    if name.startswith(TIMM) and width == 1.0 and patch is None:
-        return _timm(name.removeprefix(TIMM), image_size, pretrained)
-    if name.startswith(TORCHVISION) and width == 1.0 and patch is None:
-        return _torchvision(name.removeprefix(TORCHVISION), pretrained)
+    if name.startswith((TIMM, TORCHVISION)) and width == 1.0 and patch is None:
+        return library_backbone(name, image_size=image_size, pretrained=pretrained)
     raise ValueError(_misfit(name, stem, width, patch))
 
 
@@ -127,45 +130,23 @@ def resize_backbone(backbone: nn.Module, name: str, *, patch: int | None, image_
         image_size: The new side (pixels).
 
     Raises:
-        ValueError: If patches do not fill the image.
+        ValueError: If patches do not fill the image, or a library's network takes no images of that side.
     """
     if name in FAMILIES:
         assert patch is not None
         resize_patched(backbone, name, patch=patch, image_size=image_size)
-    elif name.startswith(TIMM):
-        _set_input_size(backbone, image_size)
+    elif name.startswith((TIMM, TORCHVISION)):
+        resize_library_backbone(backbone, name, image_size)
 
 
-def _set_input_size(model: nn.Module, image_size: int) -> None:
-    resize = getattr(model, "set_input_size", None)  # transformers only
-    if callable(resize):
-        resize(img_size=image_size)
+def check_local_crops(backbone: nn.Module, name: str, side: int) -> None:
+    """Refuse local crops of a side (pixels) that a library's network does not take.
 
-
-def _timm(name: str, image_size: int | None, pretrained: bool) -> nn.Module:
-    import timm  # noqa: PLC0415 - takes a second
-
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name[:6]}*")[:3]
-        raise ValueError(
-            f"timm has no model {name!r}" + (f"; it has {', '.join(near)}" if near else "")
+    Raises:
+        ValueError: One sentence with the remedy.
+    """
+    if name.startswith((TIMM, TORCHVISION)):
+        remedy = (
+            "set data.augment.local_crops: 0, or choose a backbone that takes images of any size"
         )
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    if image_size is not None:
-        _set_input_size(model, image_size)
-    return model
-
-
-def _torchvision(name: str, pretrained: bool) -> nn.Module:
-    if name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"torchvision has no classification model {name!r}")
-    model: nn.Module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-    for head in ("fc", "classifier", "heads", "head"):
-        if hasattr(model, head):
-            setattr(model, head, nn.Identity())
-            break
-    was_training = model.training
-    with torch.no_grad():
-        features: torch.Tensor = model.eval()(torch.zeros(1, 3, 224, 224))
-    model.num_features = features.shape[1]  # type: ignore[assignment]
-    return model.train(was_training)
+        check_side(backbone, name, side, remedy=remedy)

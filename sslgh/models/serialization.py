@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sslgh.models.backbones import TIMM, TORCHVISION, build_backbone, resize_backbone
+from sslgh.models.backbones import build_backbone, resize_backbone
 from sslgh.models.classifier import CosineClassifier
+from sslgh.models.library_backbones import TIMM, TORCHVISION
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
 CLASSIFIER, CLASSES = "classifier.safetensors", "classifier.json"
