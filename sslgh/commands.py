@@ -27,7 +27,7 @@ from sslgh.evaluation import (
 )
 from sslgh.models import build_backbone, load_backbone
 from sslgh.recipe import Recipe, RecipeError, make_recipe
-from sslgh.recipe.errors import printable
+from sslgh.recipe.errors import located, printable
 from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.named import load_recipes, split_words
 from sslgh.recipe.run_recipe import absolute_path, load_run
@@ -153,7 +153,7 @@ def probe(
                 rows.append(_probe_backbone(target, recipe, overrides, out, pretrained=pretrained))
                 continue
             if not os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
-                raise RecipeError(f"{target} is no run directory: it holds no recipe.yaml")
+                raise RecipeError(f"{located(target)} is no run directory: it holds no recipe.yaml")
             rows.append(_probe_run(load_run(Path(target), overrides)))
         if features is not None:
             rows.append(_probe_file(features, recipe, overrides, out))

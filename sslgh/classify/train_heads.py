@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslgh.classify.ensemble import FeatureScaler, Head, HeadEnsemble, check_finite
 from sslgh.classify.objectives import OBJECTIVES
+from sslgh.recipe.errors import some_of
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def train_heads(
     check_problem(features, labels, num_classes, heads)
     counts = torch.bincount(labels, minlength=num_classes)
     if absent := (counts == 0).nonzero().flatten().tolist():
-        log.warning("classes %s have no training image and are never predicted", absent)
+        log.warning("classes %s have no training image and are never predicted", some_of(absent))
     return training.fit(Problem(features, labels.long(), counts, seeds, progress), heads)
 
 

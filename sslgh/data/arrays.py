@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslgh.data.image_set import DataError, ImageSet, check_classes
+from sslgh.recipe.errors import located
 
 # What reading a damaged .npz file raises. RuntimeError: a flipped bit marks it as encrypted, or
 # compressed in a way that there is none of. TokenError: the head of an array ends too early. MemoryError:
@@ -40,7 +41,9 @@ def read_arrays(root: Path, split: str) -> ImageSet | None:
         DataError: If the training file is missing, or a key has another type or shape.
     """
     if not root.is_dir():
-        raise DataError(f"data.root {root} is not a folder; give the folder that holds train.npz")
+        raise DataError(
+            f"data.root {located(root)} is not a folder; give the folder that holds train.npz"
+        )
     file = root / f"{split}.npz"
     if split == "test" and not file.exists():
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.tree import SUFFIXES, UNREAD, kinds, tree, visible_folders
 from sslgh.distributed import dist_info
-from sslgh.recipe.errors import printable
+from sslgh.recipe.errors import located, printable
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _check_roots(root: Path, test_root: Path | None) -> None:
         # os.path: unlike Path's, it is False where a folder above must not be entered.
         if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
             raise DataError(
-                f"{key} {printable(folder)} is not a folder; give the folder that holds the images"
+                f"{key} {located(folder)} is not a folder; give the folder that holds the images"
             )
     if test_root is not None and test_root.samefile(root):
         raise DataError(

@@ -11,10 +11,12 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from sslgh.data.arrays import read_arrays
+from sslgh.data.decoding import reason
 from sslgh.data.folders import read_folder, split_folders, warn_of_splits
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.lists import read_list
 from sslgh.recipe.data import Data, LongTail, Shuffled
+from sslgh.recipe.errors import located, shown
 
 Split = Literal["train", "test"]
 Integers = NDArray[np.int64]
@@ -68,12 +70,12 @@ def read_positions(file: Path, num_images: int) -> NDArray[np.int64]:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"data.subset {file} cannot be read ({error}); give a text file of positions"
+            f"data.subset {located(file)} cannot be read ({reason(error)}); give a text file of positions"
         ) from None
     wrong = [line for line in lines if line and not (line.isdecimal() and int(line) < num_images)]
     if wrong:
         raise DataError(
-            f"data.subset {file} holds {wrong[0]!r}, but each line must be a position in "
+            f"data.subset {file} holds {shown(wrong[0])}, but each line must be a position in "
             f"0..{num_images - 1}; it belongs to other data, or to another long tail"
         )
     positions = np.array([int(line) for line in lines if line], dtype=np.int64)
@@ -155,7 +157,7 @@ def _cifar(data: Data, split: Split) -> ImageSet:
         else:
             way_out = f"set data.download=true, or unpack {source.url} there"
         raise DataError(
-            f"{data.source} is not complete under data.root {data.root}: {way_out}"
+            f"{data.source} is not complete under data.root {located(data.root)}: {way_out}"
         ) from error
     return _in_memory(found.data, np.array(found.targets, dtype=np.int64), found.classes)
 

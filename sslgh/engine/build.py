@@ -26,7 +26,7 @@ from sslgh.models import (
 from sslgh.models.backbones import check_local_crops, resolve_patch
 from sslgh.models.serialization import read_card
 from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
-from sslgh.recipe.errors import unknown_key
+from sslgh.recipe.errors import located, unknown_key
 from sslgh.recipe.schema import Model, fewer_negatives
 
 SHAPE = ("hidden", "out", "layers")
@@ -99,7 +99,7 @@ def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
 def _saved_backbone(model: Model, run: Path, image_size: int) -> nn.Module:
     if not run.is_dir():
         raise RecipeError(
-            f"model.init: {model.init} is no run directory, nor the word `pretrained`"
+            f"model.init: {located(run)} is no run directory, nor the word `pretrained`"
         )
     backbone, card = load_backbone(run, image_size=image_size)
     for key in ("backbone", "stem", "width", "patch"):

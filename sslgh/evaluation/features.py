@@ -27,6 +27,7 @@ from sslgh.data.image_set import QUARANTINE, READS_NOW, check_classes, read_erro
 from sslgh.distributed import gather
 from sslgh.models.serialization import save_tensors
 from sslgh.recipe.data import Data
+from sslgh.recipe.errors import located, some_of
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +307,7 @@ def load_feature_file(path: Path) -> FeatureFile:
     if missing := [name for name in FeatureFile._fields if name not in arrays]:
         raise ValueError(
             f"{path}: array {missing[0]} is missing; expected {', '.join(FeatureFile._fields)}, got "
-            f"{', '.join(arrays) or 'none'}"
+            f"{some_of(list(arrays)) or 'none'}"
         )
     for split in ("train", "test"):
         _check_arrays(path, split, arrays[f"{split}_features"], arrays[f"{split}_labels"])
@@ -323,7 +324,7 @@ def load_feature_file(path: Path) -> FeatureFile:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected an .npz file of features")
+        raise ValueError(f"{located(path)} does not exist; expected an .npz file of features")
     try:
         # Opened here: NumPy leaves the file open when it is no archive. Pickled arrays could run code.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:

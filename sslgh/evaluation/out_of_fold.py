@@ -36,7 +36,7 @@ def out_of_fold(
         part = stratified_folds(labels, folds)
     except ValueError as error:
         raise DataError(
-            f"there is no test set, and without one {error}; set data.test_root"
+            f"there is no test set, and without one {error}; give test images, or more images per class"
         ) from error
     rows, found = [], []
     for fold in sorted(set(part[part != NEVER].tolist())):

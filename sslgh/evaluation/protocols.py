@@ -140,7 +140,7 @@ def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
     assert full_train is not None  # every source has a training split
     if full_train.labels is None:
         raise DataError(
-            f"a probe needs labels, and source {data.source} at {data.root} has none; leave probe out"
+            f"a probe needs labels, and source {data.source} at {data.root} has none; set probe=[]"
         )
     if test is not None and test.labels is None:
         test = None

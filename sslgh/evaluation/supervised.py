@@ -21,6 +21,7 @@ from sslgh.functional import adjust_logits
 from sslgh.models import CosineClassifier
 from sslgh.models.serialization import load_backbone, load_head
 from sslgh.recipe import Finetune, Recipe
+from sslgh.recipe.errors import some_of
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _scores(
 ) -> dict[str, Scores]:
     logits, prior = classifier(features), counts / counts.sum()
     if absent := (counts == 0).nonzero().flatten().tolist():
-        log.warning("classes %s have no training image and are never predicted", absent)
+        log.warning("classes %s have no training image and are never predicted", some_of(absent))
     scores: dict[str, Tensor] = {settings.objective: logits}
     if settings.objective == "ce" and settings.sampling == "instance":
         scores["la-posthoc"] = adjust_logits(logits, prior, tau=settings.tau)

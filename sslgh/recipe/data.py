@@ -1,11 +1,31 @@
 """The recipe's images: where they come from, their long tail, their augmentation."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from sslgh.recipe.base import ConfigModel, Count, Positive, Probability, UserPath
+from sslgh.recipe.errors import shown
+
+# The keys that only some sources read; all sources read the others.
+READS: dict[str, tuple[str, ...]] = {
+    "digits": ("test_per_class", "split_seed"),
+    "cifar10": ("root", "download"),
+    "cifar100": ("root", "download"),
+    "arrays": ("root",),
+    "folder": ("root", "test_root"),
+    "list": ("root", "list", "test_root", "test_list"),
+}
+SOME_READ = tuple(dict.fromkeys(key for keys in READS.values() for key in keys))
+# How a source that may lack them is given labeled test images.
+TEST_IMAGES = {
+    "arrays": "put test.npz, with images and labels, into data.root",
+    "folder": "set data.test_root to a folder with the same class folders",
+    "list": "set data.test_list to a file of lines 'path label'",
+}
 
 
 class Shuffled(ConfigModel):
@@ -57,7 +77,7 @@ def _share_of_each_view(given: Any) -> Any:
     ):
         raise ValueError(
             "expected a probability in 0..1, or one for each view: [view 1, view 2] or "
-            f"[view 1, view 2, local crops], got {given!r}"
+            f"[view 1, view 2, local crops], got {shown(given)}"
         )
     return shares if several else shares[0]
 
@@ -182,7 +202,37 @@ class Data(ConfigModel):
     )
 
     @model_validator(mode="after")
-    def _list_goes_with_source_list(self) -> Self:
-        if (self.source == "list") != (self.list is not None):
-            raise ValueError("source: list and a file in list: go together")
+    def _source_reads_what_is_given(self) -> Self:
+        unread = [key for key in SOME_READ if key not in READS[self.source] and self._gives(key)]
+        if unread:
+            raise ValueError(_unread(self.source, unread))
+        if self.source == "list" and self.list is None:
+            raise ValueError("source list needs data.list, a file of lines 'path label'")
         return self
+
+    def _gives(self, key: str) -> bool:
+        """Whether a key has another value than its default: a full config sets every key."""
+        given, default = getattr(self, key), _default(key)
+        # A run's recipe.yaml has absolute paths.
+        same_root = key == "root" and given.is_absolute() and given.name == default.name
+        return not (given == default or same_root)
+
+
+def _default(key: str) -> Any:
+    return Data.model_fields[key].default
+
+
+def _written(key: str) -> str:
+    default = _default(key)
+    return str(default) if isinstance(default, Path) else json.dumps(default)
+
+
+def _unread(source: str, keys: Sequence[str]) -> str:
+    known = ", ".join(READS[source])
+    unset = " ".join(f"data.{key}={_written(key)}" for key in keys)
+    way = TEST_IMAGES.get(source) if any(key.startswith("test_") for key in keys) else None
+    verb, them = ("is", "it") if len(keys) == 1 else ("are", "them")
+    return (
+        f"{', '.join(keys)} {verb} not read by source {source}, which reads {known}; leave {them} out, or set {unset}"
+        + (f"; for test images {way}" if way else "")
+    )

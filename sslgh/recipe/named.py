@@ -23,7 +23,9 @@ def load_recipes(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
         raise RecipeError("no recipe given; sslgh recipe list names those that exist")
     recipes = [load_recipe(find_recipe(name), overrides, gh=gh) for name in names]
     if len({recipe.directory for recipe in recipes}) < len(recipes):
-        raise RecipeError("two of the recipes share a run directory; leave run_dir out")
+        raise RecipeError(
+            "two of the recipes share a run directory; leave run_dir out, and give each a name of its own"
+        )
     return recipes
 
 

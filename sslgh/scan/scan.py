@@ -15,7 +15,7 @@ from sslgh.data.folders import Splits, split_folders
 from sslgh.data.image_set import DataError
 from sslgh.data.loader import available_cores
 from sslgh.data.tree import Tree, tree
-from sslgh.recipe.errors import printable
+from sslgh.recipe.errors import located
 from sslgh.scan.duplicates import Place, conflicts, leaks, places
 from sslgh.scan.processes import map_processes
 
@@ -81,9 +81,7 @@ def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
         DataError: If ``folder`` is no folder or cannot be listed.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it must not look
-        raise DataError(
-            f"{printable(folder)} is not a folder; give the folder that holds the images"
-        )
+        raise DataError(f"{located(folder)} is not a folder; give the folder that holds the images")
     splits = split_folders(folder)
     workers = workers or available_cores()
     found = tree(folder)

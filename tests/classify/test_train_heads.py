@@ -202,11 +202,22 @@ def test_a_class_without_training_images_is_never_predicted_and_named_once(objec
             features, labels, num_classes=4, heads=[Head(objective)], training=SHORT, seeds=2
         )
     assert [record.getMessage() for record in caplog.records] == [
-        "classes [1] have no training image and are never predicted"
+        "classes 1 have no training image and are never predicted"
     ]
     scores = heads.scores(Head(objective), features)
     assert (scores[..., 1] == -math.inf).all()
     assert scores[..., [0, 2, 3]].isfinite().all()
+
+
+def test_labels_with_many_gaps_are_warned_of_in_a_short_line(caplog):
+    features, labels = blobs([20, 20])
+    with caplog.at_level(logging.WARNING):
+        train_heads(
+            features, labels * 998, num_classes=1000, heads=[Head("ce")], training=SHORT, seeds=1
+        )
+    assert [record.getMessage() for record in caplog.records] == [
+        "classes 1, 2, 3 and 995 more have no training image and are never predicted"
+    ]
 
 
 def test_predicting_in_parts_changes_nothing():

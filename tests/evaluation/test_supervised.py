@@ -10,9 +10,10 @@ from torch import nn
 from sslgh.data import DataError, training_set
 from sslgh.data.run_images import record_text
 from sslgh.evaluation import evaluate_run
+from sslgh.evaluation.supervised import _scores
 from sslgh.models import build_backbone, save_backbone
 from sslgh.models.serialization import save_classifier
-from sslgh.recipe import make_recipe, recipe_text
+from sslgh.recipe import Finetune, make_recipe, recipe_text
 
 CARD = {"backbone": "resnet20", "stem": "cifar", "width": 0.25, "patch": None, "image_size": 8}
 
@@ -70,6 +71,15 @@ def test_the_classes_are_those_of_the_rows_of_the_classifier(root, run, caplog):
     after = judged(run)
     assert after == before
     assert caplog.messages == []
+
+
+def test_many_classes_without_training_images_are_warned_of_in_a_short_line(caplog):
+    counts = torch.zeros(1000).index_fill_(0, torch.tensor([3, 999]), 5)
+    labels = torch.tensor([3, 999])
+    _scores(nn.Linear(4, 1000), torch.zeros(2, 4), labels, counts, Finetune(objective="la"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "classes 0, 1, 2 and 995 more have no training image and are never predicted"
+    ]
 
 
 def test_the_prior_is_that_of_the_images_it_was_trained_on(root, run):

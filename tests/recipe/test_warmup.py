@@ -3,7 +3,8 @@
 import pytest
 
 from sslgh.recipe import RecipeError, load_recipe, make_recipe, recipe_text
-from sslgh.recipe.loading import parse, recipe_files
+from sslgh.recipe.loading import parse
+from sslgh.recipe.named import recipe_files
 
 SETTINGS = {"name": "r", "data": {"source": "digits"}, "method": {"name": "simclr"}}
 PAPERS = ("cifar10-lt/simclr", "cifar100-lt/simclr", "imagenet-lt/", "inaturalist/")
