@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from sslgh.data import input_size, training_set
 from sslgh.engine.build import check_objective
 from sslgh.engine.exit_codes import is_main, run_command
 from sslgh.engine.finetuning import dry_run_finetuning
@@ -25,12 +26,17 @@ from sslgh.evaluation import (
     probe_backbone,
     probe_features,
 )
-from sslgh.models import build_backbone, load_backbone
+from sslgh.models import load_backbone
+from sslgh.models.initial import initial_backbone, initial_card
+from sslgh.models.library_backbones import TIMM, TORCHVISION
+from sslgh.models.pretrained import is_library
+from sslgh.models.weight_files import SUFFIXES
 from sslgh.recipe import Recipe, RecipeError, make_recipe
 from sslgh.recipe.errors import located, printable
 from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.named import load_recipes, split_words
 from sslgh.recipe.run_recipe import absolute_path, load_run
+from sslgh.recipe.schema import Model
 
 Row = tuple[str, Sequence[Result]]
 NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
@@ -149,11 +155,14 @@ def probe(
                 "nothing to probe; name a run directory, a backbone or --features FILE"
             )
         for target in targets:
-            if target.startswith(("timm:", "torchvision:")):
+            if is_library(target) or Path(target).suffix in SUFFIXES:
                 rows.append(_probe_backbone(target, recipe, overrides, out, pretrained=pretrained))
                 continue
             if not os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
-                raise RecipeError(f"{located(target)} is no run directory: it holds no recipe.yaml")
+                raise RecipeError(
+                    f"{located(target)} is no run directory: it holds no recipe.yaml; a file of weights ends with "
+                    f"{' or '.join(SUFFIXES)}"
+                )
             rows.append(_probe_run(load_run(Path(target), overrides)))
         if features is not None:
             rows.append(_probe_file(features, recipe, overrides, out))
@@ -180,12 +189,22 @@ def _probe_backbone(
     recipe = load_recipes([recipe_name, *overrides])[0]
     if not recipe.probe:
         typer.echo(f"{target}: {NO_PROBE}")
-    size = recipe.data.size
-    backbone = build_backbone(target, image_size=size, pretrained=pretrained)
-    name = _folder_name(target) + ("" if pretrained else "-random")
+    model = _model_of(target, recipe, pretrained=pretrained)
+    size = input_size(recipe.data, training_set(recipe.data), initial_card(model)["image_size"])
+    backbone = initial_backbone(model, size)
+    name = _folder_name(target) + ("-random" if model.init is None else "")
     directory = _results_folder(out, name)
     results = probe_backbone(backbone, recipe, directory=directory, accelerator=init_accelerator())
     return name, results
+
+
+def _model_of(target: str, recipe: Recipe, *, pretrained: bool) -> Model:
+    """The model that a name or file of weights stands for; the architecture of a file is the recipe's."""
+    if not is_library(target):
+        return recipe.model.model_copy(update={"init": target})
+    if target.startswith((TIMM, TORCHVISION)) and not pretrained:
+        return Model(backbone=target)
+    return Model(init=target)
 
 
 def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: Path) -> Row:

@@ -12,7 +12,7 @@ from sslgh.recipe.named import recipe_files
 
 PACKAGE = Path(__file__).parents[1] / "sslgh"
 FLOORS = [
-    ["functional", "recipe", "distributed"],
+    ["functional", "recipe", "distributed", "preprocessing"],
     ["models", "data"],
     ["methods", "harmonize", "classify"],
     ["engine", "evaluation"],

@@ -166,7 +166,7 @@ FAULTS = [
     Fault("piece saved for the whole", "distributed.py", "return tensor.full_tensor() if", "return tensor.to_local() if", "engine/test_fsdp.py -k saved_whole"),
     Fault("whole not cut again", "engine/fsdp.py", "if isinstance(example, DTensor) and isinstance(value, Tensor)", "if False and isinstance(value, Tensor)", "engine/test_fsdp.py -k saved_whole"),
     Fault("state of the optimizer not cut", "engine/checkpoint.py", "key: shard_like(value, parameters[name])", "key: value", "engine/test_fsdp.py -k saved_whole"),
-    Fault("patch missing in the card", "engine/build.py", '{"patch": source.get("patch"),', '{"patch": None,', "engine/test_backbone_metadata.py -k another_size"),
+    Fault("patch missing in the card", "engine/build.py", 'patch=card.get("patch"), image_size=image_size', 'patch=None, image_size=image_size', "engine/test_backbone_metadata.py -k another_size"),
     # Health of a run.
     Fault("rank not exponentiated", "functional/geometry.py", "sum().neg().exp().float()", "sum().neg().float()", "functional/test_geometry.py"),
     Fault("squares for singular values", "functional/geometry.py", ".clamp(min=0).sqrt()", ".clamp(min=0)", "functional/test_geometry.py"),

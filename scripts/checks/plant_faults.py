@@ -21,6 +21,7 @@ from faults_of_input import FAULTS as OF_INPUT
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
 from faults_of_reliability import FAULTS as OF_RELIABILITY
 from faults_of_studies import FAULTS as OF_STUDIES
+from faults_of_weights import FAULTS as OF_WEIGHTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -161,7 +162,7 @@ FAULTS = [
     Fault("part of one image with one view", "data/batch_sampler.py", "rest >= max(2, smallest_part * world_size * accumulation)", "rest >= max(2, world_size * accumulation)", "data/test_batch_sampler.py"),
 ]  # fmt: skip
 FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT + OF_STUDIES
-FAULTS += OF_BACKBONES
+FAULTS += OF_BACKBONES + OF_WEIGHTS
 
 
 def notice(fault: Fault, folder: Path) -> str:

@@ -20,6 +20,7 @@ from sslgh.engine.build import build_method
 from sslgh.engine.checkpoint_manager import list_checkpoints
 from sslgh.engine.monitor.refresh import sorted_total_variation
 from sslgh.harmonize import GeometricHarmonizer
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Recipe, load_recipe
 
 SETTINGS = {
@@ -40,7 +41,7 @@ def embeddings(recipe: Recipe) -> tuple[torch.Tensor, np.ndarray]:
     method.eval()
     parts = [
         method.projector(method.backbone(normalize(batch)))
-        for batch, _ in DataLoader(EvalDataset(images, size=size), batch_size=256)
+        for batch, _ in DataLoader(EvalDataset(images, Preprocessing().at(size)), batch_size=256)
     ]
     return torch.cat(parts), images.labels
 

@@ -1,6 +1,6 @@
 """Images: sources, the long-tail cut, augmentation, and the order in which a run sees them."""
 
-from sslgh.data.augment import MEAN, STD, augment_views, normalize
+from sslgh.data.augment import augment_views
 from sslgh.data.batch_sampler import ResumableBatchSampler, SampleKey
 from sslgh.data.class_sampling import Sampling, class_sampling, drawn_shares
 from sslgh.data.datasets import (
@@ -14,10 +14,9 @@ from sslgh.data.datasets import (
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.loader import end_workers, labeled_loader, num_workers, view_loader
 from sslgh.data.sources import input_size, load_images, select_long_tail, training_set
+from sslgh.preprocessing import normalize
 
 __all__ = [
-    "MEAN",
-    "STD",
     "DataError",
     "EvalDataset",
     "ImageSet",

@@ -7,6 +7,7 @@ Shape letters: N images, V views, S side (pixels), L local crops, s their side.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -19,11 +20,8 @@ from torch.nn.functional import pad
 
 from sslgh.data.crop import CROP_PARAMS
 from sslgh.data.rand_augment import BOOST_PARAMS, MAGNITUDE, rand_augment
+from sslgh.preprocessing import normalize
 from sslgh.recipe.data import Augment
-
-# ImageNet's statistics in RGB, the ones torchvision's and timm's weights expect.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 # On the CPU images are augmented in portions whose planes stay in its cache (pixels of one plane).
 PORTION = 2**16
@@ -203,20 +201,6 @@ def draw_params(
     return drawn[:, :CROP_PARAMS], drawn.take(_PLACES, axis=1)
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Subtract ImageNet's mean and divide by its standard deviation, as float32 (float64 for float64).
-
-    ``images``: uint8 in 0..255 or float in 0..1, shape (..., 3, H, W).
-
-    Examples:
-        >>> normalize(torch.full((3, 1, 1), 255, dtype=torch.uint8)).flatten()
-        tensor([2.2489, 2.4286, 2.6400])
-    """
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    channels = zip(scaled.unbind(-3), MEAN, STD, strict=True)
-    return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=-3)
-
-
 def augment_views(
     crops: Tensor,
     params: Tensor,
@@ -225,6 +209,7 @@ def augment_views(
     full_size: int | None = None,
     strength: Tensor | None = None,
     ops: int = 1,
+    normalize: Callable[[Tensor], Tensor] = normalize,
 ) -> list[Tensor]:
     """The V views of a batch, ready for the network, each float32 (N, 3, S, S).
 
@@ -240,20 +225,22 @@ def augment_views(
         strength: Strength of RandAugment, float32 (N,) in [0, 1], on the same device; None: without.
         ops: Operations of RandAugment per image, 1 or 2; another number is a ValueError, as are
             shapes that do not fit together.
+        normalize: Normalization of images in 0..1, for weights that were trained with another than ImageNet's.
     """
     count = 2 if full_size is None else augment.local_crops
     if crops.shape[1:3] != (count, 3) or params.shape != (len(crops), count, NUM_PARAMS):
         raise _wrong_shapes(crops, params, count)
     if count == 0:
         return []
-    apply = partial(_apply, augment=augment, normalized=strength is None)
+    apply = partial(_apply, augment=augment)
     if full_size is None:
         size = crops.shape[-1]
         views = [apply(crops[:, i], params[:, i], view=View(i, size)) for i in (0, 1)]
     else:
         x, u = (each.transpose(0, 1).flatten(0, 1) for each in (crops, params))
         views = list(apply(x, u, view=View(2, full_size)).chunk(count))
-    return views if strength is None else _boost(views, params, strength, ops)
+    views = views if strength is None else _boost(views, params, strength, ops)
+    return [normalize(view) for view in views]
 
 
 def _wrong_shapes(crops: Tensor, params: Tensor, count: int) -> ValueError:
@@ -263,9 +250,7 @@ def _wrong_shapes(crops: Tensor, params: Tensor, count: int) -> ValueError:
     )
 
 
-def _apply(
-    crops: Tensor, params: Tensor, *, augment: Augment, view: View, normalized: bool
-) -> Tensor:
+def _apply(crops: Tensor, params: Tensor, *, augment: Augment, view: View) -> Tensor:
     """The operations that the recipe asks for, on uint8 crops (N, 3, S, S) of one kind of view."""
     operations = [operation(augment, view) for operation in AUGMENTATION]
     portion = max(1, PORTION // crops[0, 0].numel()) if crops.device.type == "cpu" else len(crops)
@@ -277,19 +262,19 @@ def _apply(
             if operation.p > 0:
                 columns = COLUMNS[type(operation).__name__]
                 x = operation(x, params[rows, columns.start : columns.stop])
-        parts.append(normalize(x) if normalized else x)
+        parts.append(x)
     return torch.cat(parts)
 
 
 def _boost(images: list[Tensor], params: Tensor, strength: Tensor, ops: int) -> list[Tensor]:
-    """RandAugment and normalization of V views (N, 3, S, S), with random numbers (N, V, D)."""
+    """RandAugment of V views (N, 3, S, S), with random numbers (N, V, D)."""
     u = params[..., COLUMNS["RandAugment"].start :].clone()
     # Views of an image share the magnitude: the official code draws it when a transform is built.
     u[..., MAGNITUDE] = u[:, :1, MAGNITUDE]
     # All views at once: a portion would leave one or two images for each operation.
     strengths, u = strength.repeat(len(images)), u.transpose(0, 1).flatten(0, 1)
     boosted = rand_augment(torch.cat(images), strengths, u, ops=ops)
-    return list(normalize(boosted).chunk(len(images)))
+    return list(boosted.chunk(len(images)))
 
 
 def _column(values: Tensor) -> Tensor:

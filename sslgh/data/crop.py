@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sslgh.preprocessing import FILTERS, pixels
+
 ATTEMPTS = 10
 # Uniform numbers that one random resized crop uses up.
 CROP_PARAMS = 2 * ATTEMPTS + 2
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[int, int, int, int]
 Range = tuple[float, float]
@@ -56,27 +57,3 @@ def resized_crop(image: Image.Image, box: Box, size: int, interpolation: str) ->
     Cropped first: ``resize(box=...)`` lets pixels outside the box bleed in at its border.
     """
     return pixels(image.crop(box).resize((size, size), FILTERS[interpolation]))
-
-
-def plain_crop(image: Image.Image, size: int) -> Image.Image:
-    """The image for evaluation: short side to ``size * 256 / 224``, then the central square.
-
-    An image of ``size`` x ``size`` is left alone; a smaller one is enlarged to it and loses only
-    what makes it longer than wide.
-    """
-    if image.size == (size, size):
-        return image
-    width, height = image.size
-    short = size if min(width, height) < size else round(size * 256 / 224)
-    if width <= height:
-        width, height = short, int(short * height / width)
-    else:
-        width, height = int(short * width / height), short
-    resized = image.resize((width, height), FILTERS["bilinear"])
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
-
-
-def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """An RGB image as uint8 (3, H, W)."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from sslgh.data.augment import NUM_PARAMS, draw_params
 from sslgh.data.batch_sampler import LABELED, LOCAL, VIEWS, WEAK, SampleKey, rng_for
-from sslgh.data.crop import Range, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import Range, random_box, resized_crop
 from sslgh.data.image_set import ImageSet, load_or_replace
 from sslgh.data.supervised_augment import random_view, weak_view
+from sslgh.preprocessing import Preprocessing, pixels
 from sslgh.recipe.data import Augment
 from sslgh.recipe.finetune import Policy
 
@@ -185,19 +186,17 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
 class EvalDataset(Dataset[tuple[Tensor, int]]):
     """The image as evaluation sees it, uint8 (3, S, S), and its index.
 
-    Images of S x S pixels are left alone; others get a short side of S * 256 / 224 and are cut to the
-    central square.
-
     Args:
         images: N images.
-        size: S (pixels).
+        preprocessing: S, and how other sides are resized and cut.
         weak_seed: Random seed of a weakly augmented view instead, drawn once for each image
             (``weak_view``); None: no augmentation.
     """
 
-    def __init__(self, images: ImageSet, *, size: int, weak_seed: int | None = None) -> None:
-        self.images = images
-        self.size = size
+    def __init__(
+        self, images: ImageSet, preprocessing: Preprocessing, *, weak_seed: int | None = None
+    ) -> None:
+        self.images, self.preprocessing = images, preprocessing
         self.weak_seed = weak_seed
 
     def __len__(self) -> int:
@@ -206,7 +205,8 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images.image(index)
         if self.weak_seed is None:
-            view = pixels(plain_crop(image, self.size))
+            view = pixels(self.preprocessing.crop(image))
         else:
-            view = weak_view(image, self.size, rng_for(self.weak_seed, WEAK, 0, index))
+            rng = rng_for(self.weak_seed, WEAK, 0, index)
+            view = weak_view(image, self.preprocessing.size, rng)
         return torch.from_numpy(view), index

@@ -95,20 +95,21 @@ def _long_tailed(images: ImageSet, data: Data) -> ImageSet:
     return images.subset(select_long_tail(images.labels, data.long_tail, images.class_names))
 
 
-def input_size(data: Data, images: ImageSet) -> int:
-    """Side of the network's input (pixels): ``data.size``, or what suits the source.
+def input_size(data: Data, images: ImageSet, of_weights: int | None = None) -> int:
+    """Side of the network's input (pixels): ``data.size``, what suits the source, or the weights, or 224.
 
     Raises:
         DataError: If arrays are not square and no size is given.
     """
     if data.size is not None:
         return data.size
-    return SIDES.get(data.source) or _side(images)
+    return SIDES.get(data.source) or _side(images) or of_weights or 224
 
 
-def _side(images: ImageSet) -> int:
+def _side(images: ImageSet) -> int | None:
+    """The side of images in memory."""
     if not isinstance(images.images, np.ndarray):
-        return 224
+        return None
     height, width = images.images.shape[1:3]
     if height != width:
         raise DataError(f"images of {width}x{height} pixels are not square; set data.size")

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import CROP_PARAMS, random_box, resized_crop
+from sslgh.preprocessing import Preprocessing, pixels
 from sslgh.recipe.finetune import Policy
 
 SMALL = 64  # the largest side that is treated like CIFAR's (pixels)
@@ -46,7 +47,7 @@ def random_view(
         generator: Source of every random number.
     """
     if policy == "none":
-        return pixels(plain_crop(image, size))
+        return pixels(Preprocessing().at(size).crop(image))
     small = size <= SMALL
     if small:
         crop = _shifted(image, size, *generator.integers(2 * PADDING + 1, size=2).tolist())
@@ -93,7 +94,7 @@ def cut_out(view: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[
 
 
 def _shifted(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
-    padded = ImageOps.expand(plain_crop(image, size), PADDING)
+    padded = ImageOps.expand(Preprocessing().at(size).crop(image), PADDING)
     return padded.crop((left, top, left + size, top + size))
 
 

@@ -1,6 +1,5 @@
 """From a recipe to the objects of a run."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,25 +8,24 @@ from torch import Tensor, nn
 from sslgh import __version__
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
-from sslgh.data import MEAN, STD, local_side
+from sslgh.data import local_side
 from sslgh.distributed import dist_info
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import METHODS, Method
 from sslgh.methods.queue import Queue
 from sslgh.models import (
     CosineClassifier,
-    build_backbone,
     checkpoint_activations,
     contrast_head,
     linear_classifier,
-    load_backbone,
     use_global_batch_norm,
 )
 from sslgh.models.backbones import check_local_crops, resolve_patch
-from sslgh.models.serialization import read_card
+from sslgh.models.initial import initial_backbone, initial_card
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
-from sslgh.recipe.errors import located, unknown_key
-from sslgh.recipe.schema import Model, fewer_negatives
+from sslgh.recipe.errors import unknown_key
+from sslgh.recipe.schema import fewer_negatives
 
 SHAPE = ("hidden", "out", "layers")
 # The last torch whose bf16 convolutions were found wrong; a test compares those of later ones with float64.
@@ -53,7 +51,7 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     shape = settings.projector.model_dump(exclude_none=True)
     shape |= {key: arguments.pop(key) for key in spec.options}
     torch.manual_seed(recipe.seed)
-    backbone = initial_backbone(recipe, image_size)
+    backbone = recipe_backbone(recipe, image_size)
     if recipe.data.augment.local_crops:
         local = local_side(recipe.data.augment, image_size)
         check_local_crops(backbone, settings.backbone, local)
@@ -80,50 +78,10 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
         raise RecipeError(f"boost needs a per-sample loss, which {name} does not have")
 
 
-def initial_backbone(recipe: Recipe, image_size: int) -> nn.Module:
-    """The backbone with the weights of ``model.init``, else drawn by torch's generator.
-
-    Raises:
-        ValueError: If it cannot be built, or there are no such weights.
-    """
-    model = recipe.model
-    if model.init is None:
-        backbone = _named_backbone(model, image_size)
-    elif model.init == "pretrained":
-        backbone = _pretrained_backbone(model, image_size)
-    else:
-        backbone = _saved_backbone(model, Path(model.init).expanduser(), image_size)
-    return checkpoint_activations(backbone) if model.checkpointing else backbone
-
-
-def _saved_backbone(model: Model, run: Path, image_size: int) -> nn.Module:
-    if not run.is_dir():
-        raise RecipeError(
-            f"model.init: {located(run)} is no run directory, nor the word `pretrained`"
-        )
-    backbone, card = load_backbone(run, image_size=image_size)
-    for key in ("backbone", "stem", "width", "patch"):
-        asked, held = getattr(model, key), card.get(key)
-        if key in model.model_fields_set and asked not in (None, held):
-            raise RecipeError(
-                f"model.{key} is {asked}, but {model.init} holds {held}; leave model.{key} out"
-            )
-    return backbone
-
-
-def _named_backbone(model: Model, image_size: int, *, pretrained: bool = False) -> nn.Module:
-    shape = model.model_dump(include={"stem", "width", "patch"})
-    return build_backbone(model.backbone, **shape, image_size=image_size, pretrained=pretrained)
-
-
-def _pretrained_backbone(model: Model, image_size: int) -> nn.Module:
-    try:
-        return _named_backbone(model, image_size, pretrained=True)
-    except OSError as error:  # of torch's and of Hugging Face's downloads
-        reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"model.init: the weights of {model.backbone} could not be fetched ({reason})"
-        ) from None
+def recipe_backbone(recipe: Recipe, image_size: int) -> nn.Module:
+    """As `initial_backbone`, keeping fewer activations if the recipe asks for it."""
+    backbone = initial_backbone(recipe.model, image_size)
+    return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
 
 
 def check_objective(recipe: Recipe) -> None:
@@ -160,7 +118,7 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     assert settings is not None
     check_objective(recipe)
     torch.manual_seed(recipe.seed)
-    backbone = initial_backbone(recipe, image_size)
+    backbone = recipe_backbone(recipe, image_size)
     features = backbone.num_features
     assert isinstance(features, int)
     if settings.classifier == "cosine":
@@ -215,16 +173,12 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     Raises:
         ValueError: If ``model.init`` holds no backbone.
     """
-    model, source = recipe.model, recipe.model.model_dump()
-    if model.init is None or model.init == "pretrained":
-        source["patch"] = resolve_patch(model.backbone, patch=model.patch, image_size=image_size)
-    else:
-        source = read_card(Path(model.init).expanduser())
-    rebuild = {key: source[key] for key in ("backbone", "stem", "width")}
-    rebuild |= {"patch": source.get("patch"), "image_size": image_size}
+    card = initial_card(recipe.model)
+    rebuild = {key: card[key] for key in ("backbone", "stem", "width")}
+    patch = resolve_patch(card["backbone"], patch=card.get("patch"), image_size=image_size)
+    rebuild |= {"patch": patch, "image_size": image_size, **Preprocessing.from_card(card).card()}
     training = {"method": method, "run": recipe.name, "precision": recipe.train.precision}
-    training |= {"sslgh": __version__}
-    return {"format": 1, **rebuild, "mean": MEAN, "std": STD, **training}
+    return {"format": 1, **rebuild, **training, "sslgh": __version__}
 
 
 def refuse_small_maps(module: nn.Module) -> None:

@@ -24,7 +24,6 @@ from sslgh.data import (
     drawn_shares,
     input_size,
     labeled_loader,
-    normalize,
     training_set,
 )
 from sslgh.data.run_images import run_images
@@ -40,7 +39,9 @@ from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.models import save_backbone
+from sslgh.models.initial import initial_card
 from sslgh.models.serialization import save_classifier
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Finetune, Recipe, RecipeError
 
 # Largest margin of LDAM in cosine units (its code).
@@ -120,7 +121,7 @@ class Finetuning:
                 f"finetuning needs labels, and source {recipe.data.source} at {recipe.data.root} has none"
             )
         self.recipe, self.settings, self.images = recipe, settings, images
-        self.image_size = input_size(recipe.data, images)
+        self.image_size = input_size(recipe.data, images, initial_card(recipe.model)["image_size"])
         with memory_guard(recipe):
             self.network = build_network(recipe, self.image_size, len(images.class_names))
         self.contrasts = bool(OBJECTIVES[settings.objective].contrast_heads)
@@ -177,9 +178,11 @@ class Finetuning:
         """Loss of the logits plus, for objectives that have one, the embedding term."""
         settings, objective = self.settings, OBJECTIVES[self.settings.objective]
         prior = self.priors[step.epoch]
+        normalize = Preprocessing.of(self.network.backbone).normalize
         views = [normalize(batch.view)]
         if self.contrasts:
-            views += augment_views(batch.crops, batch.params, self.recipe.data.augment)
+            augment = self.recipe.data.augment
+            views += augment_views(batch.crops, batch.params, augment, normalize=normalize)
         if self.recipe.train.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         bf16 = self.recipe.train.precision == "bf16"

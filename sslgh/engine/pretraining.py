@@ -26,6 +26,8 @@ from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import MethodOutput
 from sslgh.models import save_backbone
+from sslgh.models.initial import initial_card
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Recipe
 
 
@@ -87,7 +89,7 @@ class Pretraining:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, images: ImageSet) -> None:
         self.recipe, self.images = recipe, images
-        self.image_size = input_size(recipe.data, images)
+        self.image_size = input_size(recipe.data, images, initial_card(recipe.model)["image_size"])
         with memory_guard(recipe):
             self.method = build_method(recipe, self.image_size)
         with memory_guard(recipe, trained=False):
@@ -155,10 +157,15 @@ class Pretraining:
         augment, boost = self.recipe.data.augment, self.aux.boost
         strength = None if boost is None else boost.strength(batch.index)
         ops = 1 if self.recipe.boost is None else self.recipe.boost.ops
-        views = augment_views(batch.crops, batch.params, augment, strength=strength, ops=ops)
+        normalize = Preprocessing.of(self.method.backbone).normalize
+        views = augment_views(
+            batch.crops, batch.params, augment, strength=strength, ops=ops, normalize=normalize
+        )
         if augment.local_crops:
             size, local = batch.crops.shape[-1], (batch.local_crops, batch.local_params)
-            views += augment_views(*local, augment, full_size=size, strength=strength, ops=ops)
+            views += augment_views(
+                *local, augment, full_size=size, strength=strength, ops=ops, normalize=normalize
+            )
         if self.recipe.train.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         return views

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from sslgh.data import DataError, EvalDataset, ImageSet, normalize, num_workers
+from sslgh.data import DataError, EvalDataset, ImageSet, num_workers
 from sslgh.data.arrays import UNREADABLE
 from sslgh.data.image_set import QUARANTINE, READS_NOW, check_classes, read_error, read_quarantine
 from sslgh.distributed import gather
 from sslgh.models.serialization import save_tensors
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
 from sslgh.recipe.errors import located, some_of
 
@@ -119,7 +120,8 @@ def _parts(
 
 
 def _forward(backbone: nn.Module, images: Tensor) -> Tensor:
-    features = backbone(normalize(images).contiguous(memory_format=torch.channels_last))
+    images = Preprocessing.of(backbone).normalize(images)
+    features = backbone(images.contiguous(memory_format=torch.channels_last))
     if features.ndim != 2 or len(features) != len(images):
         raise ValueError(
             f"a backbone must give ({len(images)}, F) for {len(images)} images, got {tuple(features.shape)}"
@@ -176,7 +178,8 @@ def cached_features(
     Raises:
         DataError: If an image cannot be read: an accuracy over fewer images is not comparable.
     """
-    view = f"{'Weak' if weak else 'Plain'} size {size} seed 0 version {VERSION}"
+    preprocessing = Preprocessing.of(backbone).at(size)
+    view = f"{'Weak' if weak else 'Plain'} {preprocessing} seed 0 version {VERSION}"
     features = None
     if accelerator.is_main_process:  # other ranks would read all files again
         path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
@@ -185,7 +188,7 @@ def cached_features(
     held = [features is not None]
     broadcast_object_list(held)
     if not held[0]:
-        dataset = EvalDataset(images, size=size, weak_seed=0 if weak else None)
+        dataset = EvalDataset(images, preprocessing, weak_seed=0 if weak else None)
         workers = num_workers(data, in_memory=images.in_memory)
         try:
             features = extract_features(backbone, dataset, accelerator=accelerator, workers=workers)

@@ -37,6 +37,7 @@ from sslgh.evaluation.scoring import (
     rows_at_once,
 )
 from sslgh.functional.neighbors import nearest_neighbor_votes
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
 
@@ -108,7 +109,7 @@ def probe_backbone(
     if not plans:
         return []
     images = labeled_images(recipe.data, directory)
-    size = input_size(recipe.data, images.full_train)
+    size = input_size(recipe.data, images.full_train, Preprocessing.of(backbone).size)
     extract = partial(
         cached_features,
         backbone,

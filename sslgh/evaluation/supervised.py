@@ -51,8 +51,8 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     test = renumbered(test, train.class_names, of="test images")
     counts = torch.from_numpy(class_counts)
     train = without(train, unreadable_names(train, recipe.directory, accelerator))
-    backbone, _ = load_backbone(recipe.directory)
-    size = input_size(recipe.data, train)
+    backbone, card = load_backbone(recipe.directory)
+    size = input_size(recipe.data, train, card["image_size"])
     features = [
         cached_features(
             backbone,

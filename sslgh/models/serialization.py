@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sslgh.models.backbones import build_backbone, resize_backbone
 from sslgh.models.classifier import CosineClassifier
 from sslgh.models.library_backbones import TIMM, TORCHVISION
+from sslgh.preprocessing import Preprocessing
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
 CLASSIFIER, CLASSES = "classifier.safetensors", "classifier.json"
@@ -67,8 +68,8 @@ def load_backbone(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The backbone of a run, in eval mode, and its card.
 
-    In training mode the features of an image would depend on its batch. It expects images
-    normalized by the card's ``mean`` and ``std``; `sslgh.data.normalize` does that.
+    In training mode the features of an image would depend on its batch. The card's ``preprocess`` makes its input of
+    a PIL image, or of uint8 pixels (N, 3, S, S).
 
     Args:
         directory: The run directory.
@@ -94,7 +95,9 @@ def load_backbone(
         raise ValueError(f"{directory / WEIGHTS} is not a {name}: {reason}") from None
     if image_size not in (None, size):
         resize_backbone(backbone, name, patch=patch, image_size=image_size)
-    return backbone.eval(), card
+    preprocessing = Preprocessing.from_card(card | {"image_size": image_size or size})
+    backbone.preprocessing = preprocessing  # type: ignore[assignment]
+    return backbone.eval(), card | {"preprocess": preprocessing}
 
 
 def _check_shapes(path: Path, name: str, build: Callable[[], nn.Module]) -> None:
@@ -166,6 +169,7 @@ def _check_card(card: Any) -> None:
             raise ValueError(f"{key} is missing")
         if not fits(card.get(key)):
             raise ValueError(f"{key} is {str(card[key])[:40]!r}")
+    Preprocessing.from_card(card)
 
 
 def _is_side(value: Any) -> bool:

@@ -66,8 +66,13 @@ class Model(ConfigModel):
     )
     init: PathOrWord | None = Field(
         None,
-        description="weights to start from: a run directory (whose backbone it is), or `pretrained` for "
-        "the default ones of timm:, torchvision:; null: drawn by the seed",
+        description="weights to start from: a run directory, timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or "
+        "local-dir:FOLDER, which set the backbone too; a file of weights of the backbone; `pretrained` for the "
+        "default ones of a backbone timm: or torchvision:; null: drawn by the seed",
+    )
+    init_least: Probability = Field(
+        0.9,
+        description="least share of the backbone's tensors that a file of weights must hold",
     )
     projector: Projector = Projector()
     batch_norm: Literal["global", "local"] = Field(

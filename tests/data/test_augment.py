@@ -11,10 +11,11 @@ import yaml
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data import MEAN, STD, ImageSet, augment_views, datasets, normalize
+from sslgh.data import ImageSet, augment_views, datasets, normalize
 from sslgh.data import augment as augmentation
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.rand_augment import rand_augment
+from sslgh.preprocessing import MEAN, STD
 from sslgh.recipe import RecipeError, make_recipe, recipe_text
 from sslgh.recipe.data import Augment
 

@@ -5,7 +5,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from sslgh.data.crop import CROP_PARAMS, pixels, plain_crop, random_box, resized_crop
+from sslgh.data.crop import CROP_PARAMS, random_box, resized_crop
+from sslgh.preprocessing import Preprocessing, pixels
 
 RNG = np.random.default_rng(0)
 SIZES = [(32, 32), (500, 375), (40, 200), (8, 8)]
@@ -91,12 +92,12 @@ def test_the_plain_crop_is_the_resize_and_center_crop_of_torchvision(width, heig
     image = picture(width, height)
     short = 256 if min(width, height) >= 224 else 224  # a small image loses no border
     expected = v2.Compose([v2.Resize(short), v2.CenterCrop(224)])(image)
-    assert np.array_equal(np.asarray(plain_crop(image, 224)), np.asarray(expected))
+    assert np.array_equal(np.asarray(Preprocessing().at(224).crop(image)), np.asarray(expected))
 
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = picture(32, 32)
-    assert plain_crop(image, 32) is image
+    assert Preprocessing().at(32).crop(image) is image
 
 
 def test_pixels_are_channels_first():

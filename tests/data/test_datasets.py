@@ -8,6 +8,7 @@ from sslgh.data import EvalDataset, ImageSet, PretrainDataset, local_side
 from sslgh.data.augment import NUM_PARAMS
 from sslgh.data.batch_sampler import LOCAL, ORDER, VIEWS, WEAK, SampleKey, rng_for
 from sslgh.data.crop import random_box, resized_crop
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Augment
 
 N = 12
@@ -175,20 +176,20 @@ def test_items_collate_to_a_batch():
 
 
 def test_plain_leaves_images_of_the_right_size_alone():
-    image, index = EvalDataset(IMAGES, size=20)[3]
+    image, index = EvalDataset(IMAGES, Preprocessing().at(20))[3]
     assert np.array_equal(image.permute(1, 2, 0), PIXELS[3])
     assert index == 3
-    assert len(EvalDataset(IMAGES, size=20)) == N
+    assert len(EvalDataset(IMAGES, Preprocessing().at(20))) == N
 
 
 def test_plain_cuts_other_images_to_the_center():
-    image, _ = EvalDataset(IMAGES, size=14)[3]
+    image, _ = EvalDataset(IMAGES, Preprocessing().at(14))[3]
     expected = F.center_crop(F.resize(IMAGES.image(3), [16]), [14])
     assert np.array_equal(image.permute(1, 2, 0), np.asarray(expected))
 
 
 def weak(size, seed):
-    return EvalDataset(IMAGES, size=size, weak_seed=seed)
+    return EvalDataset(IMAGES, Preprocessing().at(size), weak_seed=seed)
 
 
 def test_a_weak_view_is_a_shift_of_at_most_four_pixels_with_zeros_and_a_flip():

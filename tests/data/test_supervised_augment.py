@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from sslgh.data.crop import pixels, plain_crop
 from sslgh.data.supervised_augment import FILL, cut_out, random_view
+from sslgh.preprocessing import Preprocessing, pixels
 
 POLICIES = ["crop-flip", "autoaugment", "randaugment", "none"]
 
@@ -69,7 +69,7 @@ def test_a_large_view_is_a_resized_crop_of_8_to_100_percent_and_a_flip():
 @pytest.mark.parametrize("side", [32, 40])
 def test_no_policy_is_the_image_as_evaluation_sees_it(side):
     image = noise(side)
-    assert np.array_equal(view(image, 32, "none"), pixels(plain_crop(image, 32)))
+    assert np.array_equal(view(image, 32, "none"), pixels(Preprocessing().at(32).crop(image)))
 
 
 @pytest.mark.parametrize("size", [32, 80])

@@ -11,6 +11,7 @@ from torch import nn
 
 from sslgh.data import EvalDataset, ImageSet, normalize
 from sslgh.evaluation import cached_features, extract_features
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
 
 
@@ -43,7 +44,8 @@ def one_by_one(images):
     backbone = Convolution().eval()
     with torch.no_grad():
         rows = [
-            backbone(normalize(EvalDataset(images, size=8)[i][0][None])) for i in range(len(images))
+            backbone(normalize(EvalDataset(images, Preprocessing().at(8))[i][0][None]))
+            for i in range(len(images))
         ]
     return torch.cat(rows)
 
@@ -51,7 +53,10 @@ def one_by_one(images):
 def extract(images, **settings):
     accelerator = Accelerator(cpu=True)
     return extract_features(
-        Convolution(), EvalDataset(images, size=8), accelerator=accelerator, **settings
+        Convolution(),
+        EvalDataset(images, Preprocessing().at(8)),
+        accelerator=accelerator,
+        **settings,
     )
 
 
@@ -78,7 +83,9 @@ def test_the_backbone_is_frozen_while_it_is_read_and_then_as_before():
     backbone = Convolution()
     backbone.norm.eval()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    extract_features(backbone, EvalDataset(pictures(9), size=8), accelerator=Accelerator(cpu=True))
+    extract_features(
+        backbone, EvalDataset(pictures(9), Preprocessing().at(8)), accelerator=Accelerator(cpu=True)
+    )
     assert backbone.training
     assert backbone.dropout.training
     assert not backbone.norm.training
@@ -219,7 +226,9 @@ def test_a_damaged_cache_is_extracted_again_and_reported(tmp_path, caplog, damag
 def test_weak_features_are_those_of_the_weak_views(tmp_path):
     backbone, images = Convolution(), pictures(9)
     expected = extract_features(
-        backbone, EvalDataset(images, size=8, weak_seed=0), accelerator=Accelerator(cpu=True)
+        backbone,
+        EvalDataset(images, Preprocessing().at(8), weak_seed=0),
+        accelerator=Accelerator(cpu=True),
     )
     assert torch.equal(cached(backbone, images, tmp_path, weak=True), expected)
 
@@ -230,14 +239,18 @@ def test_features_that_are_not_finite_are_refused_by_position():
         backbone.conv.bias += torch.nan
     with pytest.raises(ValueError, match=r"not finite for 5 of 5 images, the first at position 0"):
         extract_features(
-            backbone, EvalDataset(pictures(5), size=8), accelerator=Accelerator(cpu=True)
+            backbone,
+            EvalDataset(pictures(5), Preprocessing().at(8)),
+            accelerator=Accelerator(cpu=True),
         )
 
 
 def test_maps_instead_of_features_are_refused():
     with pytest.raises(ValueError, match=r"must give \(5, F\) for 5 images, got \(5, 2, 6, 6\)"):
         extract_features(
-            nn.Conv2d(3, 2, 3), EvalDataset(pictures(5), size=8), accelerator=Accelerator(cpu=True)
+            nn.Conv2d(3, 2, 3),
+            EvalDataset(pictures(5), Preprocessing().at(8)),
+            accelerator=Accelerator(cpu=True),
         )
 
 

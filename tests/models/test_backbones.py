@@ -72,7 +72,7 @@ def test_a_backbone_comes_back_from_its_files(tmp_path) -> None:
     again, card = load_backbone(tmp_path)
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(again.eval()(x), backbone.eval()(x))
-    assert card == CARD
+    assert CARD.items() <= card.items()
 
 
 def test_files_of_another_model_are_refused_in_one_sentence(tmp_path) -> None:

@@ -108,7 +108,7 @@ def test_a_cifar_resnet_comes_back_from_its_files(tmp_path) -> None:
     save_backbone(backbone, tmp_path, card)
     again, found = load_backbone(tmp_path)
     torch.testing.assert_close(again.eval()(images()), backbone.eval()(images()))
-    assert found == card
+    assert card.items() <= found.items()
 
 
 def test_globalize_replaces_its_norms_and_keeps_its_function() -> None:
