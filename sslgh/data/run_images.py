@@ -73,7 +73,7 @@ def run_images(recipe: Recipe) -> ImageSet:
     record = read_record(recipe.directory)
     # A directory whose run never took a step may be taken over by a recipe for other images.
     if record is None or other_images(recipe.directory, recipe.data) is not None:
-        return training_set(recipe.data)
+        return training_set(recipe.data, labeled=recipe.asks_for_labels)
     return _recorded(record, recipe.data)
 
 

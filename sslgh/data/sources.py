@@ -16,7 +16,7 @@ from sslgh.data.folders import read_folder, split_folders, warn_of_splits
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.lists import read_list
 from sslgh.recipe.data import Data, LongTail, Shuffled
-from sslgh.recipe.errors import located, shown
+from sslgh.recipe.errors import located, printable, shown
 
 Split = Literal["train", "test"]
 Integers = NDArray[np.int64]
@@ -25,8 +25,18 @@ CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SIDES = {"cifar10": 32, "cifar100": 32, "digits": 16}
 
 
-def load_images(data: Data, split: Split) -> ImageSet | None:
-    """The whole training or test set of a source, None if it has no test set; DataError if it cannot be used."""
+def load_images(data: Data, split: Split, *, labeled: bool = True) -> ImageSet | None:
+    """The whole training or test set of a source, None if it has no test set.
+
+    Args:
+        data: Data section of the recipe.
+        split: Which set.
+        labeled: Whether labels are wanted, which decides on ``data.labels: auto``: a folder that is not divided
+            into splits is unlabeled otherwise.
+
+    Raises:
+        DataError: If the source cannot be used.
+    """
     if data.source == "digits":
         return _digits(data, split)
     if data.source in CIFAR:
@@ -34,17 +44,19 @@ def load_images(data: Data, split: Split) -> ImageSet | None:
     if data.source == "arrays":
         return read_arrays(data.root, split)
     if data.source == "folder":
-        return _folder(data, split)
+        return _folder(data, split, labeled)
     return _list(data, split)
 
 
-def training_set(data: Data) -> ImageSet:
+def training_set(data: Data, *, labeled: bool = True) -> ImageSet:
     """The images to pretrain on, with labels for evaluation: the training split after its cuts.
+
+    ``labeled``: as in `load_images`.
 
     Raises:
         DataError: If the source cannot be used, or cut as ``data.long_tail`` and ``data.subset`` ask.
     """
-    images = load_images(data, "train")
+    images = load_images(data, "train", labeled=labeled)
     assert images is not None  # every source has a training split
     if data.long_tail is not None:
         images = _long_tailed(images, data)
@@ -163,16 +175,41 @@ def _cifar(data: Data, split: Split) -> ImageSet:
     return _in_memory(found.data, np.array(found.targets, dtype=np.int64), found.classes)
 
 
-def _folder(data: Data, split: Split) -> ImageSet | None:
+def _folder(data: Data, split: Split, labeled: bool) -> ImageSet | None:
     splits = split_folders(data.root, data.test_root)
     warn_of_splits(splits)
     train, test = splits.train, splits.test
     if split == "test" and test is None:
         return None
-    images = read_folder(train, without=test)
+    labeled = _folders_are_classes(data, labeled, divided=bool(splits.folders))
+    images = read_folder(train, without=test, labeled=labeled)
+    if data.labels == "folders" and images.labels is None:
+        raise DataError(
+            f"data.labels is folders, but not every image of {printable(train)} lies in one of several folders in it; "
+            "put each into the folder of its class, or leave data.labels out"
+        )
     if split == "train" or test is None:
         return images
-    return read_folder(test, without=train, classes=images.class_names, train=train)
+    classes = images.class_names
+    return read_folder(test, without=train, classes=classes, train=train, labeled=labeled)
+
+
+def _folders_are_classes(data: Data, labeled: bool, *, divided: bool) -> bool:
+    """What ``data.labels`` says; auto: folders of a camera are no kinds, unless labels are wanted for them."""
+    if data.labels != "auto":
+        return data.labels == "folders"
+    return labeled or divided or data.test_root is not None or data.long_tail is not None
+
+
+def describe_images(images: ImageSet, data: Data) -> str:
+    """How many images a run has, and which labels were taken from folders."""
+    count = f"{len(images)} images"
+    if data.source != "folder":
+        return count
+    if images.labels is not None:
+        return f"{count}, labels: folders ({len(images.class_names)} classes)"
+    advice = " (data.labels=folders takes folders as classes)" if data.labels == "auto" else ""
+    return f"{count}, labels: none{advice}"
 
 
 def _list(data: Data, split: Split) -> ImageSet | None:

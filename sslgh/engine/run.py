@@ -21,6 +21,7 @@ from sslgh.data.run_images import (
     other_images,
     record_text,
 )
+from sslgh.data.sources import describe_images
 from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.build import refuse_small_maps
 from sslgh.engine.checkpoint import (
@@ -175,7 +176,8 @@ def open_run(run: Run, *, device_note: str = "") -> Progress:
             "choose a folder that all machines share"
         )
     processes = describe_processes(accelerator) + device_note
-    accelerator.print(f"{recipe.name}: {len(run.images)} images, {processes}")
+    images = describe_images(run.images, recipe.data)
+    accelerator.print(f"{recipe.name}: {images}, {processes}")
     checkpoint = run_on_main(partial(_open_directory, run, processes), accelerator)
     return Progress() if checkpoint is None else _resume(run, checkpoint)
 

@@ -16,7 +16,7 @@ READS: dict[str, tuple[str, ...]] = {
     "cifar10": ("root", "download"),
     "cifar100": ("root", "download"),
     "arrays": ("root",),
-    "folder": ("root", "test_root"),
+    "folder": ("root", "test_root", "labels"),
     "list": ("root", "list", "test_root", "test_list"),
 }
 SOME_READ = tuple(dict.fromkeys(key for keys in READS.values() for key in keys))
@@ -175,6 +175,11 @@ class Data(ConfigModel):
         description="folder, list: labeled test images; null: no test set (folder: root/test if it exists)",
     )
     test_list: UserPath | None = Field(None, description="source list: file of test lines, as list")
+    labels: Literal["auto", "folders", "none"] = Field(
+        "auto",
+        description="source folder: whether the folders right in a split are classes; auto: where there is a "
+        "train/test split or the recipe asks for labels (probe, finetune, long_tail), else none",
+    )
     download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
     size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None,
@@ -208,6 +213,12 @@ class Data(ConfigModel):
             raise ValueError(_unread(self.source, unread))
         if self.source == "list" and self.list is None:
             raise ValueError("source list needs data.list, a file of lines 'path label'")
+        return self
+
+    @model_validator(mode="after")
+    def _long_tail_has_labels(self) -> Self:
+        if self.labels == "none" and self.long_tail is not None:
+            raise ValueError("long_tail cuts by label, and labels is none; leave one of them out")
         return self
 
     def _gives(self, key: str) -> bool:

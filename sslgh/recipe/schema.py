@@ -240,6 +240,11 @@ class Recipe(ConfigModel):
         return self.run_dir or Path("runs") / self.name
 
     @property
+    def asks_for_labels(self) -> bool:
+        """Whether a stage of the recipe needs labels."""
+        return self.finetune is not None or bool(self.probe)
+
+    @property
     def gh_start(self) -> int | None:
         """Epoch in which the GH term begins, or None for the plain method."""
         if self.harmonize is None:
@@ -265,6 +270,11 @@ class Recipe(ConfigModel):
                 raise ValueError(f"{name}: belongs to pretraining with method:, not to finetune:")
         if self.finetune is not None:
             self._finetuning_fits(self.finetune)
+        if self.asks_for_labels and self.data.labels == "none":
+            stage = "probe" if self.finetune is None else "finetune"
+            raise ValueError(
+                f"{stage}: needs labels, and data.labels is none; leave one of them out"
+            )
         return self
 
     def _finetuning_fits(self, settings: Finetune) -> None:

@@ -39,6 +39,8 @@ def recipe(tmp_path):
 
     def make(**data):
         data = {"source": "folder", "root": str(tmp_path / "data")} | data
+        if data["source"] == "folder":
+            data = {"labels": "folders"} | data
         settings = {"name": "r", "data": data, "method": {"name": "simclr"}}
         return make_recipe(settings | {"run_dir": str(tmp_path / "run")})
 
@@ -232,10 +234,10 @@ def test_any_name_is_kept(recipe, tmp_path):
     for name in names:
         plant(tmp_path / "data", "x.png")
         (tmp_path / "data" / "x.png").rename(tmp_path / "data" / name)
-    first = begun(recipe())
+    first = begun(recipe(labels="auto"))
     assert set(first.names) == set(names)
     (tmp_path / "data" / names[0]).unlink()
-    assert run_images(recipe()).images == first.images
+    assert run_images(recipe(labels="auto")).images == first.images
 
 
 @pytest.mark.parametrize(
