@@ -5,6 +5,7 @@ from fault import Fault
 FOLDER = WRITER = "engine/checkpoint_manager.py"
 CHECKPOINT = "engine/checkpoint.py"
 TRAINER = "engine/trainer.py"
+NEED = "engine/memory_need.py"
 IMAGES, QUARANTINE = "data/run_images.py", "engine/broken_images.py"
 
 FAULTS = [
@@ -160,4 +161,16 @@ FAULTS = [
     Fault("record leads outside", IMAGES, 'if path.is_absolute() or ".." in path.parts:', "if False:", "data/test_run_images.py"),
     Fault("bf16 on maps of a pixel", "engine/run.py", "        refuse_small_maps(module)\n", "        pass\n", "engine/test_launch.py"),
     Fault("processes count alike in the length", "engine/monitor/embeddings.py", "weighted_mean(lengths) if gathered else lengths.mean()", "lengths.mean()", "engine/monitor/test_embeddings.py"),
+    Fault("trial moves batch statistics", NEED, "            buffer.copy_(before)\n", "            pass\n", "engine/test_memory_need.py"),
+    Fault("outputs of the trial kept", NEED, "    stage.discard_step()  # which may move a buffer\n", "", "engine/test_memory_need.py"),
+    Fault("fixed memory multiplied", NEED, "max(many - few, 0) // (TRIALS[1] - TRIALS[0])", "many // TRIALS[1]", "engine/test_memory_need.py"),
+    Fault("one rank refuses", NEED, "= max(found)", "= found[run.accelerator.process_index]", "engine/test_memory_need.py"),
+    Fault("batch beyond the images", NEED, "min(recipe.train.batch_size, len(run.images))", "recipe.train.batch_size", "engine/test_memory_need.py"),
+    Fault("recomputed activations free", NEED, "if run.recipe.model.checkpointing:", "if False:", "engine/test_memory_need.py"),
+    Fault("storage counted per view", NEED, "if storage not in self._seen:", "if True:", "engine/test_memory_need.py"),
+    Fault("copies of a module free", "engine/memory_guard.py", "elif func in COPYING:", "elif False:", "engine/test_memory_need.py"),
+    Fault("pages of files fill a container", "engine/memory_guard.py", "used.read_text()) + files]", "used.read_text())]", "engine/test_memory_need.py"),
+    Fault("first step timed", "engine/logger.py", "passed / (steps - 1)", "passed / steps", "engine/test_logger.py"),
+    Fault("out of memory a traceback", "engine/exit_codes.py", "    elif _out_of_memory(error):", "    elif False:", "engine/test_memory_need.py"),
+    Fault("large batch timed", "doctor/training_time.py", "min(batch, largest)), images, seconds=TIMED", "largest), images, seconds=TIMED", "doctor/test_doctor.py"),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Estimate of a run's memory and checkpoints, before anything is allocated.
+"""Estimate of a run's checkpoints, before anything is allocated.
 
 Shapes: N images, D embedding width, K vertices.
 """
@@ -38,11 +38,6 @@ class RunSize(NamedTuple):
     def checkpoint(self) -> int:
         """Bytes of one checkpoint."""
         return self.weights + self.optimizer + self.memory
-
-    @property
-    def training(self) -> int:
-        """Bytes that training holds throughout, without activations."""
-        return self.checkpoint + self.trained
 
 
 def run_size(

@@ -28,11 +28,13 @@ from sslgh.doctor.storage import (
     images_a_second,
     kept_checkpoints,
     loader_speed,
-    memory,
     shared_memory,
 )
+from sslgh.doctor.training_time import build_stage, seconds_per_image
 from sslgh.engine.launch import has_accelerator
-from sslgh.engine.memory_guard import free_memory, gigabytes
+from sslgh.engine.logger import duration
+from sslgh.engine.memory_guard import gigabytes
+from sslgh.engine.memory_need import check_memory, free_bytes
 from sslgh.engine.precision import has_amx
 from sslgh.recipe import Recipe, make_recipe
 
@@ -107,11 +109,29 @@ def _shared(recipe: Recipe, size: int, workers: int) -> Iterator[CheckResult]:
 
 
 def _room(recipe: Recipe, images: ImageSet, size: int, directory: Path) -> Iterator[CheckResult]:
+    yield from _training(recipe, images)
     classes = max(len(images.class_names or ()), 2)
     need = run_size(recipe, image_size=size, num_images=len(images), num_classes=classes)
-    if need is None:
-        found = f"the size of {recipe.model.backbone} is known only once it is built"
-        yield CheckResult("ok", "memory", found)
+    if need is not None:
+        kept = kept_checkpoints(recipe)
+        yield disk(free_disk(directory), checkpoint=need.checkpoint, kept=kept)
+
+
+def _training(recipe: Recipe, images: ImageSet) -> Iterator[CheckResult]:
+    """Memory and time of training, from a run that is built and takes a few steps."""
+    try:
+        stage = build_stage(recipe, images)
+        need = check_memory(stage, stage.image_size)
+    except ValueError as error:
+        yield CheckResult("FAIL", "memory", str(error))
         return
-    yield memory(need, free_memory(), on_device=torch.cuda.is_available())
-    yield disk(free_disk(directory), checkpoint=need.checkpoint, kept=kept_checkpoints(recipe))
+    processes = stage.run.accelerator.num_processes
+    free = free_bytes(stage.run.accelerator.device)
+    amount = "an unknown amount with FSDP" if need is None else f"about {gigabytes(need.total)}"
+    found = f"{gigabytes(free)} free, the run needs {amount}"
+    yield CheckResult("ok", "memory", found)
+    del stage
+    if processes == 1:  # else ranks would time different batches
+        seconds = seconds_per_image(recipe, images) * len(images)
+        length = duration(seconds * recipe.train.epochs)
+        yield CheckResult("ok", "time", f"{recipe.train.epochs} epochs: about {length} here")

@@ -1,4 +1,4 @@
-"""Room: in memory, in shared memory, on the disk; and how fast images come."""
+"""Room: in shared memory, on the disk; and how fast images come."""
 
 import os
 import shutil
@@ -7,29 +7,13 @@ from pathlib import Path
 
 from sslgh.data import ImageSet, PretrainDataset, SampleKey
 from sslgh.doctor.check_result import CheckResult
-from sslgh.doctor.memory_estimate import RunSize
-from sslgh.engine.memory_guard import REMEDY, gigabytes
+from sslgh.engine.memory_guard import gigabytes
 from sslgh.recipe import Recipe
 
 SMALL_SHARED_MEMORY = 10**9
 TIMED_SECONDS = 2.0
 # Metrics, TensorBoard, the backbone and the file system's own share, as a factor of the checkpoints.
 OVERHEAD = 1.1
-
-
-def memory(size: RunSize, free: int, *, on_device: bool) -> CheckResult:
-    """Whether a run fits in memory.
-
-    Args:
-        size: Size of the run.
-        free: Free bytes, see `free_memory`.
-        on_device: Whether it trains on an accelerator, and only the weights pass through memory.
-    """
-    need = size.weights + size.memory if on_device else size.training
-    found = f"{gigabytes(free)} free, the run needs {gigabytes(need)} and activations"
-    if need > free:
-        return CheckResult("FAIL", "memory", found, REMEDY)
-    return CheckResult("ok", "memory", found)
 
 
 def shared_memory(free: int, *, workers: int, batch_bytes: int) -> CheckResult:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import torch
 from torch.distributed import DistError
 
 from sslgh.engine.finite import NotFiniteError
@@ -59,6 +60,8 @@ def _exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> 
         state, code = "stopped", STOPPED
     elif isinstance(error, KeyboardInterrupt):
         text = INTERRUPTED
+    elif _out_of_memory(error):
+        code, text = BAD_INPUT, _smaller_batch(recipe)
     elif isinstance(error, ValueError):
         logger.debug("traceback of a user's error", exc_info=True)
         # If another run's directory is asked for, the status is that of its run.
@@ -72,6 +75,23 @@ def _exit_code(error: BaseException, recipe: Recipe | None, begun: datetime) -> 
         _record(recipe, "failed", f"{type(error).__name__}: {error}", begun)
         return None
     return _report(owner, state, text, code, begun)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python found no room for something on a device or in memory."""
+    of_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or of_cpu
+
+
+def _smaller_batch(recipe: Recipe | None) -> str:
+    """Sentence about a lack of memory, with the next smaller batch if it came in training."""
+    if recipe is None or read_status(recipe.directory).get("state") == "done":
+        return "out of memory; end other programs, or choose a smaller backbone or data.size"
+    batch = recipe.train.batch_size
+    smaller = 2 ** ((batch - 1).bit_length() - 1)
+    return (
+        f"train.batch_size {batch} needs more memory than is free; set train.batch_size={smaller}"
+    )
 
 
 def _peer_lost(error: BaseException) -> bool:

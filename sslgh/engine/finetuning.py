@@ -34,6 +34,7 @@ from sslgh.engine.build import backbone_metadata, build_network
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
+from sslgh.engine.memory_need import check_memory
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
@@ -72,6 +73,7 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
     stage = Finetuning(recipe, accelerator, images)
+    check_memory(stage, stage.image_size)
     # Made before the run, while `model.init` is still there.
     method = f"finetune {settings.objective}"
     metadata = backbone_metadata(recipe, image_size=stage.image_size, method=method)
@@ -92,6 +94,7 @@ def dry_run_finetuning(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `finetune`."""
     recipe = with_precision(recipe, accelerator)
     stage = Finetuning(recipe, accelerator, training_set(recipe.data))
+    check_memory(stage, stage.image_size)
     trainer.dry_run(stage, stage.batches(Progress(), None))
 
 
@@ -131,7 +134,8 @@ class Finetuning:
         if settings.ema is not None:
             # Batch statistics are averaged like the weights they belong to.
             decay = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(self.network, multi_avg_fn=decay, use_buffers=True)
+            with memory_guard(recipe, trained=False):
+                self.ema = AveragedModel(self.network, multi_avg_fn=decay, use_buffers=True)
         kind, epochs = settings.sampling, recipe.train.epochs
         drawn = class_sampling(images.labels, kind, seed=recipe.seed, epochs=epochs)
         self.run = Run(

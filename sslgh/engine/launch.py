@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -59,6 +60,8 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
         ],
     )
     check_num_processes(accelerator, processes)
+    if not accelerator.is_main_process:
+        warnings.simplefilter("ignore")  # rank 0 shows those of libraries
     if sharded:
         shard_on_cpu(accelerator)
     return accelerator

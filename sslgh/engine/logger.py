@@ -16,6 +16,10 @@ from sslgh.engine.run_dir import METRICS, write_status
 
 # Bytes kept in memory while the disk is full; the oldest lines are dropped first.
 MAX_PENDING = 8 * 2**20
+# Seconds of training after which its length is predicted.
+TIMED_SECONDS = 10.0
+# Metrics on the progress bar, by their labels there; a plain loss only where no SSL loss is.
+SHOWN = {"ssl": "ssl", "gh": "gh", "gh_share": "gh share", "images_per_second": "img/s"}
 
 
 def print_stderr(text: str) -> None:
@@ -23,6 +27,21 @@ def print_stderr(text: str) -> None:
     with contextlib.suppress(OSError):
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Format a length of time, to about 5 %.
+
+    Examples:
+        >>> duration(40), duration(29 * 60), duration(12_000), duration(200_000)
+        ('40 s', '29 min', '3.3 h', '2.3 days')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 99 * 60:
+        return f"{seconds / 60:.2g} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 class MetricLogger:
@@ -34,6 +53,7 @@ class MetricLogger:
         directory: The run directory.
         active: Whether this is rank 0.
         steps: Optimizer steps of the whole run.
+        epochs: Epochs of the whole run.
         start: Steps already taken; later lines of an interrupted run are dropped.
         images_per_step: Global batch size, for the rate.
         within_epoch: Whether the epoch of the last step has still to be ended.
@@ -45,12 +65,16 @@ class MetricLogger:
         *,
         active: bool,
         steps: int,
+        epochs: int,
         start: int,
         images_per_step: int,
         within_epoch: bool = False,
     ) -> None:
         self.directory, self.active, self.images_per_step = directory, active, images_per_step
+        self.epochs, self.steps, self.start = epochs, steps, start
         self.clock, self.clock_step = time.perf_counter(), start
+        self._first_step_ended: float | None = None
+        self._length_known = False
         self._warned: set[str] = set()
         self._open = ExitStack()
         if not active:
@@ -78,15 +102,31 @@ class MetricLogger:
         self._open.callback(self.bar.close)
 
     def advance(self) -> None:
-        """Move the bar by one optimizer step."""
+        """Move the bar by one optimizer step; print once how long the run takes."""
         if self.active:
             with contextlib.suppress(OSError):
                 self.bar.update(1)
+            if not self._length_known:
+                self._predict_length()
+
+    def _predict_length(self) -> None:
+        """Print how long the epochs take, after `TIMED_SECONDS`; the first step, which starts workers, is not timed."""
+        now, steps = time.perf_counter(), self.bar.n - self.start
+        if self._first_step_ended is None:
+            self._first_step_ended = now
+        elif (passed := now - self._first_step_ended) > TIMED_SECONDS:
+            self._length_known = True
+            seconds = passed / (steps - 1) * (self.steps - self.start)
+            share = 1 - self.start / self.steps
+            epochs = f"{share * self.epochs:.3g}" + (" more" if self.start else "")
+            self.info(f"{epochs} epochs: about {duration(seconds)} here")
 
     def running(self, epoch: int, step: int) -> None:
         """Write the position of the run into ``status.json``."""
         if not self.active:
             return
+        name = f"{self.directory.name} epoch {epoch + 1}/{self.epochs}"
+        self.bar.set_description(name, refresh=False)
         try:
             write_status(self.directory, "running", epoch=epoch, step=step)
             self._warned.discard("status.json")
@@ -103,7 +143,7 @@ class MetricLogger:
             values = values | {"images_per_second": rate}
         self.clock, self.clock_step = now, step
         self.log_event("train", step, epoch, values)
-        labels = {"loss": "loss", "ssl": "ssl", "gh": "gh", "images_per_second": "img/s"}
+        labels = SHOWN if "ssl" in values else {"loss": "loss"} | SHOWN
         self.bar.set_postfix(
             {label: f"{values[name]:.4g}" for name, label in labels.items() if name in values},
             refresh=False,

@@ -16,6 +16,7 @@ from sslgh.engine.build import backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
+from sslgh.engine.memory_need import check_memory
 from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
@@ -51,6 +52,7 @@ def pretrain(
     recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
     stage = (make_stage or Pretraining)(recipe, accelerator, images)
+    check_memory(stage, stage.image_size)
     # Made before the run, while `model.init` is still there.
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
@@ -72,6 +74,7 @@ def dry_run_pretraining(recipe: Recipe, accelerator: Accelerator) -> None:
     """Build everything, take one step and write nothing; raises as `pretrain`."""
     recipe = with_precision(recipe, accelerator)
     stage = Pretraining(recipe, accelerator, training_set(recipe.data))
+    check_memory(stage, stage.image_size)
     trainer.dry_run(stage, stage.batches(Progress(), None))
 
 

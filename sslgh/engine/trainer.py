@@ -105,6 +105,7 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
         recipe.directory,
         active=run.accelerator.is_main_process,
         steps=recipe.train.epochs * run.steps_per_epoch,
+        epochs=recipe.train.epochs,
         start=progress.global_step,
         images_per_step=recipe.train.batch_size,
         within_epoch=progress.step_in_epoch > 0,

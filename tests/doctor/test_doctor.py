@@ -1,12 +1,14 @@
 """The doctor sees a fault where there is one, and says what to do."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from sslgh.cli import main
-from sslgh.doctor import software, storage
+from sslgh.data import training_set
+from sslgh.doctor import software, storage, training_time
 from sslgh.doctor.check_result import CheckResult, format_result
 from sslgh.doctor.machine import (
     cpu_precision,
@@ -15,8 +17,8 @@ from sslgh.doctor.machine import (
     torch_against_device,
     world,
 )
-from sslgh.doctor.memory_estimate import RunSize
 from sslgh.doctor.run_checks import run_checks
+from sslgh.engine import memory_need
 
 GPU = "OPTIMIZE AVX2 GPU "
 GB = 10**9
@@ -168,13 +170,6 @@ def test_checkpoints_for_good_and_the_one_being_written_are_counted(tiny) -> Non
     assert storage.kept_checkpoints(tiny("train.keep_every=5", "train.epochs=20")) == 7
 
 
-def test_memory_must_hold_the_run() -> None:
-    size = RunSize(weights=GB, trained=GB, optimizer=GB, memory=0)
-    lacking = storage.memory(size, 2 * GB, on_device=False)
-    assert (lacking.state, "lower model.width" in lacking.remedy) == ("FAIL", True)
-    assert storage.memory(size, 4 * GB, on_device=False).state == "ok"
-
-
 def test_the_run_directory_must_be_a_folder_to_write_to(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     assert storage.folder(tmp_path / "file" / "run").state == "FAIL"
@@ -194,10 +189,11 @@ def test_a_line_is_one_line_whatever_was_found() -> None:
 
 def test_this_machine_can_run_a_tiny_recipe(tiny, monkeypatch) -> None:
     monkeypatch.setattr(storage, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(training_time, "TIMED_SECONDS", 0.1)
     findings = {finding.subject: finding for finding in run_checks(tiny(gh=True))}
-    assert {"world", "precision", "FAISS", "run directory", "loader", "memory", "disk"} <= set(
-        findings
-    )
+    assert {"world", "precision", "FAISS", "run directory", "loader"} <= findings.keys()
+    assert {"memory", "time", "disk"} <= findings.keys()
+    assert re.fullmatch(r"4 epochs: about [\d.]+ s here", findings["time"].found)
     assert [f for f in findings.values() if f.state == "FAIL"] == []
     assert "checkpoints of" in findings["disk"].found
 
@@ -208,7 +204,34 @@ def call(*words: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_command_exits_0_1_or_2(recipe_file, tmp_path, capsys) -> None:
+def test_a_run_that_memory_cannot_hold_is_a_fault_with_the_batch_that_fits(
+    tiny, monkeypatch
+) -> None:
+    monkeypatch.setattr(storage, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(memory_need, "free_bytes", lambda _: 5 * 10**6)
+    recipe = tiny("train.batch_size=118")
+    findings = {finding.subject: finding for finding in run_checks(recipe)}
+    assert findings["memory"].state == "FAIL"
+    assert "train.batch_size 118 needs about" in findings["memory"].found
+    assert "time" not in findings
+
+
+def test_a_step_that_takes_long_is_timed_by_a_smaller_batch(tiny, monkeypatch) -> None:
+    timed = []
+
+    def steps(stage, *_, **__) -> float:
+        timed.append(stage.recipe.train.batch_size)
+        return 0.1 * timed[-1]  # 0.1 s per image
+
+    monkeypatch.setattr(training_time, "_seconds_per_step", steps)
+    recipe = tiny("train.batch_size=96")
+    found = training_time.seconds_per_image(recipe, training_set(recipe.data))
+    assert found == pytest.approx(0.1)
+    assert timed == [8, 8, 20, 20]
+
+
+def test_the_command_exits_0_1_or_2(recipe_file, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(training_time, "TIMED_SECONDS", 0.1)
     assert call("doctor", recipe_file) == 0
     assert "disk: " in capsys.readouterr().out
     (tmp_path / "file").write_text("")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sslgh.engine import logger
 from sslgh.engine.logger import JsonlWriter, MetricLogger, TensorBoardWriter
 
 
@@ -53,7 +54,7 @@ def test_lines_that_wait_at_the_end_are_tried_once_more(tmp_path) -> None:
 
 
 def journal(directory: Path) -> MetricLogger:
-    return MetricLogger(directory, active=True, steps=9, start=0, images_per_step=1)
+    return MetricLogger(directory, active=True, steps=9, epochs=3, start=0, images_per_step=1)
 
 
 def test_a_run_is_not_ended_by_a_log_that_cannot_be_written(tmp_path, capsys) -> None:
@@ -107,7 +108,7 @@ def test_a_disk_that_fills_at_the_last_scalar_of_tensorboard_ends_no_run(tmp_pat
 def test_a_torn_last_line_is_left_out_when_a_run_goes_on(tmp_path, torn) -> None:
     whole = json.dumps({"kind": "train", "step": 1, "epoch": 0})
     (tmp_path / "metrics.jsonl").write_bytes(whole.encode() + b"\n" + torn)
-    with MetricLogger(tmp_path, active=True, steps=9, start=1, images_per_step=1) as told:
+    with MetricLogger(tmp_path, active=True, steps=9, epochs=3, start=1, images_per_step=1) as told:
         told.log_event("health", 2, 0, {})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
@@ -124,9 +125,47 @@ def test_tensorboard_shows_every_step_once_also_those_around_a_stop(tmp_path) ->
         for step in (2, 4, 6):
             told.metrics(step, 0, {"loss": 1.0})
             told.log_event("refresh", step, 0, {"groups": 2})
-    with MetricLogger(tmp_path, active=True, steps=9, start=4, images_per_step=1) as told:
+    with MetricLogger(tmp_path, active=True, steps=9, epochs=3, start=4, images_per_step=1) as told:
         told.log_event("refresh", 4, 0, {"groups": 2})
         told.metrics(6, 0, {"loss": 1.0})
     shown = scalars(tmp_path)
     assert shown["train/loss"] == [2, 4, 6]
     assert shown["refresh/groups"] == [2, 4]
+
+
+def test_the_bar_shows_the_epoch_and_the_ssl_loss_before_the_terms_of_gh(tmp_path) -> None:
+    with journal(tmp_path) as log:
+        log.running(1, 3)
+        values = {"gh_share": 0.2, "loss": 3.0, "gh": 1.0, "ssl": 2.0, "embedding_norm": 1.0}
+        log.metrics(4, 1, values)
+        shown = str(log.bar)
+        assert f"{tmp_path.name} epoch 2/3" in shown
+        assert shown.index("ssl=2") < shown.index("gh=1") < shown.index("gh share=0.2")
+        assert "loss=" not in shown
+        log.metrics(5, 1, {"loss": 3.0, "logit": 3.0})  # of supervised training
+        assert "loss=3" in str(log.bar)
+
+
+@pytest.mark.parametrize(("start", "found"), [(0, "30 epochs: about 6"), (75, "5 more epochs")])
+def test_the_length_of_a_run_is_printed_once_from_its_first_steps(
+    tmp_path, capsys, monkeypatch, start, found
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(logger.time, "perf_counter", lambda: clock[0])
+    with MetricLogger(
+        tmp_path, active=True, steps=90, epochs=30, start=start, images_per_step=1
+    ) as log:
+        for seconds in (100.0, *[4.0] * 14):  # the first step starts workers
+            clock[0] += seconds
+            log.advance()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "epochs" in line]
+    assert len(lines) == 1
+    assert found in lines[0]
+    assert lines[0].endswith(("about 6 min here", "about 60 s here"))  # 90 or 15 steps of 4 s
+
+
+def test_the_length_of_a_short_run_is_not_printed(tmp_path, capsys) -> None:
+    with journal(tmp_path) as log:
+        for _ in range(9):
+            log.advance()
+    assert "epochs" not in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""Memory that training needs, measured on a few images before the first step.
+
+Shapes: n images of a trial.
+"""
+
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sslgh.data import PretrainBatch, SupervisedBatch, local_side, num_workers
+from sslgh.data.augment import NUM_PARAMS
+from sslgh.engine.checkpoint import Progress
+from sslgh.engine.memory_guard import COPIES, free_memory, gigabytes
+from sslgh.engine.trainer import Stage, step_info
+from sslgh.recipe import Recipe, RecipeError
+
+# Images of the two trials: what grows with the batch is their difference.
+TRIALS = (2, 4)
+# Buffers of the kernels and gaps of the allocator, as a factor of the activations (measured: 1.05 to 1.12).
+WORKSPACE = 1.1
+# Private memory of a loader worker (bytes).
+WORKER = 100 * 10**6
+
+
+class MemoryNeed(NamedTuple):
+    """Memory (bytes) that a rank allocates in training, beyond what it holds once it is built.
+
+    Attributes:
+        fixed: Gradients, optimizer state, the copy for a checkpoint, loader workers.
+        per_image: Activations per image, at their peak.
+        images: Images of a micro-batch.
+    """
+
+    fixed: int
+    per_image: int
+    images: int
+
+    @property
+    def total(self) -> int:
+        """Bytes for the micro-batch of the recipe."""
+        return self.fixed + self.images * self.per_image
+
+
+def check_memory(stage: Stage, image_size: int) -> MemoryNeed | None:
+    """Refuse a run whose batch does not fit, before anything is written. Collective: call it on every rank.
+
+    Returns:
+        What it needs; None with FSDP, whose shards a forward without a backward would leave gathered.
+
+    Raises:
+        RecipeError: On every rank; one sentence with both figures and the batch that fits.
+    """
+    run = stage.run
+    if run.accelerator.is_fsdp2:
+        return None
+    need = memory_need(stage, image_size)
+    free = free_bytes(run.accelerator.device)
+    found = gather_object([(need.total - free, *need, free)])
+    missing, *worst, free = max(found)
+    if missing > 0:
+        raise RecipeError(too_large(run.recipe, MemoryNeed(*worst), free, len(found)))
+    return need
+
+
+def memory_need(stage: Stage, image_size: int) -> MemoryNeed:
+    """What a rank will allocate in training. Collective: call it on every rank."""
+    run, recipe = stage.run, stage.run.recipe
+    few, many = (_activations(stage, _noise(recipe, image_size, n), n) for n in TRIALS)
+    per_image = max(many - few, 0) // (TRIALS[1] - TRIALS[0])
+    trained = sum(p.nbytes for p in run.module.parameters() if p.requires_grad)
+    state = COPIES[recipe.optim.name] * trained
+    fixed = max(few - TRIALS[0] * per_image, 0) + trained + state
+    if run.accelerator.device.type == "cpu":
+        modules = [run.module] if run.aux_state is None else [run.module, run.aux_state]
+        fixed += state + sum(t.nbytes for m in modules for t in m.state_dict().values())
+        fixed += WORKER * num_workers(recipe.data, in_memory=run.images.in_memory)
+    batch = min(recipe.train.batch_size, len(run.images))
+    parts = recipe.train.accumulation * run.accelerator.num_processes
+    return MemoryNeed(fixed, int(WORKSPACE * per_image), -(-batch // parts))
+
+
+def _activations(stage: Stage, batch: PretrainBatch | SupervisedBatch, n: int) -> int:
+    """Bytes that the forward of a batch leaves for the backward; the stage is as it was before."""
+    run, device = stage.run, stage.run.accelerator.device
+    buffers = [(buffer, buffer.clone()) for buffer in run.module.buffers()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(run.accelerator.no_sync(run.model))
+        live = stack.enter_context(LiveBytes(run.module))
+        metrics = stage.loss(send_to_device(batch, device), step_info(run, Progress()))
+        needed = live.now
+        if run.recipe.model.checkpointing:
+            needed = _peak_of_backward(metrics["loss"], run.module, live)
+    stage.discard_step()  # which may move a buffer
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return int(needed)
+
+
+def _peak_of_backward(loss: Tensor, module: nn.Module, live: "LiveBytes") -> int:
+    """Peak of a backward that computes activations again."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    torch.autograd.grad(loss, parameters, allow_unused=True)
+    return int(live.peak)
+
+
+def _noise(recipe: Recipe, size: int, n: int) -> PretrainBatch | SupervisedBatch:
+    """A batch of n noise images, as the loader gives them."""
+    generator, augment = torch.Generator().manual_seed(0), recipe.data.augment
+
+    def noise(views: int, side: int) -> tuple[Tensor, Tensor]:
+        shape = n, views, 3, side, side
+        crops = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        return crops, torch.rand(n, views, NUM_PARAMS, generator=generator)
+
+    crops, index = noise(2, size), torch.zeros(n, dtype=torch.int64)
+    if recipe.finetune is not None:
+        return SupervisedBatch(crops[0][:, 0], *crops, index, index, index - 1)
+    small = noise(augment.local_crops, local_side(augment, size))
+    return PretrainBatch(*crops, *small, index, index - 1)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the memory of tensors made in the block, as long as they live.
+
+    Gradients, masks and casts of the weights, which have their shapes, do not grow with a batch and are
+    not counted.
+
+    Args:
+        module: The module in training.
+
+    Attributes:
+        now: Bytes alive.
+        peak: Most bytes alive at once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        held = [*module.parameters(), *module.buffers()]
+        self._shapes = {tensor.shape for tensor in held}
+        self._seen: WeakKeyDictionary[UntypedStorage, None] = WeakKeyDictionary(
+            {tensor.untyped_storage(): None for tensor in held}
+        )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.shape not in self._shapes:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: UntypedStorage) -> None:
+        if storage not in self._seen:
+            self._seen[storage] = None
+            self._add(storage.nbytes())
+            finalize(storage, self._add, -storage.nbytes())
+
+    def _add(self, amount: int) -> None:
+        self.now += amount
+        self.peak = max(self.peak, self.now)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process can still allocate on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return free_memory()
+
+
+def too_large(recipe: Recipe, need: MemoryNeed, free: int, processes: int) -> str:
+    """Sentence about a batch that does not fit, with the largest power of two that does."""
+    train = recipe.train
+    found = (
+        f"train.batch_size {train.batch_size} needs about {gigabytes(need.total)} of memory per process, but "
+        f"{gigabytes(free)} are free"
+    )
+    images = (free - need.fixed) // max(need.per_image, 1)
+    batch = 2 ** (max(images, 1).bit_length() - 1) * processes * train.accumulation
+    if images < 1 or batch < 2 * processes * train.accumulation:
+        return f"{found}, which hold no batch: choose a smaller model.backbone, model.width or data.size"
+    return f"{found}; set train.batch_size={batch}"

@@ -1,0 +1,218 @@
+"""What a run is predicted to need, against other ways to count it."""
+
+import os
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from sslgh.data import training_set
+from sslgh.distributed import dist_info
+from sslgh.engine import memory_guard, memory_need
+from sslgh.engine.checkpoint import Progress
+from sslgh.engine.exit_codes import run_command
+from sslgh.engine.finetuning import Finetuning
+from sslgh.engine.launch import init_accelerator
+from sslgh.engine.memory_need import MemoryNeed, check_memory, too_large
+from sslgh.engine.pretraining import Pretraining, pretrain
+from sslgh.engine.trainer import step_info
+from sslgh.methods import METHODS
+from sslgh.recipe import RecipeError, make_recipe
+
+LABELED = ("method=null", "finetune.objective=bcl")
+
+
+def built(recipe) -> Pretraining | Finetuning:
+    kind = Pretraining if recipe.finetune is None else Finetuning
+    return kind(recipe, init_accelerator(), training_set(recipe.data))
+
+
+def need(recipe) -> MemoryNeed:
+    stage = built(recipe)
+    return check_memory(stage, stage.image_size)
+
+
+def saved_for_the_backward(recipe) -> int:
+    """Bytes that autograd keeps of a real batch, weights apart: an oracle with hooks of its own."""
+    stage, kept = built(recipe), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    batch = next(stage.batches(Progress(), None))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stage.loss(batch, step_info(stage.run, Progress()))
+    for tensor in (*stage.run.module.parameters(), *stage.run.module.buffers()):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("train.precision=bf16",),
+        ("method.name=moco-v2", "method.queue=128"),
+        ("method.name=dino", "data.augment.local_crops=3"),
+        ("method.name=sdclr",),
+        ("model.backbone=vit_tiny", "model.width=1", "data.size=16"),
+        LABELED,
+    ],
+)
+def test_activations_of_a_batch_are_predicted_from_a_few_images(tiny, words) -> None:
+    recipe = tiny("train.batch_size=96", "data.size=16", *words)
+    predicted = need(recipe)
+    activations = predicted.per_image * predicted.images / memory_need.WORKSPACE
+    assert activations == pytest.approx(saved_for_the_backward(recipe), rel=0.15)
+
+
+def test_what_does_not_grow_with_the_batch_is_not_multiplied(tiny) -> None:
+    words = ("method.name=barlow-twins", "model.projector={hidden: 32, out: 1024}")
+    predicted = need(tiny(*words))  # a correlation matrix of 1024 x 1024 is 4 MB
+    assert predicted.per_image < 10**6
+    assert predicted.fixed > 4 * 1024**2
+
+
+def test_gradients_optimizer_state_and_the_copy_of_a_checkpoint_are_fixed(tiny) -> None:
+    sgd, adamw = need(tiny()), need(tiny("optim.name=adamw"))
+    trained = 4 * sum(p.numel() for p in built(tiny()).run.module.parameters())
+    assert adamw.fixed - sgd.fixed == 2 * trained  # one more state, and its copy
+    assert 4 * trained < sgd.fixed < 5 * trained + 10**6
+
+
+def test_a_teacher_is_copied_into_a_checkpoint_and_has_no_gradient(tiny) -> None:
+    plain, taught = need(tiny("method.name=simsiam")), need(tiny("method.name=byol"))
+    assert taught.fixed > plain.fixed + 4 * 50_000
+    assert taught.per_image == pytest.approx(plain.per_image, rel=0.15)
+
+
+def test_parts_of_a_batch_and_small_sets_of_images_need_less(tiny) -> None:
+    assert need(tiny("train.batch_size=96")).images == 96
+    assert need(tiny("train.batch_size=512")).images == 118
+    words = ("train.batch_size=96", "train.accumulation=3", "train.allow_fewer_negatives=true")
+    assert need(tiny(*words)).images == 32
+
+
+def test_activations_that_are_computed_again_are_counted_at_their_peak(tiny) -> None:
+    whole, again = (
+        need(tiny("data.size=32")),
+        need(tiny("data.size=32", "model.checkpointing=true")),
+    )
+    assert 0.3 * whole.per_image < again.per_image < 0.8 * whole.per_image
+
+
+def state_of(stage) -> list[torch.Tensor]:
+    modules = (stage.run.module, *([stage.run.aux_state] if stage.run.aux_state else ()))
+    tensors = [t.clone() for m in modules for t in m.state_dict().values()]
+    return [*tensors, torch.random.get_rng_state()]
+
+
+# Distillation needs finished runs.
+@pytest.mark.parametrize("name", [*sorted(METHODS.keys() - {"distil"}), "supervised"])
+def test_measuring_leaves_the_run_as_it_was(tiny, name) -> None:
+    words = LABELED if name == "supervised" else (f"method.name={name}",)
+    words += ("method.queue=64",) if name in ("moco-v2", "nnclr") else ()
+    stage = built(tiny(*words))
+    before = state_of(stage)
+    check_memory(stage, stage.image_size)
+    assert all(torch.equal(*pair) for pair in zip(before, state_of(stage), strict=True))
+    assert all(parameter.grad is None for parameter in stage.run.module.parameters())
+    assert not getattr(stage, "outputs", None)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(tiny, monkeypatch) -> None:
+    large = need(tiny("train.batch_size=96"))
+    free = large.fixed + 50 * large.per_image
+    monkeypatch.setattr(memory_need, "free_bytes", lambda _: free)
+    with pytest.raises(RecipeError, match=r"^train\.batch_size 96 needs about .* are free; set"):
+        pretrain(tiny("train.batch_size=96"), init_accelerator())
+    assert not tiny().directory.exists()
+    with pytest.raises(RecipeError, match=r"set train\.batch_size=32$"):
+        need(tiny("train.batch_size=96"))
+    need(tiny("train.batch_size=32"))
+
+
+def test_where_no_batch_fits_another_network_is_advised(tiny) -> None:
+    found = too_large(tiny(), MemoryNeed(fixed=100, per_image=10, images=32), 90, 1)
+    assert found.endswith("choose a smaller model.backbone, model.width or data.size")
+
+
+def test_the_advised_batch_is_shared_by_processes_and_micro_batches(tiny) -> None:
+    lacking = MemoryNeed(fixed=100, per_image=10, images=64)
+    assert too_large(tiny(), lacking, 100 + 10 * 17, 2).endswith("train.batch_size=32")
+    words = ("train.accumulation=4", "train.allow_fewer_negatives=true")
+    assert too_large(tiny(*words), lacking, 100 + 10 * 17, 1).endswith("train.batch_size=64")
+
+
+def need_of_a_rank(free: list[int]) -> str:
+    rank, size = dist_info()
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    launched |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 1}  # the group is there already
+    os.environ.update({name: str(value) for name, value in launched.items()})
+    settings = {
+        "name": "two",
+        "data": {"source": "digits", "size": 8},
+        "model": {"width": 0.125},
+        "method": {"name": "simclr"},
+        "train": {"batch_size": 64},
+    }
+    with warnings.catch_warnings():  # what Accelerate sets on ranks but the first
+        stage = built(make_recipe(settings))
+    memory_need.free_bytes = lambda _: free[rank]
+    try:
+        return str(memory_need.check_memory(stage, stage.image_size).images)
+    except RecipeError as error:
+        return str(error)
+    finally:  # the worker serves other tests, without Accelerate
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for name in launched:
+            del os.environ[name]
+
+
+def test_every_rank_refuses_where_one_lacks_memory(two_processes) -> None:
+    assert two_processes(need_of_a_rank, [10**12, 10**12]) == ["32", "32"]
+    one, other = two_processes(need_of_a_rank, [10**12, 3 * 10**6])
+    assert one == other
+    assert "3.00 MB are free" in one
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_in_training_names_a_smaller_batch(tiny, error, capsys) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_command(fail, tiny("train.batch_size=96")) == 2
+    printed = capsys.readouterr().err
+    assert "train.batch_size 96 needs more memory than is free; set train.batch_size=64" in printed
+    assert run_command(fail) == 2
+    assert "batch_size" not in capsys.readouterr().err
+
+
+def test_copies_of_a_module_are_counted_without_a_gradient(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(memory_guard, "free_memory", lambda: (3 + 1) * 4 * 10**6 + 100)
+    with memory_guard.memory_guard(tiny()):
+        layer = nn.Linear(1000, 1000, bias=False)
+        deepcopy(layer)
+    refused = pytest.raises(RecipeError, match="needs about 20")
+    with refused, memory_guard.memory_guard(tiny()):
+        deepcopy(deepcopy(nn.Linear(1000, 1000, bias=False)))
+
+
+def test_a_container_leaves_what_its_limit_and_its_pages_of_files_leave(tmp_path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_guard._left_in_container(tmp_path) == []
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\nactive_file 50\n")
+    assert memory_guard._left_in_container(tmp_path) == [1000 - 700 + 200]
