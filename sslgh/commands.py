@@ -14,6 +14,7 @@ from sslgh.engine.finetuning import finetune as finetune_recipe
 from sslgh.engine.launch import init_accelerator, shutdown_distributed
 from sslgh.engine.pretraining import dry_run_pretraining
 from sslgh.engine.pretraining import pretrain as pretrain_recipe
+from sslgh.engine.run_dir import note_killed
 from sslgh.evaluation import (
     Result,
     check_probes,
@@ -171,6 +172,8 @@ def probe(
 
 
 def _probe_run(recipe: Recipe) -> Row:
+    if (killed := note_killed(recipe.directory)) is not None:
+        raise RecipeError(killed)
     evaluated = [] if recipe.finetune is None else evaluate_run(recipe, init_accelerator())
     if not recipe.probe and recipe.finetune is None:
         typer.echo(f"{recipe.directory}: {NO_PROBE}")

@@ -171,6 +171,8 @@ FAULTS = [
     Fault("copies of a module free", "engine/memory_guard.py", "elif func in COPYING:", "elif False:", "engine/test_memory_need.py"),
     Fault("pages of files fill a container", "engine/memory_guard.py", "used.read_text()) + files]", "used.read_text())]", "engine/test_memory_need.py"),
     Fault("first step timed", "engine/logger.py", "passed / (steps - 1)", "passed / steps", "engine/test_logger.py"),
+    Fault("killed for ever running", "engine/run_dir.py", '    write_status(directory, "failed", message)\n', "", "engine/test_run_dir.py"),
+    Fault("running for killed", "engine/run_dir.py", "    except BusyError:\n        return None\n", "    except BusyError:\n        lock = None\n", "engine/test_run_dir.py"),
     Fault("out of memory a traceback", "engine/exit_codes.py", "    elif _out_of_memory(error):", "    elif False:", "engine/test_memory_need.py"),
     Fault("large batch timed", "doctor/training_time.py", "min(batch, largest)), images, seconds=TIMED", "largest), images, seconds=TIMED", "doctor/test_doctor.py"),
 ]  # fmt: skip

@@ -188,6 +188,8 @@ def _open_directory(run: Run, processes: str) -> Path | None:
     run.lock = open_directory(
         run.recipe, {"world": processes, "precision": precision, **launch_environment()}
     )
+    if read_status(directory).get("state") == "running":  # and its lock was free
+        run.accelerator.print(f"{directory}: the process before this one was killed")
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
     found = _last_checkpoint(run) if any(run.checkpoints.iterdir()) else None

@@ -233,6 +233,25 @@ def acquire_lock(directory: Path, *, timeout: float = LOCK_TIMEOUT) -> int | Non
     return file
 
 
+def note_killed(directory: Path) -> str | None:
+    """A sentence about a run whose status is ``running`` although no process holds its lock; else None.
+
+    Its status becomes ``failed``. Not to be called by the process that trains: it would lose its lock.
+    """
+    status = read_status(directory)
+    if status.get("state") != "running":
+        return None
+    try:
+        lock = acquire_lock(directory, timeout=0)
+    except BusyError:
+        return None
+    if lock is not None:
+        os.close(lock)
+    message = f"killed in epoch {status.get('epoch')}; run the same command to resume"
+    write_status(directory, "failed", message)
+    return f"{printable(directory)} was {message}"
+
+
 def _busy(directory: Path, file: int) -> BusyError:
     """The error of a lock that another process holds, which is named."""
     holder = ""

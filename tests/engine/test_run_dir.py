@@ -9,13 +9,17 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from sslgh.cli import main
 from sslgh.engine import run_dir
 from sslgh.engine.exit_codes import BAD_INPUT, run_command
+from sslgh.engine.launch import init_accelerator
+from sslgh.engine.pretraining import pretrain
 from sslgh.engine.run_dir import (
     BusyError,
     OtherRunError,
     acquire_lock,
     check_directory,
+    note_killed,
     open_directory,
     read_status,
     write_status,
@@ -294,3 +298,44 @@ def test_windows_locks_by_a_byte_that_is_not_read(monkeypatch, tmp_path) -> None
         acquire_lock(tmp_path, timeout=0)
     os.close(lock)
     assert min(places) > 200  # the name of the holder stands before it
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sslgh.engine.run_dir import acquire_lock, write_status
+lock = acquire_lock(Path(sys.argv[1]))
+write_status(Path(sys.argv[1]), "running", epoch=3, step=40)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_whose_process_is_gone_was_killed_and_one_that_goes_on_is_running(tmp_path) -> None:
+    assert note_killed(tmp_path) is None
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert note_killed(tmp_path) is None
+        assert read_status(tmp_path)["state"] == "running"
+        holder.kill()
+    expected = f"{tmp_path} was killed in epoch 3; run the same command to resume"
+    assert note_killed(tmp_path) == expected
+    assert read_status(tmp_path)["state"] == "failed"
+    assert read_status(tmp_path)["message"] == "killed in epoch 3; run the same command to resume"
+    assert note_killed(tmp_path) is None
+
+
+def test_a_killed_run_is_not_probed_and_its_resume_says_so(tiny, recipe_file, capsys) -> None:
+    recipe = tiny("train.epochs=1")
+    take_a_step(recipe)
+    write_status(recipe.directory, "running", epoch=0, step=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", str(recipe.directory), "probe=[{protocol: knn}]"])
+    assert ended.value.code == BAD_INPUT
+    assert "was killed in epoch 0; run the same command" in capsys.readouterr().err
+    write_status(recipe.directory, "running", epoch=0, step=1)
+    pretrain(recipe, init_accelerator())
+    assert "the process before this one was killed" in capsys.readouterr().out
+    assert read_status(recipe.directory)["state"] == "done"
