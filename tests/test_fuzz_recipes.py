@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, given, seed, settings
+
+from sslgh.data import DataError
+from sslgh.data.lists import read_list
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "checks" / "fuzz_recipes.py"
 
@@ -25,6 +29,29 @@ def test_random_recipes_are_built_or_refused_in_one_sentence(script) -> None:
     assert sum(outcomes.values()) >= 95
     assert outcomes["built"] >= 8
     assert outcomes["refused"] >= 40
+
+
+def test_random_lists_are_read_or_refused_in_one_sentence(script, tmp_path) -> None:
+    script.draw_photos(tmp_path)
+    file, sentences, labeled = tmp_path / "list.txt", [], []
+
+    @seed(0)
+    @settings(max_examples=400, deadline=None, database=None, phases=[Phase.generate])
+    @given(script.lists())
+    def look(text: str) -> None:
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            images = read_list(file, tmp_path, key="data.list")
+        except DataError as error:
+            sentences.append(str(error))
+        else:
+            assert all(path.is_file() for path in images.images)
+            labeled.append(bool(images.class_names))
+
+    look()
+    assert [text for text in sentences if not text.isprintable() or len(text) > 1000] == []
+    assert sum(labeled) >= 40
+    assert len(sentences) >= 100
 
 
 def test_the_fuzzer_reaches_every_setting(script) -> None:

@@ -2,7 +2,7 @@
 
     python scripts/checks/fuzz_recipes.py [--count 1000] [--seed 0] [--steps]
 
-Bundled recipes are changed at random, as values and as text, and go through what ``sslgh pretrain --dry-run``
+Bundled recipes are changed at random, as values and as text, some train on a list of images of a random form, and they go through what ``sslgh pretrain --dry-run``
 does before its step: read, override, check, cut the data, build method, auxiliary state and optimizer. With
 ``--steps`` those that were built then take the step too, each in a process of its own. One that takes longer than a
 minute is counted and stopped: a recipe may ask for images and batches of any size.
@@ -14,6 +14,7 @@ than the bound. Exit code 1 if there is one.
 
 import argparse
 import contextlib
+import csv
 import io
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sslgh.data import input_size, training_set
 from sslgh.engine.build import build_method, build_network
@@ -153,10 +155,58 @@ CHANGES = {path: st.one_of(*[plausible(kind)] * 3, values) for path, kind in TYP
 
 
 class Case(NamedTuple):
-    """A recipe as text, and overrides."""
+    """A recipe as text, overrides, and the list that it trains on, if any."""
 
     text: str
     overrides: list[str]
+    listed: str | None = None
+
+    def write(self, folder: Path) -> tuple[Path, list[str]]:
+        """Write the recipe and its list; returns the file and all overrides."""
+        path = folder / "fuzzed.yaml"
+        path.write_bytes(self.text.encode("utf-8", "surrogatepass"))
+        if self.listed is None:
+            return path, self.overrides
+        file = folder / "list.txt"
+        file.write_bytes(self.listed.encode("utf-8", "surrogatepass"))
+        data = f"data={{source: list, root: {folder}, list: {file}, size: 16, workers: 0}}"
+        return path, [data, *self.overrides]
+
+
+# Images of lists; the third is missing.
+PHOTOS = ("a.png", "sub/b, c.png", "gone.png", "d;e f 7.png")
+labels = st.one_of(
+    st.sampled_from(
+        ["0", "1", "2", "-1", "0.0", "0.5", "", "nan", "cat", "great owl", "d,e", "7" * 30]
+    ),
+    st.text(max_size=4),
+)
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> str:
+    """Lists of images: plain or tables, with a first line of names or not, whole or damaged."""
+    rows = draw(
+        st.lists(
+            st.tuples(st.sampled_from(PHOTOS[:2] * 4 + PHOTOS), labels), min_size=1, max_size=12
+        )
+    )
+    if draw(st.booleans()):  # labels of one kind
+        kinds = draw(st.sampled_from([["0", "1"], ["cat", "dog"], ["3.0", "0.0"]]))
+        rows = [(path, kinds[i % 2]) for i, (path, _) in enumerate(rows)]
+    header = draw(st.sampled_from([[], [], [("path", "label")], [("label", "file")], [("x", "y")]]))
+    if draw(st.integers(0, 3)):
+        content = io.StringIO()
+        csv.writer(
+            content, delimiter=draw(st.sampled_from(",;\t")), quoting=draw(st.sampled_from([0, 1]))
+        ).writerows([*header, *rows])
+        text = content.getvalue()
+    else:
+        text = "".join(f"{path} {label}\n" for path, label in rows)
+    if draw(st.integers(0, 3)) == 0:
+        place = draw(st.integers(0, len(text)))
+        text = text[:place] + draw(marks | st.text(max_size=3)) + text[place:]
+    return draw(st.sampled_from(["", "\ufeff"])) + text.replace("/", draw(st.sampled_from("/\\")))
 
 
 @st.composite
@@ -176,7 +226,7 @@ def cases(draw: st.DrawFn) -> Case:
     overrides = [f"{'.'.join(path)}={draw(CHANGES[path])}" for path in changed]
     if draw(st.integers(0, 9)) == 0:
         overrides.append(draw(st.text(max_size=20)))
-    return Case(text, overrides)
+    return Case(text, overrides, draw(st.none() | lists()) if draw(st.booleans()) else None)
 
 
 def replace(settings: Any, path: tuple[str, ...], value: Any, *, gone: bool) -> None:
@@ -221,13 +271,20 @@ def take_step(path: Path, overrides: list[str], output: Path) -> None:
     sys.exit(run_command(attempt))
 
 
+def draw_photos(folder: Path) -> None:
+    """The images of the lists, all but the missing one."""
+    for name in PHOTOS:
+        if name != "gone.png":
+            (folder / name).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (20, 20)).save(folder / name)
+
+
 def step_outcome(case: Case, folder: Path) -> tuple[str, str]:
     """How the first step of a recipe that can be built ends, and its output."""
-    path, output = folder / "fuzzed.yaml", folder / "output"
-    path.write_bytes(case.text.encode("utf-8", "surrogatepass"))
+    (path, overrides), output = case.write(folder), folder / "output"
     # A fork, which has torch imported already.
     process = multiprocessing.get_context("fork").Process(
-        target=take_step, args=(path, case.overrides, output)
+        target=take_step, args=(path, overrides, output)
     )
     process.start()
     process.join(STEP_SECONDS)
@@ -251,14 +308,13 @@ def _hang(*_: Any) -> None:
 
 def outcome(case: Case, folder: Path) -> tuple[str, str]:
     """How a case ended: "built", "refused", or what is wrong, and its output."""
-    path = folder / "fuzzed.yaml"
-    path.write_bytes(case.text.encode("utf-8", "surrogatepass"))
+    path, overrides = case.write(folder)
     output = io.StringIO()
     signal.signal(signal.SIGALRM, _hang)
     signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stderr(output):
-            code = run_command(lambda: build(path, case.overrides))
+            code = run_command(lambda: build(path, overrides))
     except HangError:
         return "hang", ""
     except BaseException:  # whatever it is, it is what is looked for
@@ -314,6 +370,7 @@ def fuzz(count: int, start: int = 0) -> Fuzzed:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        draw_photos(folder)
         look()
     return Fuzzed(outcomes, built, violations)
 
@@ -323,6 +380,7 @@ def fuzz_steps(cases_: list[Case]) -> Fuzzed:
     outcomes: Counter[str] = Counter()
     violations: list[tuple[Case, str, str]] = []
     with tempfile.TemporaryDirectory() as name:
+        draw_photos(Path(name))
         for case in cases_:
             kind, output = step_outcome(case, Path(name))
             outcomes[kind] += 1
@@ -358,7 +416,7 @@ def main() -> int:
 def report(what: str, found: Fuzzed) -> bool:
     """Print violations and one line of figures; whether there are none."""
     for case, kind, output in found.violations[:20]:
-        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{output[-3000:]}")
+        print(f"--- {kind}\n{case.overrides!r}\n{case.text!r}\n{case.listed!r}\n{output[-3000:]}")
     usage_of = resource.RUSAGE_CHILDREN if what == "steps" else resource.RUSAGE_SELF
     peak = resource.getrusage(usage_of).ru_maxrss / 1e6
     counts = ", ".join(f"{number} {kind}" for kind, number in found.outcomes.most_common())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from sslgh.data.image_set import DataError
-from sslgh.recipe.errors import shown
+from sslgh.recipe.errors import printable, shown
 
 # Names of columns that are known in a first line; of several labels the first in this order is taken.
 PATHS = frozenset(
@@ -124,7 +124,8 @@ def _cells(where: str, line: Line, split: Split) -> list[str]:
         return split(line.text)
     except csv.Error as error:
         raise DataError(
-            f"{where} {line} cannot be read as comma-separated values ({error}); close its quotes"
+            f"{where} {line} cannot be read as comma-separated values ({printable(str(error))}); "
+            "close its quotes"
         ) from None
 
 

@@ -132,6 +132,6 @@ def test_predictions_stand_in_the_order_of_the_images():
 def test_single_images_of_every_class_cannot_be_judged(tmp_path):
     write_folder(tmp_path / "photos", {"ape": 1, "cat": 1})
     with pytest.raises(
-        DataError, match=r"no test set, and .*every class has a single.*data\.test_root"
+        DataError, match=r"no test set, and .*every class has a single.*or more images per class"
     ):
         probed(tmp_path / "photos", tmp_path, LONGTAIL)
