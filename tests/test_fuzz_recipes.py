@@ -51,7 +51,7 @@ def test_random_lists_are_read_or_refused_in_one_sentence(script, tmp_path) -> N
     look()
     assert [text for text in sentences if not text.isprintable() or len(text) > 1000] == []
     assert sum(labeled) >= 40
-    assert len(sentences) >= 100
+    assert len(sentences) >= 40
 
 
 def test_the_fuzzer_reaches_every_setting(script) -> None:

@@ -157,7 +157,9 @@ def _named_columns(where: str, header: Line, form: Form) -> tuple[Form, int | No
     paths = [column for column, name in enumerate(names) if name in PATHS]
     if not form.found and paths:
         form = form._replace(column=paths[0])
-    labels = [names.index(label) for label in LABELS if label in names]
+    labels = [
+        place for label in LABELS if label in names and (place := names.index(label)) != form.column
+    ]
     if labels or len(names) == 1:
         return form, labels[0] if labels else None
     raise DataError(

@@ -150,6 +150,7 @@ def test_a_line_that_is_unlike_the_others_is_named_with_its_number_and_text(
         ("train/a0.png 0 1", "line 1 ('train/a0.png 0 1') has 3 columns, expected a path and one"),
         ("train/a0.png -1", "line 1 ('train/a0.png -1') has the label -1"),
         ("train/a0.png,x,y", "has 3 columns, expected a path and one label"),
+        ("label,file\ntrain/a0.png,x", "line 1 ('label,file') names no column of labels; call one"),
         ("path,split\ntrain/a0.png,x", "line 1 ('path,split') names no column of labels; call one"),
         ('"train/a0.png,0', "cannot be read as comma-separated values (unexpected end of data)"),
         ("Bild,Art\ntrain/a0.png,x", "if line 1 names the columns, call them 'path' and 'label'"),
