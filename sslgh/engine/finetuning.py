@@ -32,6 +32,7 @@ from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import backbone_metadata, build_network
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.memory_need import check_memory
@@ -72,11 +73,13 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
         return recipe.directory
     recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
-    stage = Finetuning(recipe, accelerator, images)
+    start = recipe if recipe.model.init is None else with_kept_init(recipe)
+    stage = Finetuning(start, accelerator, images)
+    stage.run.recipe = recipe  # its record names `model.init`, not the copy
     check_memory(stage, stage.image_size)
     # Made before the run, while `model.init` is still there.
     method = f"finetune {settings.objective}"
-    metadata = backbone_metadata(recipe, image_size=stage.image_size, method=method)
+    metadata = backbone_metadata(start, image_size=stage.image_size, method=method)
     progress = open_run(stage.run)
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)

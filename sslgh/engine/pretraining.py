@@ -14,6 +14,7 @@ from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.memory_need import check_memory
@@ -51,12 +52,14 @@ def pretrain(
         return recipe.directory
     recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
-    stage = (make_stage or Pretraining)(recipe, accelerator, images)
+    start = recipe if recipe.model.init is None else with_kept_init(recipe)
+    stage = (make_stage or Pretraining)(start, accelerator, images)
+    stage.run.recipe = recipe  # its record names `model.init`, not the copy
     check_memory(stage, stage.image_size)
     # Made before the run, while `model.init` is still there.
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
-    metadata = backbone_metadata(recipe, image_size=stage.image_size, method=name)
+    metadata = backbone_metadata(start, image_size=stage.image_size, method=name)
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
     device_note = f", FAISS on {faiss_device()}" if faiss else ""
     progress = open_run(stage.run, device_note=device_note)

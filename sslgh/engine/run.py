@@ -33,6 +33,7 @@ from sslgh.engine.checkpoint import (
 )
 from sslgh.engine.checkpoint_manager import clean_up, last_whole_checkpoint, list_checkpoints
 from sslgh.engine.fsdp import prepare_for_fsdp
+from sslgh.engine.kept_init import keep_init
 from sslgh.engine.launch import (
     check_num_processes,
     describe_processes,
@@ -190,6 +191,8 @@ def _open_directory(run: Run, processes: str) -> Path | None:
     )
     if read_status(directory).get("state") == "running":  # and its lock was free
         run.accelerator.print(f"{directory}: the process before this one was killed")
+    if run.recipe.model.init is not None:
+        keep_init(run.recipe)
     if not (directory / IMAGES).exists():
         write_text(directory / IMAGES, record_text(run.images))
     found = _last_checkpoint(run) if any(run.checkpoints.iterdir()) else None

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from sslgh.engine.kept_init import INIT, is_kept_init
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.errors import printable
 from sslgh.recipe.run_recipe import RECIPE, absolute_settings, run_settings, run_text
@@ -90,17 +92,21 @@ def check_directory(recipe: Recipe) -> bool:
         raise RecipeError(f"run directory {directory} is a file; choose another run_dir")
     if (directory / RECIPE).is_file():
         found = _differences(_recorded_settings(directory), run_settings(recipe), ())
-        differing = [
-            (path, old, new)
-            for path, old, new in found
-            if path not in FREE and (path, new) != KEPT_PRECISION
-        ]
+        differing = [entry for entry in found if not _may_differ(directory, entry)]
         if differing and took_a_step(directory):
             raise OtherRunError(_other_run(recipe, differing))
         return not differing
     if directory.exists():
         _check_no_other_files(directory)
     return False
+
+
+def _may_differ(directory: Path, difference: Difference) -> bool:
+    """Whether a setting may differ when the run is resumed."""
+    path, _, new = difference
+    if path in FREE or (path, new) == KEPT_PRECISION:
+        return True
+    return path == ("model", "init") and is_kept_init(directory, new)
 
 
 def _check_no_other_files(directory: Path) -> None:
@@ -200,6 +206,7 @@ def open_directory(recipe: Recipe, environment: dict[str, Any]) -> int | None:
 def _take_over(directory: Path) -> None:
     """Drop what describes another run that never took a step."""
     logger.warning("%s held another run that never took a step; this run takes it over", directory)
+    shutil.rmtree(directory / INIT, ignore_errors=True)
     for name in LEFT_OVER:
         (directory / name).unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """The recipe of a run directory: its paths are absolute, and found again where folders have moved."""
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,18 @@ def run_settings(recipe: Recipe) -> dict[str, Any]:
 def absolute_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a resolved recipe with absolute paths."""
     settings = _with_paths(settings, "data", absolute_path)
-    return _with_paths(settings, "model", _absolute_if_there)
+    return _with_paths(settings, "model", absolute_init)
 
 
-def _absolute_if_there(text: str) -> str:
-    # `model.init` may be a word or the name of a library's model.
-    return absolute_path(text) if os.path.exists(text) else text  # noqa: PTH110 - never raises
+def absolute_init(text: str) -> str:
+    """``model.init`` as an absolute path, unless it is a word or a library's name.
+
+    Examples:
+        >>> [absolute_init(text) for text in ("pretrained", "timm:resnet10t", "/runs/../runs/mine")]
+        ['pretrained', 'timm:resnet10t', '/runs/mine']
+    """
+    is_name = text == "pretrained" or re.match(r"[a-z-]{2,}:", text)
+    return text if is_name else absolute_path(Path(text).expanduser())
 
 
 def run_text(recipe: Recipe) -> str:

@@ -64,8 +64,9 @@ def test_the_directory_of_another_recipe_is_refused_with_the_key(tiny, override,
     ["data.root=elsewhere", "data.test_root=later", "data.test_list=later.txt", "probe=[]"],
 )
 def test_places_and_test_sets_are_no_part_of_a_run_s_identity(tiny, override) -> None:
-    take_a_step(tiny())
-    assert check_directory(tiny(override))
+    listed = ("data.source=list", "data.list=train.txt")
+    take_a_step(tiny(*listed))
+    assert check_directory(tiny(*listed, override))
 
 
 def test_a_run_that_is_to_be_longer_is_another_and_the_message_names_the_way(tiny) -> None:
@@ -144,8 +145,13 @@ def test_a_step_taken_before_the_lock_was_free_is_seen(tiny, monkeypatch) -> Non
 
 def test_the_recipe_of_a_run_has_absolute_paths(tiny, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    recipe = tiny("run_dir=here", "data.root=photos", "data.subset=rows", "model.init=base")
+    recipe = tiny(
+        "run_dir=here",
+        "data.source=folder",
+        "data.root=photos",
+        "data.subset=rows",
+        "model.init=base",
+    )
     os.close(open_directory(recipe, {}))
     settings = yaml.safe_load((tmp_path / "here" / "recipe.yaml").read_text())
     assert settings["run_dir"] == str(tmp_path / "here")
