@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
@@ -23,10 +24,12 @@ from sslgh.evaluation import (
     comparison_table,
     details_table,
     evaluate_run,
+    labels_seen,
     load_feature_file,
     probe_backbone,
     probe_features,
 )
+from sslgh.last_lines import last_lines
 from sslgh.models import load_backbone
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.models.library_backbones import TIMM, TORCHVISION
@@ -39,8 +42,15 @@ from sslgh.recipe.named import load_recipes, split_words
 from sslgh.recipe.run_recipe import absolute_path, load_run
 from sslgh.recipe.schema import Model
 
-Row = tuple[str, Sequence[Result]]
-NO_PROBE = "no probe in the recipe; 'probe=[{protocol: knn}]' adds one"
+NO_PROBE = "no probe in the recipe, so nothing is measured; for labeled data 'probe=[{protocol: knn}]' adds one"
+
+
+class Row(NamedTuple):
+    """What a command has done: name and results, and the recipe of the run if there is one."""
+
+    name: str
+    results: Sequence[Result]
+    recipe: Recipe | None = None
 
 
 def load_checked(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
@@ -80,14 +90,18 @@ def each_recipe(
 
 def _finish(rows: Sequence[Row], code: int, *, details: bool) -> int:
     """Print the tables on rank 0 and leave the process group."""
-    rows = [row for row in rows if row[1]]
-    if rows and is_main():
-        _print_tables(rows, details=details)
+    if is_main():
+        _print_tables([row[:2] for row in rows if row.results], details=details)
+        for recipe, results in [(row.recipe, row.results) for row in rows]:
+            if recipe is not None:
+                typer.echo("\n" + "\n".join(last_lines(recipe, results, details=details)))
     shutdown_distributed()
     return code
 
 
-def _print_tables(rows: Sequence[Row], *, details: bool) -> None:
+def _print_tables(rows: Sequence[tuple[str, Sequence[Result]]], *, details: bool) -> None:
+    if not rows:
+        return
     typer.echo("\n" + comparison_table(rows))
     if details:
         typer.echo("\n" + details_table(rows))
@@ -99,19 +113,19 @@ def _print_tables(rows: Sequence[Row], *, details: bool) -> None:
 def pretrain(recipe: Recipe) -> Row:
     """Pretrain; there are no results yet."""
     directory = pretrain_recipe(recipe, init_accelerator(recipe.train.processes))
-    return directory.name, []
+    return Row(directory.name, [], recipe)
 
 
 def dry_run(recipe: Recipe) -> Row:
     """Build everything and take one step."""
     attempt = dry_run_pretraining if recipe.finetune is None else dry_run_finetuning
     attempt(recipe, init_accelerator(recipe.train.processes))
-    return recipe.name, []
+    return Row(recipe.name, [])
 
 
 def finetune(recipe: Recipe) -> Row:
     """Train on labels, then evaluate."""
-    check_probes(recipe.data, recipe.probe, recipe.directory)
+    check_probes(recipe.data, recipe.probe, recipe.directory, labels_seen=labels_seen(recipe))
     finetune_recipe(recipe, init_accelerator(recipe.train.processes))
     return _probe_run(recipe)
 
@@ -175,13 +189,12 @@ def _probe_run(recipe: Recipe) -> Row:
     if (killed := note_killed(recipe.directory)) is not None:
         raise RecipeError(killed)
     evaluated = [] if recipe.finetune is None else evaluate_run(recipe, init_accelerator())
-    if not recipe.probe and recipe.finetune is None:
-        typer.echo(f"{recipe.directory}: {NO_PROBE}")
-        return recipe.directory.name, []
+    if not recipe.probe:
+        return Row(recipe.directory.name, evaluated, recipe)
     backbone, _ = load_backbone(recipe.directory)
     accelerator = init_accelerator()
     results = probe_backbone(backbone, recipe, directory=recipe.directory, accelerator=accelerator)
-    return recipe.directory.name, [*evaluated, *results]
+    return Row(recipe.directory.name, [*evaluated, *results], recipe)
 
 
 def _probe_backbone(
@@ -198,7 +211,7 @@ def _probe_backbone(
     name = _folder_name(target) + ("-random" if model.init is None else "")
     directory = _results_folder(out, name)
     results = probe_backbone(backbone, recipe, directory=directory, accelerator=init_accelerator())
-    return name, results
+    return Row(name, results)
 
 
 def _model_of(target: str, recipe: Recipe, *, pretrained: bool) -> Model:
@@ -220,11 +233,12 @@ def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: 
         probes = make_recipe(apply_overrides(settings, overrides)).probe
     if not probes:
         typer.echo(f"{file}: {NO_PROBE}")
-        return file.stem, []
+        return Row(file.stem, [])
     directory = _results_folder(out, _folder_name(file.stem))
     features = load_feature_file(file)
     origin = absolute_path(file)
-    return file.stem, probe_features(*features, probes, directory=directory, origin=origin)
+    results = probe_features(*features, probes, directory=directory, origin=origin)
+    return Row(file.stem, results)
 
 
 def _folder_name(name: str) -> str:

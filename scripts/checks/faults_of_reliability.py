@@ -86,7 +86,7 @@ FAULTS = [
     Fault("twice listed, once labeled", IMAGES, "        if classes[i] in free[name]:", "        if False:", "data/test_evaluated_images.py"),
     Fault("rows of the classifier shift", "evaluation/supervised.py", '    test = renumbered(test, train.class_names, of="test images")\n', "", "evaluation/test_supervised.py"),
     Fault("missing in silence", IMAGES, "        if dist_info().rank == 0:", "        if False:", "data/test_evaluated_images.py"),
-    Fault("begun run checked as if not", "evaluation/probing.py", "_training_images(plans, labeled_images(data, directory))", "_training_images(plans, labeled_images(data))", "evaluation/test_changed_folders.py"),
+    Fault("begun run checked as if not", "evaluation/probing.py", "images = labeled_images(data, directory)\n        _training_images", "images = labeled_images(data)\n        _training_images", "evaluation/test_changed_folders.py"),
     Fault("masks split the classes", "data/folders.py", "if holding - tested and not holding & {path.name for path in of_split.values()}:", "if holding - tested - {path.name for path in of_split.values()}:", "data/test_folders.py"),
     Fault("closed test folder trained on", "data/folders.py", "if tree.images or tree.unreadable}", "if tree.images}", "data/test_folders.py -k closed"),
     Fault("archive of splits one class", "data/folders.py", "            return root / folders[0], inner\n", "            pass\n", "data/test_folders.py -k trained"),

@@ -7,7 +7,7 @@ from sslgh.evaluation.features import (
     load_feature_file,
 )
 from sslgh.evaluation.probe_settings import check_settings
-from sslgh.evaluation.probing import check_probes, probe_backbone, probe_features
+from sslgh.evaluation.probing import check_probes, labels_seen, probe_backbone, probe_features
 from sslgh.evaluation.protocols import PROTOCOLS
 from sslgh.evaluation.results import Result, Scores, Spread, read_results, write_results
 from sslgh.evaluation.scoring import evaluate_scores, group_tightness
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_scores",
     "extract_features",
     "group_tightness",
+    "labels_seen",
     "load_feature_file",
     "probe_backbone",
     "probe_features",

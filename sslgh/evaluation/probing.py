@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from sslgh.classify import Head, HeadEnsemble, HeadTraining, train_heads
-from sslgh.data import ImageSet, input_size
+from sslgh.data import DataError, ImageSet, input_size
 from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
 from sslgh.evaluation.measured_data import measured_on, measured_on_features
 from sslgh.evaluation.out_of_fold import out_of_fold
@@ -41,6 +41,10 @@ from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
 
+UNSEEN = (
+    "there is no labeled test set, and a backbone that was trained on the labels cannot be probed on the same images; "
+    "set data.test_root or probe=[]"
+)
 # Test images that heads score at once.
 MAX_ROWS = 8192
 
@@ -64,13 +68,20 @@ class Classes(NamedTuple):
     counts: Tensor
 
 
-def check_probes(data: Data, probes: Sequence[Probe], directory: Path | None = None) -> None:
+def check_probes(
+    data: Data,
+    probes: Sequence[Probe],
+    directory: Path | None = None,
+    *,
+    labels_seen: bool = False,
+) -> None:
     """Refuse probes that cannot run on the data; worth calling before an hour of pretraining.
 
     Args:
         data: Data section of the recipe.
         probes: Probes to run.
         directory: Run directory of a run that may have begun; None: no run has begun.
+        labels_seen: Whether the backbone is trained on the labels; they can then not be what it is tested on.
 
     Raises:
         DataError: If the data cannot serve them; the message names the way out.
@@ -78,7 +89,15 @@ def check_probes(data: Data, probes: Sequence[Probe], directory: Path | None = N
     """
     plans = plan_probes(probes)
     if plans:
-        _training_images(plans, labeled_images(data, directory))
+        images = labeled_images(data, directory)
+        _training_images(plans, images)
+        if labels_seen and images.test is None:
+            raise DataError(UNSEEN)
+
+
+def labels_seen(recipe: Recipe) -> bool:
+    """Whether a backbone is trained on labels."""
+    return recipe.finetune is not None and not recipe.finetune.freeze
 
 
 def probe_backbone(
@@ -118,6 +137,8 @@ def probe_backbone(
         directory=directory,
         accelerator=accelerator,
     )
+    if images.test is None and labels_seen(recipe):
+        raise DataError(UNSEEN)
     # Every set is selected, and refused, before the first image goes through the network.
     train_sets = _training_images(plans, images)
     broken = unreadable_names(images.full_train, directory, accelerator)

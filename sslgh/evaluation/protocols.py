@@ -140,7 +140,8 @@ def labeled_images(data: Data, directory: Path | None = None) -> LabeledImages:
     assert full_train is not None  # every source has a training split
     if full_train.labels is None:
         raise DataError(
-            f"a probe needs labels, and source {data.source} at {data.root} has none; set probe=[]"
+            f"a probe needs labels, and source {data.source} at {data.root} has none; sort the images into "
+            "one folder per class, or set probe=[]"
         )
     if test is not None and test.labels is None:
         test = None

@@ -44,7 +44,10 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
     """
     test = load_images(recipe.data, "test")
     if test is None or test.labels is None:
-        accelerator.print(f"{recipe.name}: no labeled test images, so nothing is evaluated")
+        accelerator.print(
+            f"{recipe.name}: no labeled test images, so nothing is evaluated, as the network has seen all others with "
+            f"their labels; sslgh probe {recipe.directory} data.test_root=DIR evaluates it later"
+        )
         return []
     train, class_counts = trained_images(recipe.directory, recipe.data)
     # By name: a new class folder would shift the class numbers against the rows of the classifier.
