@@ -111,7 +111,14 @@ TINY = {
     "optim": {"lr": 0.1, "warmup_epochs": 1},
     "train": {"epochs": 4, "batch_size": 32, "checkpoint_every": 1, "log_every": 1},
 }
-TINY_GH = {"vertices": 10, "warmup_epochs": 1, "ramp_epochs": 1, "refresh_every": 1}
+# Its few images show no kinds: as if they did, so that weights and term act.
+TINY_GH = {
+    "vertices": 10,
+    "visibility": 1.0,
+    "warmup_epochs": 1,
+    "ramp_epochs": 1,
+    "refresh_every": 1,
+}
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def step(device: str, batch: int, precision: str, gh: bool) -> Callable[[], None
     method.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
     harmonizer = GeometricHarmonizer(10 * batch, 128, num_vertices=min(100, batch), ramp_epochs=1)
+    harmonizer.started.fill_(0)
     harmonizer.to(device).begin_epoch(1)
     index = torch.arange(batch, device=device)
     views = [

@@ -122,10 +122,7 @@ FAULTS = [
     Fault("sequences in one row", "harmonize/harmonizer.py", "self.sequences[epoch % 2] = torch.from_numpy(shown)", "self.sequences[0] = torch.from_numpy(shown)", "harmonize/test_harmonizer.py -k 'plain_one or resumed'"),
     Fault("order of another seed", "harmonize/harmonizer.py", "rng_for(self.seed, ORDER, epoch)", "rng_for(self.seed + 1, ORDER, epoch)", "harmonize/test_harmonizer.py -k plain_one"),
     Fault("processes draw for themselves", "harmonize/harmonizer.py", "                broadcast(self.sequences[undrawn % 2])\n", "", "harmonize/test_harmonizer.py -k shown_what_one"),
-    Fault("prior of the population in a balanced epoch", "harmonize/harmonizer.py", "if not self.resample:\n            return self.prior\n", "return self.prior\n", "harmonize/test_harmonizer.py -k shares_that_the_epoch"),
-    Fault("uniform prior ignored", "harmonize/harmonizer.py", "if self.settings.uniform_prior:", "if False:", "harmonize/test_harmonizer.py -k uniform_prior"),
     Fault("weights besides the resampling", "recipe/harmonize.py", "return values | {\"weight_power\": 0.0}", "return values", "harmonize/test_harmonizer.py -k epoch_after"),
-    Fault("unseen in a cluster", "harmonize/population.py", "clusters[:, seen] = hierarchical_clusters(rows, counts=counts, seed=self.seed)", "clusters[:] = hierarchical_clusters(self.memory.rows, counts=counts, seed=self.seed)", "harmonize/test_harmonizer.py -k never_seen_are"),
     # Data.
     Fault("magnitude of one operation drawn", "data/rand_augment.py", "10 + 20 * strength if ops == 1", "10 + 20 * draws[:, MAGNITUDE] if ops == 1", "data/test_rand_augment.py"),
     Fault("magnitude of two operations not drawn", "data/rand_augment.py", "5 + 25 * strength * random_params[:, MAGNITUDE]", "5 + 25 * strength", "data/test_rand_augment.py"),

@@ -36,7 +36,13 @@ RECIPE = {
     },
     "model": {"width": 0.125, "projector": {"hidden": 32, "out": 16}},
     "method": {"name": "moco-v2", "queue": 64, "momentum": 0.9},
-    "harmonize": {"vertices": 10, "warmup_epochs": 1, "ramp_epochs": 1, "refresh_every": 2},
+    "harmonize": {
+        "vertices": 10,
+        "visibility": 1,
+        "warmup_epochs": 1,
+        "ramp_epochs": 1,
+        "refresh_every": 2,
+    },
     "optim": {"lr": 0.1, "warmup_epochs": 1},
     "train": {"epochs": 24, "batch_size": 32, "checkpoint_every": 1, "log_every": 3},
 }

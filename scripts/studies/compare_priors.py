@@ -25,8 +25,8 @@ from sslgh.recipe import Recipe, load_recipe
 
 SETTINGS = {
     "prototypes (the paper)": {"population": "prototypes"},
-    "faiss, groups": {"population": "faiss"},
-    "faiss, plain k-means": {"population": "faiss", "clustering": "kmeans"},
+    "faiss, groups": {"population": "faiss", "visibility": 1.0},
+    "faiss, plain k-means": {"population": "faiss", "visibility": 1.0, "clustering": "kmeans"},
 }
 
 

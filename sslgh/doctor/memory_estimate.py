@@ -15,8 +15,8 @@ from sslgh.engine.monitor.labels import MAX_TRACKED
 from sslgh.recipe import Recipe
 
 FLOAT = 4
-# Bytes per image in a harmonizer besides its row: label, weight, whether it was seen.
-PER_IMAGE = 13
+# Bytes per image in a harmonizer besides its row: label, share, nearest vertex, weight, whether it was seen.
+PER_IMAGE = 25
 
 
 class RunSize(NamedTuple):
@@ -94,8 +94,9 @@ def _remembered(recipe: Recipe, num_images: int, width: int) -> int:
     tracked = min(MAX_TRACKED, num_images) * width * FLOAT
     if recipe.harmonize is None:
         return tracked
-    vertices = recipe.harmonize.vertices
-    row = width if recipe.harmonize.population == "faiss" else vertices
+    gh, vertices = recipe.harmonize, recipe.harmonize.vertices
+    bank = 0 if gh.clean else width
+    row = bank if gh.population == "faiss" else vertices
     return tracked + num_images * (row * FLOAT + PER_IMAGE) + vertices * width * FLOAT
 
 

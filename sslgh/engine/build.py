@@ -141,7 +141,8 @@ def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHar
     """The harmonizer of a recipe with ``harmonize``.
 
     Raises:
-        RecipeError: If there are more vertices than samples, or FAISS is needed and missing.
+        RecipeError: If there are more vertices than samples, more clusters than a fifth of them, or FAISS is
+            needed and missing.
     """
     assert recipe.harmonize is not None
     if recipe.harmonize.population == "faiss":

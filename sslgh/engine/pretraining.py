@@ -14,13 +14,13 @@ from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.harmonizing import HarmonizedTraining
 from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.memory_need import check_memory
 from sslgh.engine.monitor.aux_state import AuxiliaryState
-from sslgh.engine.monitor.embeddings import batch_health, embedding_norm, gh_share
-from sslgh.engine.monitor.refresh import describe_refresh
+from sslgh.engine.monitor.embeddings import batch_health, embedding_norm
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import write_status
@@ -107,7 +107,13 @@ class Pretraining:
         self.run = Run(
             recipe, accelerator, images, self.method, self.aux, epoch_indices=epoch_indices
         )
+        self.harmonizing = None if gh is None else self._harmonizing(gh)
         self.outputs: list[tuple[MethodOutput, Tensor]] = []
+
+    def _harmonizing(self, gh: GeometricHarmonizer) -> HarmonizedTraining:
+        return HarmonizedTraining(
+            self.run, self.method, gh, self.aux.harm, image_size=self.image_size
+        )
 
     def batches(self, progress: Progress, directory: Path | None) -> BrokenImages:
         """Batches of this rank from ``progress`` on; broken images are reported in ``directory``."""
@@ -125,36 +131,22 @@ class Pretraining:
         self.method.begin_epoch(epoch, self.recipe.train.epochs)
         if self.aux.boost is not None:
             self.aux.boost.begin_epoch(epoch)
-        if self.aux.harmonizer is not None:
-            self._begin_gh_epoch(self.aux.harmonizer, epoch, global_step, logger)
-
-    def _begin_gh_epoch(
-        self, gh: GeometricHarmonizer, epoch: int, global_step: int, logger: MetricLogger
-    ) -> None:
-        """Begin an epoch of GH; log the clusters if they were refreshed."""
-        labels_before = gh.labels.clone()
-        gh.begin_epoch(epoch)
-        if gh.last_refresh is not None and gh.last_refresh.epoch == epoch:
-            values, text = describe_refresh(gh, self.images, labels_before)
-            logger.log_event("refresh", global_step, epoch, values)
-            logger.info(text)
+        if self.harmonizing is not None:
+            self.harmonizing.begin_epoch(epoch, global_step, logger)
 
     def loss(self, batch: PretrainBatch, step: StepInfo) -> Metrics:
         """SSL loss and GH term of a micro-batch, and the health of its embeddings when logged."""
-        views, index, gh = self._augment(batch), batch.index, self.aux.harmonizer
-        weights = None if gh is None else gh.weights(index)
+        views, index, harmonizing = self._augment(batch), batch.index, self.harmonizing
+        weights = None if harmonizing is None else harmonizing.gh.weights(index)
         bf16 = self.recipe.train.precision == "bf16"
         with torch.autocast(index.device.type, torch.bfloat16, enabled=bf16):
             output = self.run.model(views, weights)
         norm = embedding_norm(*output.embeddings, gathered=step.should_log)
         metrics = {"loss": output.loss, "ssl": output.loss, "embedding_norm": norm}
-        if gh is not None:
-            metrics["gh"] = gh(*output.embeddings)
-            metrics["loss"] = output.loss + metrics["gh"]
+        if harmonizing is not None:
+            metrics |= harmonizing.term(output, step)
         if step.should_log:
             metrics |= batch_health(*output.embeddings)
-            if gh is not None:
-                metrics["gh_share"] = gh_share(output.loss, metrics["gh"], *output.embeddings)
         self.outputs.append((output.detach(), index))  # used after the step, dropped if skipped
         return metrics
 
@@ -191,9 +183,9 @@ class Pretraining:
         return metrics
 
     def alarm(self, metrics: dict[str, float]) -> str | None:
-        """A warning if the embeddings collapse."""
-        warning: str | None = self.aux.alarm(metrics)
-        return warning
+        """A warning if the embeddings collapse, or GH harms."""
+        warnings = self.aux.alarm(metrics), self.aux.harm(metrics) if self.harmonizing else None
+        return " ".join(filter(None, warnings)) or None
 
     def end_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
         """Log what the labels, where known, say of the embeddings."""

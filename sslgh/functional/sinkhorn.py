@@ -12,7 +12,8 @@ from sslgh.functional.checks import check_positive, check_prior, in_float32
 # at the tolerance.
 BLOCK = 20
 # Bound of a scaling inside one block. Products of a bounded scaling and the kernel (whose
-# rows sum to 1) stay inside float32 whatever epsilon is.
+# rows sum to 1) stay inside float32. Scores of unit length are solved as in float64 down to an epsilon
+# of 1e-3; below it the kernel holds zeros, and columns stay short of their sums.
 LIMIT = 1e30
 
 

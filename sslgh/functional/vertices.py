@@ -1,9 +1,12 @@
 """Scores of embeddings on the vertices of a geometric uniform structure."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from sslgh.functional.checks import in_float32
+
+# Rows shorter than this have no direction: scores of 0 without gradient, where 1 / length would be 1e12.
+SHORTEST = 1e-6
 
 
 @in_float32
@@ -19,13 +22,12 @@ def vertex_scores(z: Tensor, vertices: Tensor) -> Tensor:
         vertices: Unit vectors, shape (K, D).
 
     Returns:
-        Shape (N, K), rows of unit length.
+        Shape (N, K), rows of unit length; zeros, without gradient, for a row that is zero inside the span.
 
     Raises:
         ValueError: If the widths differ.
 
     Examples:
-        >>> import torch
         >>> vertex_scores(torch.tensor([[3.0, 4.0, 9.0]]), torch.eye(3)[:2])
         tensor([[0.6000, 0.8000]])
     """
@@ -33,4 +35,7 @@ def vertex_scores(z: Tensor, vertices: Tensor) -> Tensor:
         raise ValueError(
             f"expected z (N, D) and vertices (K, D), got {tuple(z.shape)} and {tuple(vertices.shape)}"
         )
-    return F.normalize(z @ vertices.to(z.dtype).T)
+    projections = z @ vertices.to(z.dtype).T
+    length = projections.norm(dim=1, keepdim=True)
+    scores: Tensor = projections / length.clamp(min=SHORTEST)
+    return torch.where(length > SHORTEST, scores, 0)

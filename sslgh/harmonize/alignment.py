@@ -1,6 +1,6 @@
-"""Which vertex each group belongs to, and the rotation that brings the vertices to the groups.
+"""Which cluster is which over refreshes, and the rotation that brings the vertices to the clusters.
 
-Shapes: K vertices, K' groups (at most K), D embedding width.
+Shapes: N samples, K vertices, K' groups (at most K), D embedding width.
 """
 
 import torch
@@ -10,6 +10,40 @@ from torch import Tensor
 
 RANK_TOLERANCE = 1e-6  # of the largest singular value; the means are float32
 ROUNDS = 100  # the sum of cosines grows every round, so it stands still long before
+
+
+def keep_identity(labels: Tensor, before: Tensor, num_names: int) -> Tensor:
+    """Name clusters as those of an earlier clustering that hold the same samples.
+
+    The linear assignment of the largest number of samples that keep their name. A cluster that shares no
+    sample with a free name takes one of those that are left.
+
+    Args:
+        labels: New clusters, shape (N,), from 0; -1 for none.
+        before: Earlier names, shape (N,), in 0..num_names - 1; -1 for none.
+        num_names: Number of names, at least that of the clusters.
+
+    Returns:
+        New names, shape (N,), in 0..num_names - 1; -1 for none.
+
+    Raises:
+        ValueError: If there are more clusters than names.
+
+    Examples:
+        >>> before = torch.tensor([3, 3, 3, 0, 0, -1])
+        >>> keep_identity(torch.tensor([1, 1, 0, 0, 0, -1]), before, num_names=5)
+        tensor([ 3,  3,  0,  0,  0, -1])
+    """
+    count = int(labels.max()) + 1 if len(labels) else 0
+    if count > num_names:
+        raise ValueError(
+            f"each cluster needs a name of its own, got {count} clusters for {num_names} names; raise the "
+            "number of vertices or lower the number of clusters"
+        )
+    both = (labels >= 0) & (before >= 0)
+    pairs = torch.bincount(labels[both] * num_names + before[both], minlength=count * num_names)
+    _, names = linear_sum_assignment(pairs.view(count, num_names).cpu().numpy(), maximize=True)
+    return torch.where(labels >= 0, torch.from_numpy(names).to(labels)[labels.clamp(min=0)], -1)
 
 
 def match_groups(means: Tensor, vertices: Tensor) -> Tensor:

@@ -244,6 +244,34 @@ def balanced_epoch(
     return generator.permutation(shown)
 
 
+def weighted_epoch(rates: NDArray[np.float64], generator: np.random.Generator) -> Integers:
+    """What an epoch shows, in order: N positions, each as often as its rate says, rounded up or down.
+
+    Systematic sampling: the rates of all points, in random order, are laid end to end and every unit
+    shows one, so that a whole epoch misses its expected numbers by less than 1. Where all rates are 1,
+    this is the permutation of an ordinary epoch, drawn from the same generator.
+
+    Args:
+        rates: Expected numbers, shape (N,), non-negative, mean 1.
+        generator: Generator of the epoch's order.
+
+    Returns:
+        Shape (N,), int64.
+
+    Examples:
+        >>> shown = weighted_epoch(np.array([3.0, 0.5, 0.5, 0.0]), np.random.default_rng(0))
+        >>> np.bincount(shown, minlength=4)[[0, 3]]
+        array([3, 0])
+    """
+    if (rates == 1).all():
+        return generator.permutation(len(rates))
+    order = generator.permutation(len(rates))
+    ends = np.cumsum(rates[order]) * (len(rates) / rates.sum())
+    ends[-1] = len(rates)  # whatever the sum was rounded to
+    begins = np.floor(np.concatenate([[0.0], ends]) + generator.random()).astype(np.int64)
+    return generator.permutation(np.repeat(order, np.diff(begins)))
+
+
 def _check(
     embeddings: Tensor, counts: tuple[int, ...], rounds: int, kept: tuple[int, ...] | None
 ) -> None:

@@ -1,6 +1,6 @@
 """Geometric Harmonization as a plug-in for any self-supervised method."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,34 +9,30 @@ from torch import Tensor, nn
 
 from sslgh.data.batch_sampler import ORDER, rng_for
 from sslgh.distributed import broadcast, dist_info, gather
-from sslgh.functional import harmonization_loss, uniform_frame
-from sslgh.harmonize.balanced_epochs import balanced_epoch, level_counts
+from sslgh.functional import harmonization_loss, inter_class_uniformity, uniform_frame
+from sslgh.harmonize.alignment import align_vertices, keep_identity
+from sslgh.harmonize.balanced_epochs import balanced_epoch, level_counts, weighted_epoch
 from sslgh.harmonize.instance_weights import instance_weights
-from sslgh.harmonize.population import BankPopulation, PrototypePopulation
+from sslgh.harmonize.population import (
+    LEAST_IMAGES_PER_CLUSTER,
+    LEAST_VISIBILITY,
+    CleanRows,
+    ClusterPopulation,
+    Estimate,
+    PrototypePopulation,
+)
+from sslgh.harmonize.refresh import Refresh, State, described
 from sslgh.recipe.harmonize import Harmonize
 from sslgh.recipe.loading import check_block
 
-
-class Refresh(NamedTuple):
-    """Result of the last refresh, for the log.
-
-    Attributes:
-        epoch: Epoch of the refresh.
-        classes: Surrogate classes with at least one sample; 1 where the embeddings show none yet.
-        largest: Share of the largest.
-        smallest: Share of the smallest that has any.
-        churn: Share of the samples whose surrogate label changed; 1 at the first refresh.
-        drift: Total variation between the new and the old prior.
-        largest_weight: Largest instance weight.
-    """
-
-    epoch: int
-    classes: int
-    largest: float
-    smallest: float
-    churn: float
-    drift: float
-    largest_weight: float
+# Share of a new estimate in the averages over refreshes, once there were four.
+LEAST_RATE = 0.25
+# Share of the flat prior in an estimated one: without it, vertices of no sample would repel all (their
+# part of the term has no target, and its gradient points into the cone of the others).
+FLAT = 0.5
+POWER = 0.5  # of the power-law prior, k^-1/2
+CENTER_MOMENTUM = 0.99
+LARGEST_STEP = 1.1  # of the adapted weight, per epoch
 
 
 class GeometricHarmonizer(nn.Module):
@@ -53,36 +49,49 @@ class GeometricHarmonizer(nn.Module):
         harmonizer.observe(output.embeddings[0], index)
 
     The default population ("faiss") and instance weights are this project's; the paper is
-    ``population="prototypes", weight_power=0``. Make it after torch.distributed is
-    initialized: the bank lives on rank 0.
+    ``population="prototypes"``. Make it after torch.distributed is initialized: the bank lives on rank 0.
 
-    With ``resample`` it also gives the loader its positions, ``epoch_indices(epoch)``: balanced
-    over a hierarchy of clusters of the bank, instead of each image once. They are drawn an epoch
-    ahead, because loaders prefetch: the first balanced epoch is the one after the first refresh.
-    The GH term then expects the shares that the epoch shows, not those of the population.
+    Clusters keep their identity over refreshes, and their shares are averaged over them. A refresh whose
+    clusters do not recur (`Refresh.accepted`) changes nothing: until the first that do, weights are 1 and
+    the term is 0. Then the vertices are turned onto the clusters once, the term is ramped from there, and
+    weights follow the shares to the power of ``weight_power`` times the visibility.
+
+    With ``resample`` it also gives the loader its positions, ``epoch_indices(epoch)``: images of small
+    clusters more often, instead of each image once. They are drawn an epoch ahead, because loaders
+    prefetch: the first resampled epoch is the one after the first accepted refresh.
 
     Args:
         num_samples: N, size of the training set.
         dim: D, embedding width.
         num_vertices: K. A simplex for K <= D + 1, else the best frame found.
         warmup_epochs: Epochs before GH; the first refresh falls when they are over.
+        clean: Whether `begin_epoch` is given a clean pass over the training set when `refresh_due`; if not,
+            a bank of the observed embeddings is clustered.
         seed: Seed of the structure's orientation, the clustering and the order of the images (give the
             loader's, and an epoch before the first refresh is what it would be without GH).
         settings: Further settings: the fields of `sslgh.recipe.Harmonize`, the one place of their
-            defaults, ranges and meaning. Among them ``population``, ``ramp_epochs``,
-            ``refresh_every``, ``weight``, ``weight_power``, ``max_weight``, ``resample``, ``align``.
+            defaults, ranges and meaning. Among them ``population``, ``prior``, ``ramp_epochs``,
+            ``refresh_every``, ``weight``, ``weight_power``, ``max_weight``, ``resample``, ``visibility``.
 
     Raises:
-        ValueError: If there are more vertices than samples or, for "etf", than D + 1; if a setting is
-            unknown or out of range, or does not go with another.
+        ValueError: If there are more vertices than samples, more clusters than a fifth of them or, for
+            "etf", more vertices than D + 1; if a setting is unknown or out of range, or does not go with
+            another.
     """
 
     vertices: Tensor
     prior: Tensor
     labels: Tensor
+    log_share: Tensor
+    nearest: Tensor
     instance_weight: Tensor
+    quality: Tensor
     epoch: Tensor
     refreshed: Tensor
+    started: Tensor
+    accepted: Tensor
+    scale: Tensor
+    center: Tensor
     clusters: Tensor
     sequences: Tensor
     target_marginal: Tensor
@@ -94,64 +103,92 @@ class GeometricHarmonizer(nn.Module):
         *,
         num_vertices: int = Harmonize.model_fields["vertices"].default,
         warmup_epochs: int = 0,
+        clean: bool = False,
         seed: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__()
-        block = {"vertices": num_vertices, "warmup_epochs": warmup_epochs, **settings}
+        block = {
+            "vertices": num_vertices,
+            "warmup_epochs": warmup_epochs,
+            "clean": clean,
+            **settings,
+        }
         gh = check_block(Harmonize, block, prefix="harmonize")
         _check_sizes(gh, num_samples, dim)
         self.settings, self.warmup_epochs, self.seed = gh, warmup_epochs, seed
-        self.population: BankPopulation | PrototypePopulation
+        self.population: ClusterPopulation | PrototypePopulation
         if gh.population == "faiss":
-            self.population = BankPopulation(num_samples, dim, gh, seed=seed)
+            self.population = ClusterPopulation(num_samples, dim, gh, clean=clean, seed=seed)
         else:
             self.population = PrototypePopulation(num_samples, gh)
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("vertices", uniform_frame(num_vertices, dim, generator=generator))
         self.register_buffer("prior", torch.full((num_vertices,), 1 / num_vertices))
         self.register_buffer("labels", torch.full((num_samples,), -1))
+        self.register_buffer("log_share", torch.zeros(num_samples))
+        self.register_buffer("nearest", torch.full((num_samples,), -1))
         self.register_buffer("instance_weight", torch.ones(num_samples))
-        self.register_buffer("epoch", torch.tensor(-1))
-        self.register_buffer("refreshed", torch.tensor(-1))
+        # Visibility averaged over accepted refreshes; then that of the last one, its two informations, and the
+        # distance between its clusters.
+        self.register_buffer("quality", torch.zeros(5))
+        for name in ("epoch", "refreshed", "started"):
+            self.register_buffer(name, torch.tensor(-1))
+        self.register_buffer("accepted", torch.tensor(0))
+        self.register_buffer("scale", torch.tensor(1.0))
+        # Running sum and weight of the embeddings' mean, in one row.
+        self.register_buffer("center", torch.zeros(dim + 1))
         # The prior in the term: set by begin_epoch from the other buffers, so nothing to save.
         self.register_buffer("target_marginal", self.prior.clone(), persistent=False)
         if self.resample:
-            levels = len(level_counts(num_samples))
+            levels = len(level_counts(num_samples)) if gh.resample == "hierarchical" else 0
             self.register_buffer("clusters", torch.full((levels, num_samples), -1))
             # What this epoch shows and what the next one will, each in the row epoch % 2.
             self.register_buffer("sequences", torch.zeros(2, num_samples, dtype=torch.int64))
             self._draw(0)
         # Functions of the epoch, set by begin_epoch and kept on the host: nothing to save.
-        self.loss_weight, self.in_warmup = 0.0, True
+        self.ramp, self.in_warmup = 0.0, True
         self.last_refresh: Refresh | None = None
 
     @property
     def resample(self) -> bool:
-        """Whether epochs are balanced over clusters, instead of showing each image once."""
+        """Whether epochs show images of small clusters more often, instead of each image once."""
         return self.settings.resample is not None
 
-    def begin_epoch(self, epoch: int) -> None:
+    @property
+    def loss_weight(self) -> float:
+        """Weight of the GH term before it is adapted to its share of the gradient."""
+        return self.settings.weight * self.ramp
+
+    def refresh_due(self, epoch: int) -> bool:
+        """Whether `begin_epoch` will refresh the population; the same on every rank."""
+        refreshed = int(self.refreshed)
+        due = refreshed < 0 or epoch - refreshed >= self.settings.refresh_every
+        return epoch > int(self.epoch) and epoch >= self.warmup_epochs and due
+
+    def begin_epoch(self, epoch: int, clean: CleanRows | None = None) -> None:
         """Set the weight of the GH term and refresh the population when due. Collective: call it on every rank.
 
         Idempotent: the last begun epoch is remembered, so that a resume in its middle does not
-        cluster a bank that has changed since.
+        cluster embeddings that have changed since.
 
         Args:
             epoch: Epoch that begins, counted from 0.
+            clean: With ``clean=True``, when `refresh_due`: one evaluation pass over the training set (on
+                rank 0; the others' is ignored).
         """
-        ramp = (epoch - self.warmup_epochs) / self.settings.ramp_epochs
-        self.loss_weight = self.settings.weight * min(max(ramp, 0.0), 1.0)
         self.in_warmup = epoch < self.warmup_epochs
         if epoch > int(self.epoch):
-            self._begin(epoch)
+            self._begin(epoch, clean)
+        # The official code's ramp: epoch ``start`` has the weight 1 / ramp_epochs.
+        start = int(self.started)
+        steps = 0 if start < 0 else epoch + 1 - start
+        self.ramp = min(max(steps / self.settings.ramp_epochs, 0.0), 1.0)
         self.target_marginal.copy_(self._target_marginal())
 
-    def _begin(self, epoch: int) -> None:
-        refreshed = int(self.refreshed)
-        due = refreshed < 0 or epoch - refreshed >= self.settings.refresh_every
-        if epoch >= self.warmup_epochs and due and self._has_seen():
-            self._refresh(epoch)
+    def _begin(self, epoch: int, clean: CleanRows | None) -> None:
+        if self.refresh_due(epoch) and (clean is not None or self._has_seen()):
+            self._refresh(epoch, clean)
         if self.resample:  # this epoch was drawn when the last one began, unless that was left out
             for undrawn in range(max(int(self.epoch) + 2, epoch), epoch + 2):
                 if dist_info().rank == 0:
@@ -183,7 +220,9 @@ class GeometricHarmonizer(nn.Module):
         return self.sequences[epoch % 2].cpu().numpy()
 
     def weights(self, index: Tensor) -> Tensor:
-        """Instance weights of the samples at ``index`` (n,): (n,), mean 1 over the training set."""
+        """Instance weights of the samples at ``index`` (n,): (n,), mean 1 over the training set; ones with ``resample``."""
+        if self.resample:
+            return torch.ones_like(index, dtype=torch.float32)
         return self.instance_weight[index]
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
@@ -204,9 +243,10 @@ class GeometricHarmonizer(nn.Module):
             return z1.new_zeros(())
         gathered, _ = gather(torch.cat([z1, z2], dim=1).float())
         z1, z2 = gathered.chunk(2, dim=1)
+        center = self._center()
         loss = harmonization_loss(
-            z1,
-            z2,
+            z1 - center,
+            z2 - center,
             self.vertices,
             self.target_marginal,
             epsilon=self.settings.epsilon,
@@ -214,7 +254,24 @@ class GeometricHarmonizer(nn.Module):
             iterations=self.settings.iterations,
             tolerance=self.settings.tolerance,
         )
-        return self.loss_weight * loss
+        return self.loss_weight * self.scale * loss
+
+    def adapt(self, share: Tensor) -> None:
+        """Move the weight of the term, by a tenth at most, to where its share stays within ``gh_share``.
+
+        Call it once per epoch, the same on every rank.
+
+        Args:
+            share: Share () of the term in the gradient on the embeddings, as `gh_share` of
+                `sslgh.engine.monitor.embeddings` measures it; a ramp is taken into account.
+        """
+        if self.settings.gh_share is None or self.loss_weight == 0:
+            return
+        low, high = (bound / (1 - bound) for bound in self.settings.gh_share)
+        ratio = share / (1 - share) / self.ramp  # of the gradients, at full weight
+        change = ratio.clamp(low, high) / ratio
+        change = change.clamp(1 / LARGEST_STEP, LARGEST_STEP).nan_to_num(nan=1.0)
+        self.scale.mul_(change)
 
     def observe(self, z: Tensor, index: Tensor) -> None:
         """Store embeddings (n, D) of the samples at ``index`` (n,), once per step. Collective: call it on every rank.
@@ -223,6 +280,20 @@ class GeometricHarmonizer(nn.Module):
         left out.
         """
         self.population.update(z, index, self.vertices, in_warmup=self.in_warmup)
+        if isinstance(self.population, ClusterPopulation):
+            self._move_center(z.detach().float(), self.weights(index))
+
+    def _move_center(self, z: Tensor, weights: Tensor) -> None:
+        """Average in a mean that weighs as the loss does: the largest cluster alone would draw it to itself."""
+        finite = z.isfinite().all(1, keepdim=True)  # nothing here waits for the device
+        weight = torch.where(finite, weights[:, None], 0)
+        sums = torch.cat([(weight * z.nan_to_num()).sum(0), weight.sum(0)])
+        total = gather(sums[None])[0].sum(0)
+        self.center.lerp_(total / total[-1:].clamp(min=1e-12), 1 - CENTER_MOMENTUM)
+
+    def _center(self) -> Tensor:
+        """Running mean of the embeddings, shape (D,); 0 for the paper's scores."""
+        return self.center[:-1] / self.center[-1].clamp(min=1e-12)
 
     def _has_seen(self) -> bool:
         seen = torch.zeros((), device=self.vertices.device)
@@ -232,60 +303,111 @@ class GeometricHarmonizer(nn.Module):
         return bool(seen)
 
     def _draw(self, epoch: int) -> None:
-        shown = balanced_epoch(
-            self.clusters.cpu().numpy(),
-            rng_for(self.seed, ORDER, epoch),
-            most_repeats=int(self.settings.max_weight),
-        )
+        rng = rng_for(self.seed, ORDER, epoch)
+        if self.settings.resample == "clusters":
+            shown = weighted_epoch(self.instance_weight.cpu().double().numpy(), rng)
+        else:
+            repeats = int(self.settings.max_weight)
+            shown = balanced_epoch(self.clusters.cpu().numpy(), rng, most_repeats=repeats)
         self.sequences[epoch % 2] = torch.from_numpy(shown)
 
     def _target_marginal(self) -> Tensor:
-        """Shares of the vertices that the term expects in a batch of the epoch, (K,)."""
-        if self.settings.uniform_prior:
-            return torch.full_like(self.prior, 1 / len(self.prior))
-        if not self.resample:
+        """Shares of the vertices that the term expects in a batch of the epoch, (K,); with clusters never 0."""
+        flat = torch.full_like(self.prior, 1 / len(self.prior))
+        if self.settings.prior == "flat":
+            return flat
+        if self.settings.prior == "power":
+            law = torch.arange(1, len(flat) + 1, device=flat.device) ** -POWER
+            return law / law.sum()
+        if isinstance(self.population, PrototypePopulation):
             return self.prior
-        labels = self.labels[self.sequences[int(self.epoch) % 2]]
-        counts = torch.bincount(labels[labels >= 0], minlength=len(self.prior))
-        return counts / counts.sum() if counts.any() else self.prior
+        nearest = (
+            self.nearest[self.sequences[int(self.epoch) % 2]] if self.resample else self.nearest
+        )
+        counts = torch.bincount(nearest[nearest >= 0], minlength=len(flat))
+        return flat.lerp(counts / counts.sum(), 1 - FLAT) if counts.any() else flat
 
     @torch.no_grad()
-    def _refresh(self, epoch: int) -> None:
-        old_labels, old_prior = self.labels.clone(), self.prior.clone()
+    def _refresh(self, epoch: int, clean: CleanRows | None) -> None:
+        before = self._state()
         if dist_info().rank == 0:
-            # A rotation after embeddings were pulled to the vertices would undo the training.
-            untouched = epoch <= self.warmup_epochs + 1
-            estimate = self.population.estimate(self.vertices, rotate=untouched)
-            self.labels.copy_(estimate.labels)
-            self.prior.copy_(estimate.prior)
-            self.vertices.copy_(estimate.vertices)
-            self.instance_weight.copy_(
-                instance_weights(
-                    estimate.labels,
-                    estimate.prior,
-                    estimate.labels >= 0,
-                    power=self.settings.weight_power,
-                    max_weight=self.settings.max_weight,
-                )
-            )
-            if self.resample:
-                assert isinstance(self.population, BankPopulation)
-                self.clusters.copy_(self.population.hierarchy())
-        for buffer in (self.labels, self.prior, self.vertices, self.instance_weight):
+            if isinstance(self.population, PrototypePopulation):
+                self._take_histogram(self.population, epoch)
+            else:
+                self._take_clusters(self.population, epoch, clean)
+        for buffer in (self.labels, self.prior, self.log_share, self.nearest, self.vertices):
+            broadcast(buffer)
+        for buffer in (self.instance_weight, self.quality, self.started, self.accepted):
             broadcast(buffer)
         if self.resample:
             broadcast(self.clusters)
         self.refreshed.fill_(epoch)
-        counts = torch.bincount(self.labels[self.labels >= 0], minlength=1)
-        shares = counts[counts > 0] / counts.sum() if counts.any() else counts.new_ones(1).float()
-        self.last_refresh = Refresh(
-            epoch=epoch,
-            classes=len(shares),
-            largest=float(shares.max()),
-            smallest=float(shares.min()),
-            churn=float((self.labels != old_labels).float().mean()),
-            drift=float((self.prior - old_prior).abs().sum() / 2),
-            largest_weight=float(self.instance_weight.max()),
+        measured = isinstance(self.population, ClusterPopulation)
+        self.last_refresh = described(epoch, before, self._state(), measured=measured)
+
+    def _state(self) -> State:
+        names = ("labels", "prior", "instance_weight", "quality", "accepted")
+        return State(*(getattr(self, name).detach().cpu().clone() for name in names))
+
+    def _take_histogram(self, population: PrototypePopulation, epoch: int) -> None:
+        """The paper's refresh: the histogram as it is."""
+        self.labels.copy_(population.labels())
+        self.prior.copy_(population.prior(self.labels))
+        known = self.labels >= 0
+        self.log_share.copy_(torch.where(known, self.prior[self.labels.clamp(min=0)].log(), 0))
+        self.nearest.copy_(self.labels)
+        self.quality.fill_(1)
+        self.accepted.add_(1)
+        if self.started < 0:
+            self.started.fill_(epoch)
+        self._weigh()
+
+    def _take_clusters(
+        self, population: ClusterPopulation, epoch: int, clean: CleanRows | None
+    ) -> None:
+        rows = population.rows(clean)
+        found = population.estimate(rows)
+        self.quality[1:4] = torch.tensor([found.visibility, found.recurring, found.noise])
+        if found.visibility < LEAST_VISIBILITY or len(found.means) == 0:
+            return
+        self._average(found)
+        if len(found.means) > 1:
+            self.quality[4] = inter_class_uniformity(found.means).mean()
+        if self.started < 0:
+            # Later a turn would undo what the term has trained.
+            if self.settings.align:
+                self.vertices.copy_(align_vertices(self.vertices.cpu(), found.means))
+            self.started.fill_(epoch)
+        self.nearest.copy_(population.nearest(self.vertices, found.center, rows))
+        if self.settings.resample == "hierarchical":
+            self.clusters.copy_(population.hierarchy(rows, found.labels))
+        self._weigh()
+
+    def _average(self, found: Estimate) -> None:
+        """Name the clusters as before, and average their shares with those of earlier refreshes."""
+        self.accepted.add_(1)
+        rate = max(1 / int(self.accepted), LEAST_RATE)
+        device = self.labels.device
+        labels = keep_identity(found.labels.to(device), self.labels, len(self.prior))
+        known, before = labels >= 0, self.labels >= 0
+        log_share = found.log_share.to(device)
+        averaged = torch.where(before, self.log_share.lerp(log_share, rate), log_share)
+        self.log_share.copy_(torch.where(known, averaged, self.log_share))
+        self.labels.copy_(torch.where(known, labels, self.labels))
+        counts = torch.bincount(labels[known], minlength=len(self.prior))
+        self.prior.lerp_(counts / counts.sum(), rate)
+        self.quality[0].lerp_(self.quality[1], rate)
+
+    def _weigh(self) -> None:
+        gh = self.settings
+        self.instance_weight.copy_(
+            instance_weights(
+                self.log_share.exp(),
+                self.labels >= 0,
+                power=gh.weight_power * float(self.quality[0]),
+                # An image is shown a whole number of times.
+                max_weight=gh.max_weight if gh.resample is None else int(gh.max_weight),
+            )
         )
 
 
@@ -294,6 +416,12 @@ def _check_sizes(gh: Harmonize, num_samples: int, dim: int) -> None:
         raise ValueError(f"num_vertices is {gh.vertices}, but there are {num_samples} samples")
     if gh.classes is not None and gh.classes > gh.vertices:
         raise ValueError(f"classes is {gh.classes}, but there are only {gh.vertices} vertices")
+    most = num_samples // LEAST_IMAGES_PER_CLUSTER
+    if gh.classes is not None and gh.classes > most:
+        raise ValueError(
+            f"harmonize.classes is {gh.classes}, but {num_samples} images make at most {most} clusters "
+            f"({LEAST_IMAGES_PER_CLUSTER} images each); lower it"
+        )
     if gh.structure == "etf" and gh.vertices > dim + 1:
         raise ValueError(
             f"a simplex of {gh.vertices} vertices does not fit into {dim} dimensions; lower "

@@ -1,48 +1,43 @@
-"""Instance weights from a prior: rare surrogate labels weigh more, the mean stays 1."""
+"""Instance weights from cluster sizes: samples of small clusters weigh more, the mean stays 1."""
 
 import torch
 from torch import Tensor
 
 
-def instance_weights(
-    labels: Tensor, prior: Tensor, seen: Tensor, *, power: float, max_weight: float
-) -> Tensor:
+def instance_weights(shares: Tensor, seen: Tensor, *, power: float, max_weight: float) -> Tensor:
     """Weight of each sample in the self-supervised loss.
 
-    ``w_i = min(c * prior[label_i] ** -power, max_weight)`` with the one ``c`` for which the mean over
+    ``w_i = min(c * share_i ** -power, max_weight)`` with the one ``c`` for which the mean over
     the seen samples is 1. Unseen samples keep weight 1, so the mean over all is 1 too.
 
     Args:
-        labels: Surrogate labels, shape (N,), integers in 0..K-1; -1 where not seen.
-        prior: Shares of the surrogate labels, shape (K,); positive where a label points to.
+        shares: Share of each sample's surrogate class, shape (N,); positive where seen.
         seen: Shape (N,), bool.
         power: 0 (all weights exactly 1) or more; 1 gives every surrogate class the same sum.
         max_weight: Largest weight, above 1.
 
     Returns:
-        Shape (N,), float32, on the device of ``labels``.
+        Shape (N,), float32, on the device of ``shares``.
 
     Raises:
-        ValueError: If a shape, a label, a share or a parameter makes no sense.
+        ValueError: If a shape, a share or a parameter makes no sense.
 
     Examples:
         Four samples of share 0.8 and one of share 0.2; inverse shares 1.25 and 5 have the mean 2:
 
-        >>> labels, seen = torch.tensor([0, 0, 0, 0, 1]), torch.ones(5, dtype=torch.bool)
-        >>> instance_weights(labels, torch.tensor([0.8, 0.2]), seen, power=1.0, max_weight=10.0)
+        >>> shares, seen = torch.tensor([0.8, 0.8, 0.8, 0.8, 0.2]), torch.ones(5, dtype=torch.bool)
+        >>> instance_weights(shares, seen, power=1.0, max_weight=10.0)
         tensor([0.6250, 0.6250, 0.6250, 0.6250, 2.5000])
     """
-    _check(labels, prior, seen, power, max_weight)
-    weights = torch.ones(len(labels), device=labels.device)
+    _check(shares, seen, power, max_weight)
+    weights = torch.ones(len(shares), device=shares.device)
     if power == 0 or not bool(seen.any()):
         return weights
-    shares = prior.to(device=labels.device, dtype=torch.float64)[labels[seen]]
-    if not bool((shares > 0).all()):
-        raise ValueError(
-            "prior must be positive for every label of a seen sample, got a share of 0 or NaN"
-        )
+    known = shares[seen].double()
+    if not bool((known > 0).all()):
+        raise ValueError("the share of a seen sample must be positive, got a share of 0 or NaN")
     # Relative to the largest, so that a share of 1e-300 cannot overflow.
-    raw = torch.exp(-power * (shares.log() - shares.log().min()))
+    raw = torch.exp(-power * (known.log() - known.log().min()))
     weights[seen] = _clipped_to_mean_one(raw, max_weight).to(weights.dtype)
     return weights
 
@@ -65,18 +60,12 @@ def _clipped_to_mean_one(raw: Tensor, max_weight: float) -> Tensor:
     return result
 
 
-def _check(labels: Tensor, prior: Tensor, seen: Tensor, power: float, max_weight: float) -> None:
-    if labels.ndim != 1 or seen.shape != labels.shape or prior.ndim != 1:
+def _check(shares: Tensor, seen: Tensor, power: float, max_weight: float) -> None:
+    if shares.ndim != 1 or seen.shape != shares.shape:
         raise ValueError(
-            f"labels and seen must share a shape (N,) and prior be (K,), got {tuple(labels.shape)}, "
-            f"{tuple(seen.shape)} and {tuple(prior.shape)}"
+            f"shares and seen must share a shape (N,), got {tuple(shares.shape)} and {tuple(seen.shape)}"
         )
     if not power >= 0:
         raise ValueError(f"power must be 0 or more, got {power}")
     if not max_weight > 1:
         raise ValueError(f"max_weight must exceed the mean weight 1, got {max_weight}")
-    known = labels[seen]
-    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < len(prior):
-        raise ValueError(
-            f"labels of seen samples must lie in 0..{len(prior) - 1}, got {int(known.min())}..{int(known.max())}"
-        )

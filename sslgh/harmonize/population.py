@@ -1,6 +1,6 @@
-"""Estimators of the surrogate-class prior: a bank of embeddings, or the paper's vertex scores.
+"""Estimators of the population: clusters of its embeddings, or the paper's vertex scores.
 
-Shapes: N training samples, n samples of a batch, D width, K vertices, K' groups.
+Shapes: N training samples, n samples of a batch, F feature width, D embedding width, K vertices, C clusters.
 """
 
 from typing import NamedTuple
@@ -10,119 +10,167 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslgh.functional import vertex_scores
-from sslgh.harmonize.alignment import align_vertices, match_groups
 from sslgh.harmonize.balanced_epochs import hierarchical_clusters, level_counts
 from sslgh.harmonize.ema_bank import EmaBank
 from sslgh.harmonize.kmeans import spherical_kmeans
-from sslgh.harmonize.mode_clustering import find_modes, max_micro_clusters
+from sslgh.harmonize.mode_clustering import find_modes
+from sslgh.harmonize.recurrence import recurrence
 from sslgh.recipe.harmonize import Harmonize
+
+LEAST_IMAGES_PER_CLUSTER = 5
+# Visibility was 0 to 0.16 on features in which the rare kinds are hidden and 0.38 to 0.73 on those in which
+# they show.
+LEAST_VISIBILITY = 0.25
+# Recurrence is measured on at most so many samples: nine clusterings of more would take minutes on a CPU.
+MOST_MEASURED = 20_000
+FEWEST = 10  # samples that can be clustered
+
+
+class CleanRows(NamedTuple):
+    """One evaluation pass over the training set; rows of images that cannot be read are nan.
+
+    Attributes:
+        features: Backbone outputs, shape (N, F): what is clustered.
+        embeddings: Projector outputs, shape (N, D): what the vertices are compared with.
+    """
+
+    features: Tensor
+    embeddings: Tensor
 
 
 class Estimate(NamedTuple):
-    """Result of a refresh.
+    """Clusters of the population.
 
     Attributes:
-        labels: Vertex of every sample, shape (N,); -1 for a sample never seen.
-        prior: Shares of the vertices, shape (K,); sum 1.
-        vertices: The structure, rotated or unchanged, shape (K, D).
+        labels: Cluster of every sample, from 0, shape (N,); -1 for a sample never seen.
+        log_share: Logarithm of the share of the sample's cluster, averaged over resamples, shape (N,); any
+            value where never seen.
+        means: Means of the clusters' embeddings less the mean of these means, shape (C, D).
+        center: The mean of these means, shape (D,): where the many of a large cluster count no more than the
+            few of a small one.
+        visibility: Trust in the clusters, 0 to 1.
+        recurring: Information (nats) that two resamples share.
+        noise: The same for Gaussian noise of the same covariance.
     """
 
     labels: Tensor
-    prior: Tensor
-    vertices: Tensor
+    log_share: Tensor
+    means: Tensor
+    center: Tensor
+    visibility: float
+    recurring: float = 0.0
+    noise: float = 0.0
 
 
-class BankPopulation(nn.Module):
-    """Moving averages of normalized embeddings, clustered with FAISS.
+class ClusterPopulation(nn.Module):
+    """Clusters of centered, normalized features, and how far they recur.
 
-    Embeddings without modes are one group, as they often are early in training. One vertex for all
-    would pull them to a point, so then the prior stays uniform and no sample is labeled.
+    The rows come from a clean pass at each refresh, or from moving averages of the embeddings that
+    `update` collects.
 
     Args:
         num_samples: N.
         dim: D.
-        settings: Settings of the recipe; ``vertices`` is the largest number of groups, ``clustering``
-            "kmeans" is kept for comparison (it splits large classes, so its shares are far too flat).
-            The default ``bank_momentum`` of 0.5 averages about the last two views of a sample:
-            enough to smooth one augmentation, while a row stays one or two epochs old.
+        settings: Settings of the recipe; ``vertices`` is the largest number of clusters. The default
+            ``bank_momentum`` of 0.5 averages about the last two views of a sample: enough to smooth one
+            augmentation, while a row stays one or two epochs old.
+        clean: Whether refreshes are given clean rows: then nothing is remembered.
         seed: Seed of the clustering.
     """
 
-    aligned: Tensor
-    micro: Tensor
-    num_micro: Tensor
-
-    def __init__(self, num_samples: int, dim: int, settings: Harmonize, *, seed: int) -> None:
+    def __init__(
+        self, num_samples: int, dim: int, settings: Harmonize, *, clean: bool, seed: int
+    ) -> None:
         super().__init__()
-        self.memory = EmaBank(num_samples, dim)
-        self.settings, self.seed = settings, seed
-        self.register_buffer("aligned", torch.tensor(False))
-        # Micro-clusters of the last estimate, where the next one starts.
-        self.register_buffer(
-            "micro", torch.zeros(max_micro_clusters(num_samples, settings.vertices), dim)
-        )
-        self.register_buffer("num_micro", torch.tensor(0))
+        self.memory = EmaBank(0 if clean else num_samples, dim)
+        self.num_samples, self.settings = num_samples, settings
+        self.clean, self.seed = clean, seed
 
     def update(self, z: Tensor, index: Tensor, vertices: Tensor, *, in_warmup: bool) -> None:
         """Average in embeddings (n, D) of the samples at ``index`` (n,)."""
-        momentum = self.settings.bank_momentum
-        self.memory.update(F.normalize(z.detach().float()), index, momentum=momentum)
+        if not self.clean:
+            momentum = self.settings.bank_momentum
+            self.memory.update(F.normalize(z.detach().float()), index, momentum=momentum)
 
-    def estimate(self, vertices: Tensor, *, rotate: bool) -> Estimate:
-        """Cluster the seen rows and give every group a vertex; rank 0 only.
+    def rows(self, clean: CleanRows | None) -> CleanRows:
+        """What is known of the population, nan where nothing is; rank 0 only.
 
-        Args:
-            vertices: The structure, shape (K, D).
-            rotate: Whether it may still be rotated onto the groups, which happens once.
+        Raises:
+            RuntimeError: If clean rows are needed and missing, or given and not expected.
         """
-        seen = self.memory.seen
-        labels = torch.full_like(seen, -1, dtype=torch.int64)
-        group_of, means = self._cluster(F.normalize(self.memory.rows[seen]).cpu())
-        if len(means) == 1:
-            return Estimate(
-                labels,
-                vertices.new_full((self.settings.vertices,), 1 / self.settings.vertices),
-                vertices,
+        if (clean is not None) != self.clean:
+            raise RuntimeError(
+                "a harmonizer with clean=True needs begin_epoch(epoch, CleanRows(...)) when refresh_due(epoch), "
+                "and one without takes none"
             )
-        # Embeddings share a direction, vertices do not.
-        means = means - means.mean(0)
-        if rotate and self.settings.align and not self.aligned:
-            vertices = align_vertices(vertices.cpu(), means).to(vertices)
-            self.aligned.fill_(True)
-        found = match_groups(means, vertices.cpu())[group_of].to(seen.device)
-        labels[seen] = found
-        prior = torch.bincount(found, minlength=self.settings.vertices).float()
-        return Estimate(labels, prior / prior.sum(), vertices)
+        if clean is not None:
+            return clean
+        rows = torch.where(self.memory.seen[:, None], self.memory.rows, torch.nan)
+        return CleanRows(rows, rows)
 
-    def hierarchy(self) -> Tensor:
-        """Nested clusters of the bank for balanced sampling; rank 0 only.
+    def estimate(self, rows: CleanRows) -> Estimate:
+        """Cluster the known rows and measure their visibility; rank 0 only."""
+        known = _known(rows)
+        labels = torch.full((self.num_samples,), -1)
+        log_share = torch.zeros(self.num_samples)
+        features = _centered(rows.features[known])
+        if len(features) < FEWEST:
+            none = torch.zeros(0, rows.embeddings.shape[1])
+            return Estimate(labels, log_share, none, none.sum(0), 0.0)
+        found = self._partition(features, self.seed)
+        labels[known] = found
+        visibility, recurring, noise = self.settings.visibility, 0.0, 0.0
+        shares = (torch.bincount(found) / len(found)).log()[found]
+        if visibility is None:
+            order = torch.randperm(
+                len(features), generator=torch.Generator().manual_seed(self.seed)
+            )
+            chosen = order[:MOST_MEASURED].sort().values
+            measured = recurrence(features[chosen], self._partition, seed=self.seed)
+            visibility, recurring, noise = measured.visibility, measured.recurring, measured.noise
+            shares[chosen] = measured.log_share
+        log_share[known] = shares
+        embeddings = rows.embeddings[known].float().cpu()
+        means = _cluster_means(embeddings, found)
+        center = means.mean(0)
+        return Estimate(labels, log_share, means - center, center, visibility, recurring, noise)
+
+    def nearest(self, vertices: Tensor, center: Tensor, rows: CleanRows) -> Tensor:
+        """Vertex of the largest score of each sample, shape (N,); -1 where unknown; rank 0 only."""
+        known = _known(rows)
+        nearest = torch.full((self.num_samples,), -1)
+        embeddings = rows.embeddings[known].float().cpu() - center
+        nearest[known] = vertex_scores(embeddings, vertices.cpu()).argmax(1)
+        return nearest
+
+    def hierarchy(self, rows: CleanRows, labels: Tensor) -> Tensor:
+        """Nested clusters for balanced sampling, given the clusters (N,) of `estimate`; rank 0 only.
+
+        The mean of the clusters' means is subtracted, and not that of all samples: around their own mean, those
+        of a dominant cluster would lie in all directions.
 
         Returns:
             Shape (L, N), int64, L as `level_counts` says; -1 for a sample never seen.
         """
-        seen = self.memory.seen
-        counts = level_counts(len(seen))
-        clusters = torch.full((len(counts), len(seen)), -1, device=seen.device)
-        rows = self.memory.rows[seen]
-        clusters[:, seen] = hierarchical_clusters(rows, counts=counts, seed=self.seed)
+        known = _known(rows)
+        counts = level_counts(len(known))
+        clusters = torch.full((len(counts), len(known)), -1)
+        features = rows.features[known].float().cpu()
+        centered = features - _cluster_means(features, labels[known]).mean(0)
+        clusters[:, known] = hierarchical_clusters(centered, counts=counts, seed=self.seed)
         return clusters
 
-    def _cluster(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Group of every row, and the groups' mean directions (K', D)."""
-        if self.settings.clustering == "kmeans":
-            count = min(self.settings.classes or self.settings.vertices, len(embeddings))
-            means, labels = spherical_kmeans(embeddings, count, seed=self.seed)
-            return labels, means
-        groups = find_modes(
-            embeddings,
-            max_groups=self.settings.vertices,
-            groups=self.settings.classes,
-            seed=self.seed,
-            start=self.micro[: int(self.num_micro)].cpu() if self.num_micro else None,
-        )
-        self.num_micro.fill_(len(groups.micro))
-        self.micro[: len(groups.micro)] = groups.micro.to(self.micro)
-        return groups.labels, groups.means
+    def _partition(self, features: Tensor, seed: int) -> Tensor:
+        """Cluster of every row, from 0, shape (n,)."""
+        gh = self.settings
+        if gh.clustering == "groups":
+            groups = None if gh.classes is None else min(gh.classes, len(features))
+            return find_modes(features, max_groups=gh.vertices, groups=groups, seed=seed).labels
+        most = max(len(features) // LEAST_IMAGES_PER_CLUSTER, 1)
+        count = min(gh.classes or gh.vertices, most)
+        _, labels = spherical_kmeans(features, count, seed=seed)
+        names: Tensor = torch.unique(labels, return_inverse=True)[1]  # empty clusters have no name
+        return names
 
 
 class PrototypePopulation(nn.Module):
@@ -148,9 +196,28 @@ class PrototypePopulation(nn.Module):
         momentum = gh.warmup_momentum if in_warmup else gh.momentum
         self.memory.update(vertex_scores(z.detach(), vertices), index, momentum=momentum)
 
-    def estimate(self, vertices: Tensor, *, rotate: bool) -> Estimate:
-        """Histogram of the best vertices, which are never rotated; rank 0 only."""
-        labels = self.memory.rows.argmax(1).masked_fill(~self.memory.seen, -1)
-        counts = torch.bincount(labels[self.memory.seen], minlength=len(vertices)).float()
+    def labels(self) -> Tensor:
+        """Vertex of the largest average score, shape (N,); -1 for a sample never seen; rank 0 only."""
+        return self.memory.rows.argmax(1).masked_fill(~self.memory.seen, -1)
+
+    def prior(self, labels: Tensor) -> Tensor:
+        """Histogram of labels (N,), with ``prior_floor`` samples more on every vertex, shape (K,)."""
+        counts = torch.bincount(labels[labels >= 0], minlength=self.settings.vertices).float()
         counts += self.settings.prior_floor
-        return Estimate(labels, counts / counts.sum(), vertices)
+        return counts / counts.sum()
+
+
+def _known(rows: CleanRows) -> Tensor:
+    return rows.features.isfinite().all(1) & rows.embeddings.isfinite().all(1)
+
+
+def _cluster_means(rows: Tensor, labels: Tensor) -> Tensor:
+    """Mean row of each cluster, shape (C, .); ``labels`` (n,) from 0 without a gap."""
+    counts = torch.bincount(labels)[:, None]
+    return torch.zeros(len(counts), rows.shape[1]).index_add(0, labels, rows) / counts
+
+
+def _centered(rows: Tensor) -> Tensor:
+    """Directions from the mean: embeddings share a direction, which alone would decide which are alike."""
+    rows = rows.detach().float().cpu()
+    return F.normalize(rows - rows.mean(0), dim=1)

@@ -40,6 +40,7 @@ from sslgh.recipe.run_recipe import RECIPE, run_text
 from sslgh.studies.plan import OPEN, WARMUP, Study
 
 IDENTITY, BANKS, ORIGIN = "warmup.json", "banks", "branched_from"
+HARM = "harm."  # state of the alarm, which only arms with GH have
 
 
 class WarmedUp(Exception):  # noqa: N818 - not an error: the warm-up has reached the branch
@@ -201,7 +202,10 @@ def branch(recipe: Recipe, name: str, checkpoint: Path, accelerator: Any) -> Non
     made = Pretraining(recipe, accelerator, images)
     run, aux = made.run, made.aux
     load_checkpoint(checkpoint, module=run.module, aux_state=None, optimizer=run.optimizer)
-    aux.load_state_dict(_own(load_file(checkpoint / AUX_STATE), name))
+    fresh = {
+        k: v for k, v in aux.state_dict().items() if k.startswith(HARM)
+    }  # a new watch from here
+    aux.load_state_dict(fresh | _own(load_file(checkpoint / AUX_STATE), name))
     snapshot = copy_to_cpu(*read_progress(checkpoint), run.module, aux, run.optimizer)
     write_checkpoint(temporary / "checkpoints", snapshot)
     write_text(temporary / RECIPE, run_text(recipe))
@@ -220,7 +224,8 @@ def branched_from(recipe: Recipe) -> str | None:
 def _own(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Auxiliary state of an arm: that of the warm-up, its harmonizer replaced by the arm's bank."""
     bank = f"{BANKS}.{name}."
-    shared = {k: v for k, v in tensors.items() if not k.startswith((f"{BANKS}.", "harmonizer."))}
+    replaced = f"{BANKS}.", "harmonizer.", HARM
+    shared = {k: v for k, v in tensors.items() if not k.startswith(replaced)}
     own = {
         f"harmonizer.{k.removeprefix(bank)}": v for k, v in tensors.items() if k.startswith(bank)
     }

@@ -35,8 +35,13 @@ STEPS = 6  # of an epoch: 351 images in batches of 64
 
 
 # GH begins once there is something to group: right from the start it outweighs the method.
-LATE = ("warmup_epochs=null", "ramp_epochs=4", "refresh_every=1")  # in the middle of the run
-AT_ONCE = ("warmup_epochs=0", "ramp_epochs=1", "refresh_every=1")  # from epoch 1 on
+LATE = (
+    "visibility=1",
+    "warmup_epochs=null",
+    "ramp_epochs=4",
+    "refresh_every=1",
+)  # in the middle of the run
+AT_ONCE = ("visibility=1", "warmup_epochs=0", "ramp_epochs=1", "refresh_every=1")  # from epoch 1 on
 GENTLY = "optim.lr=0.01"  # with GH at once: at its own 0.2 VICReg diverges in epoch 1
 
 

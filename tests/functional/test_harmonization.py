@@ -143,3 +143,42 @@ def test_harmonization_names_what_does_not_fit() -> None:
         harmonization_loss(z1, z2[:3], VERTICES, PRIOR)
     with pytest.raises(ValueError, match="temperature must be positive"):
         harmonization_loss(z1, z2, VERTICES, PRIOR, temperature=0)
+
+
+def test_a_zero_embedding_has_no_scores_and_no_gradient() -> None:
+    z = torch.zeros(3, 8, dtype=torch.float64)
+    z[1, 0], z[2] = 1e-9, torch.arange(8)
+    z.requires_grad_()
+    scores = vertex_scores(z, VERTICES)
+    assert torch.equal(scores[:2], torch.zeros(2, 5, dtype=torch.float64))
+    loss = harmonization_loss(z, z.detach().roll(1, 0), VERTICES, PRIOR)
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert torch.equal(gradient[:2], torch.zeros(2, 8, dtype=torch.float64))
+    assert 0 < gradient[2].norm() < 100
+
+
+def test_the_pull_does_not_depend_on_the_number_of_vertices_once_epsilon_and_temperature_are_scaled() -> (
+    None
+):
+    """Unscaled, ten vertices in 128 dimensions pull several times as strongly as a hundred."""
+    generator = torch.Generator().manual_seed(2)
+    z1 = torch.randn(256, 128, generator=generator)
+    z2 = z1 + 0.5 * torch.randn(256, 128, generator=generator)
+
+    def pull(vertices: int, scale: float) -> float:
+        frame = simplex_etf(vertices, 128, generator=torch.Generator().manual_seed(0))
+        z = z1.clone().requires_grad_()
+        loss = harmonization_loss(
+            z,
+            z2,
+            frame,
+            torch.ones(vertices),
+            epsilon=0.05 * scale,
+            temperature=0.1 * scale,
+            iterations=50,
+        )
+        return float(torch.autograd.grad(loss, z)[0].norm())
+
+    paper = pull(100, 1.0)
+    assert paper / 2 < pull(10, 10**0.5) < 2 * paper
+    assert pull(10, 1.0) > 4 * paper

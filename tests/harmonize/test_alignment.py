@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import ortho_group
 
-from sslgh.harmonize.alignment import align_vertices, match_groups
+from sslgh.harmonize.alignment import align_vertices, keep_identity, match_groups
 
 
 def simplex(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -127,3 +127,28 @@ def test_too_many_groups_or_another_width_are_refused(function):
         function(means(6, 8, 0), simplex(5, 8))
     with pytest.raises(ValueError, match=r"share a width, got \(3, 7\) and \(5, 8\)"):
         function(means(3, 7, 0), simplex(5, 8))
+
+
+def test_clusters_keep_the_names_under_which_most_of_their_samples_were() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randint(0, 6, (300,), generator=generator) * 2  # names 0, 2, .. 10 of 12
+    numbers = torch.randperm(6, generator=generator)
+    labels = numbers[before // 2]
+    moved = torch.rand(300, generator=generator) < 0.2
+    labels[moved] = torch.randint(0, 6, (int(moved.sum()),), generator=generator)
+    names = keep_identity(labels, before, 12)
+    assert (names == before)[~moved].all()
+    before[:50], labels[50:80] = -1, -1
+    names = keep_identity(labels, before, 12)
+    assert (names[50:80] == -1).all()
+    assert (names == numbers.argsort()[labels.clamp(min=0)] * 2)[labels >= 0].all()
+
+
+def test_a_cluster_that_is_new_takes_a_free_name() -> None:
+    before = torch.tensor([4, 4, 4, 4, 1, 1])
+    names = keep_identity(torch.tensor([0, 0, 0, 2, 1, 1]), before, 6).tolist()
+    assert names[:3] + names[4:] == [4, 4, 4, 1, 1]
+    assert names[3] in {0, 2, 3, 5}
+    assert keep_identity(torch.tensor([1, 0]), torch.tensor([-1, -1]), 3).unique().numel() == 2
+    with pytest.raises(ValueError, match="got 3 clusters for 2 names"):
+        keep_identity(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]), 2)

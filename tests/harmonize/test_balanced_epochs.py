@@ -11,6 +11,7 @@ from sslgh.harmonize.balanced_epochs import (
     capped_places,
     hierarchical_clusters,
     level_counts,
+    weighted_epoch,
 )
 
 BLOBS = (5000, 50, 20)
@@ -179,3 +180,26 @@ def test_what_makes_no_sense_is_named() -> None:
         balanced_sample(nested(0), 121, np.random.default_rng(0), most_repeats=2)
     with pytest.raises(ValueError, match=r"shape \(L, N\), got \(60,\)"):
         balanced_sample(nested(0)[0], 5, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_weighted_epoch_shows_each_as_often_as_its_rate_rounded(seed) -> None:
+    generator = np.random.default_rng(seed)
+    rates = generator.gamma(0.5, size=200)
+    rates *= 200 / rates.sum()
+    shown = weighted_epoch(rates, np.random.default_rng(seed))
+    times = np.bincount(shown, minlength=200)
+    assert len(shown) == 200
+    assert (np.abs(times - rates) < 1).all()
+    assert not (np.diff(shown) >= 0).all()
+
+
+def test_rates_are_right_in_the_mean_and_equal_ones_leave_the_plain_order() -> None:
+    rates = np.array([2.5, 0.75, 0.5, 0.25])
+    times = sum(
+        np.bincount(weighted_epoch(rates, np.random.default_rng(seed)), minlength=4)
+        for seed in range(2000)
+    )
+    assert np.abs(times / 2000 - rates).max() < 0.05
+    plain = np.random.default_rng(1).permutation(50)
+    assert (weighted_epoch(np.ones(50), np.random.default_rng(1)) == plain).all()

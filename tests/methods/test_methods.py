@@ -145,6 +145,7 @@ def trained(
         DistributedDataParallel(use_global_batch_norm(method)) if distributed else method
     )
     harmonizer = GeometricHarmonizer(12, method.embedding_dim, num_vertices=5, ramp_epochs=1)
+    harmonizer.started.fill_(0)
     harmonizer.double().begin_epoch(1)
     method.begin_epoch(0, 2)
     for number in range(2):

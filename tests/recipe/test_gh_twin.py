@@ -12,7 +12,9 @@ from sslgh.recipe.named import recipe_files
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Full configs that commit dd31d59 printed for its 30 files X-gh.yaml that are X --gh now, by dotted key; its
-# `neighbours` is `neighbors`, its `train.precision: bf16` of the small recipes `auto`. A folder's recipes share its `common`, and all share the one on top.
+# `neighbours` is `neighbors`, its `train.precision: bf16` of the small recipes `auto`, and the settings of
+# `harmonize` are those of the GH that was rebuilt since. A folder's recipes share its `common`, and all share the one
+# on top.
 RECORD = json.loads(Path(__file__).with_name("gh_twins.json").read_text())
 TWINS = [(folder, name) for folder, part in RECORD["folders"].items() for name in part["recipes"]]
 # Where a folder's GH settings stand: these alone may differ from another recipe in `harmonize` only.

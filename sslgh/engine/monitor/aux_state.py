@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sslgh.data import ImageSet
 from sslgh.engine.build import build_harmonizer
 from sslgh.engine.monitor.embeddings import CollapseAlarm
+from sslgh.engine.monitor.harm import HarmAlarm
 from sslgh.engine.monitor.labels import LabelMonitor
 from sslgh.harmonize import MomentumLoss
 from sslgh.methods import Method, MethodOutput
@@ -27,6 +28,7 @@ class AuxiliaryState(nn.Module):
         boost: EMA of the per-sample losses, for boosted augmentation, or None.
         labeled: Monitor with labels; None for an unlabeled training set.
         alarm: Alarm for collapsed embeddings.
+        harm: Alarm for a GH that harms; only with GH.
 
     Raises:
         RecipeError: If the harmonizer's settings do not fit.
@@ -39,6 +41,8 @@ class AuxiliaryState(nn.Module):
         self.boost = None if boost is None else MomentumLoss(n, momentum=boost.momentum)
         self.labeled = None if labels is None else LabelMonitor(labels, images.class_counts, method)
         self.alarm = CollapseAlarm(width)
+        if self.harmonizer is not None:
+            self.harm = HarmAlarm()
 
     def update(self, output: MethodOutput, index: Tensor, *, logged: bool) -> dict[str, Tensor]:
         """Store detached outputs for the samples at ``index`` (n,); metrics for the log. Collective: call it on every rank."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from sslgh.data import ImageSet
 from sslgh.engine.monitor.labels import mutual_information
 from sslgh.functional import entropy, gini, purity
-from sslgh.harmonize import GeometricHarmonizer
+from sslgh.harmonize import GeometricHarmonizer, Refresh
 
 
 def describe_refresh(
@@ -40,13 +40,7 @@ def describe_refresh(
         before=before,
     )
     values["prior"] = [round(share, 5) for share in harmonizer.prior.tolist()]
-    if refresh.classes == 1:
-        text = f"epoch {refresh.epoch}: no groups in the embeddings yet, the prior stays uniform"
-    else:
-        text = (
-            f"epoch {refresh.epoch}: {refresh.classes} surrogate classes, shares "
-            f"{refresh.smallest:.2%} to {refresh.largest:.2%}, churn {refresh.churn:.1%}"
-        )
+    text = f"epoch {refresh.epoch}: " + _summary(refresh)
     if images.labels is not None:
         prior = harmonizer.prior.cpu().numpy()
         values["prior_error"] = sorted_total_variation(prior, np.bincount(images.labels))
@@ -56,6 +50,22 @@ def describe_refresh(
         values["purity"] = float(purity(surrogate, truth))
         text += f"; against the labels: prior error {values['prior_error']:.3f}, NMI {values['nmi']:.3f}"
     return values, text
+
+
+def _summary(refresh: Refresh) -> str:
+    classes = (
+        f"{refresh.classes} surrogate classes, shares {refresh.smallest:.2%} to {refresh.largest:.2%}, churn "
+        f"{refresh.churn:.1%}"
+    )
+    if refresh.visibility is None:
+        return classes
+    measured = f"visibility {refresh.visibility:.2f}"
+    if refresh.accepted:
+        return f"{measured}, {classes}, drift {refresh.drift:.2f}, weights up to {refresh.largest_weight:.1f}"
+    return (
+        f"{measured}: the clusters do not recur, so kinds of images are not visible in the embeddings; weights and "
+        "the GH term stay as they are"
+    )
 
 
 def surrogate_health(

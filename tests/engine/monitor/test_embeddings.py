@@ -151,6 +151,7 @@ def share_and_gradients(cuts: list[int], measure: bool) -> tuple[Tensor, list[Te
         model = DistributedDataParallel(use_global_batch_norm(method))
     x1, x2 = (x.double().view(-1, 3, 2, 2)[part_of(cuts, 12)] for x in views(d=12))
     harmonizer = GeometricHarmonizer(12, 5, num_vertices=4, ramp_epochs=1).double()
+    harmonizer.started.fill_(0)
     harmonizer.begin_epoch(1)
     output = model([x1, x2])
     gh = harmonizer(*output.embeddings)

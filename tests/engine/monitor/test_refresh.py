@@ -13,10 +13,21 @@ def refreshed(labels: np.ndarray) -> GeometricHarmonizer:
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(3, 6, generator=generator)
     z = centers[torch.from_numpy(labels)] + 0.05 * torch.randn(len(labels), 6, generator=generator)
-    harmonizer = GeometricHarmonizer(len(labels), 6, num_vertices=5, classes=3)
+    harmonizer = GeometricHarmonizer(len(labels), 6, num_vertices=5, classes=3, visibility=1.0)
     harmonizer.observe(z, torch.arange(len(labels)))
     harmonizer.begin_epoch(0)
     return harmonizer
+
+
+def test_a_refresh_whose_clusters_do_not_recur_says_so_in_one_sentence() -> None:
+    z = torch.randn(280, 6, generator=torch.Generator().manual_seed(0))
+    harmonizer = GeometricHarmonizer(280, 6, num_vertices=5)
+    harmonizer.observe(z, torch.arange(280))
+    harmonizer.begin_epoch(0)
+    images = ImageSet(np.zeros((280, 1, 1, 3), np.uint8), None, (), tuple(map(str, range(280))))
+    values, text = describe_refresh(harmonizer, images)
+    assert values["accepted"] is False
+    assert "kinds of images are not visible in the embeddings" in text
 
 
 def test_a_refresh_is_logged_with_its_health_and_against_the_labels() -> None:
@@ -33,6 +44,8 @@ def test_a_refresh_is_logged_with_its_health_and_against_the_labels() -> None:
     assert values["refresh_nmi"] == 0
     assert 0 < values["effective_samples"] < 1
     assert "NMI 1.000" in text
+    assert values["accepted"] is True
+    assert "visibility 1.00, 3 surrogate classes" in text
     unlabeled = ImageSet(images.images, None, (), images.names)
     values, _ = describe_refresh(harmonizer, unlabeled)
     assert not {"nmi", "purity", "refresh_nmi"} & set(values)
