@@ -34,6 +34,29 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     return island
 
 
+def with_float64(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run ``function`` on the CPU where its tensors are on Apple's GPU, which has no float64.
+
+    The result comes back to the device, unless it is float64.
+    """
+
+    @wraps(function)
+    def island(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        if device.type != "mps":
+            return function(*args, **kwargs)
+        moved = {name: _to_cpu(value) for name, value in kwargs.items()}
+        result = function(*(_to_cpu(value) for value in args), **moved)
+        return result if result.dtype == torch.float64 else result.to(device)
+
+    return island
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
 def shapes(*tensors: Tensor) -> str:
     """Shapes of tensors as a message shows them: ``(3, 4) and (3, 5)``."""
     return " and ".join(str(tuple(tensor.shape)) for tensor in tensors)

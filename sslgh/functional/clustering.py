@@ -6,7 +6,10 @@ Shapes: N samples, K classes.
 import torch
 from torch import Tensor
 
+from sslgh.functional.checks import with_float64
 
+
+@with_float64
 def purity(clusters: Tensor, classes: Tensor) -> Tensor:
     """Share of the samples that belong to the commonest class of their cluster.
 
@@ -41,6 +44,7 @@ def purity(clusters: Tensor, classes: Tensor) -> Tensor:
     return pairs.view(-1, width).max(1).values.sum().double() / len(classes)
 
 
+@with_float64
 def entropy(counts: Tensor) -> Tensor:
     """Entropy of the shares in nats, not normalized: exp(entropy) classes of one size have it.
 
@@ -62,6 +66,7 @@ def entropy(counts: Tensor) -> Tensor:
     return -torch.xlogy(share, share).sum()
 
 
+@with_float64
 def gini(counts: Tensor) -> Tensor:
     """Gini coefficient: the mean difference between two classes over twice the mean size.
 

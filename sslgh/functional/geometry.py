@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sslgh.functional.checks import check_positive, check_views, in_float32, shapes
+from sslgh.functional.checks import check_positive, check_views, in_float32, shapes, with_float64
 
 
 @in_float32
@@ -90,6 +90,7 @@ def _distances(means: Tensor) -> Tensor:
 
 @torch.no_grad()
 @in_float32
+@with_float64
 def effective_rank(z: Tensor) -> Tensor:
     """Exponential of the entropy of the normalized singular values of z (N, D) (RankMe, arXiv:2210.02885).
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sslgh.functional.checks import with_float64
+
 RANK_TOLERANCE = 1e-6  # of the largest singular value; the means are float32
 ROUNDS = 100  # the sum of cosines grows every round, so it stands still long before
 
@@ -46,6 +48,7 @@ def keep_identity(labels: Tensor, before: Tensor, num_names: int) -> Tensor:
     return torch.where(labels >= 0, torch.from_numpy(names).to(labels)[labels.clamp(min=0)], -1)
 
 
+@with_float64
 def match_groups(means: Tensor, vertices: Tensor) -> Tensor:
     """Give each group a vertex of its own: the linear assignment of the largest sum of cosines.
 
@@ -72,6 +75,7 @@ def match_groups(means: Tensor, vertices: Tensor) -> Tensor:
     return torch.from_numpy(columns).to(means.device)
 
 
+@with_float64
 def align_vertices(vertices: Tensor, means: Tensor) -> Tensor:
     """Rotate the vertices onto the group means, keeping all angles between them.
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sslgh.distributed import broadcast, dist_info
+from sslgh.functional.checks import with_float64
 from sslgh.harmonize.ema_bank import EmaBank
 
 
@@ -80,6 +81,7 @@ class MomentumLoss(nn.Module):
 
 
 @torch.no_grad()
+@with_float64
 def loss_strengths(losses: Tensor, seen: Tensor) -> Tensor:
     """Losses scaled to [0, 1], symmetrically around their mean, which becomes 0.5.
 

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from sslgh.functional.checks import with_float64
 
+
+@with_float64
 def instance_weights(shares: Tensor, seen: Tensor, *, power: float, max_weight: float) -> Tensor:
     """Weight of each sample in the self-supervised loss.
 
