@@ -46,7 +46,7 @@ def diagnostics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What the log of an arm says of GH and of the embeddings.
 
     The last values of training; the median ``gh_share`` where the GH term acts; of the refreshes after the
-    third the largest ``drift`` and ``churn``; ``nmi`` of the last refresh.
+    third the largest ``drift`` and ``churn``; ``nmi`` and ``visibility`` of the last refresh.
     """
     trained = [line for line in lines if line["kind"] == "train"]
     refreshes = [line for line in lines if line["kind"] == "refresh"]
@@ -54,9 +54,11 @@ def diagnostics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     settled = refreshes[SETTLED:]
     values: dict[str, float | None] = {name: _last(trained, name) for name in LAST}
     values["gh_share"] = median(shares) if shares else None
-    values["drift"] = max((line["drift"] for line in settled), default=None)
-    values["churn"] = max((line["churn"] for line in settled), default=None)
-    values["nmi"] = _last(refreshes, "nmi")
+    for name in ("drift", "churn"):
+        known = [line[name] for line in settled if line.get(name) is not None]
+        values[name] = max(known, default=None)
+    for name in ("nmi", "visibility"):
+        values[name] = _last(refreshes, name)
     return values
 
 

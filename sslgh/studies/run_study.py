@@ -18,6 +18,7 @@ from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.logger import print_stderr
+from sslgh.engine.precision import with_precision
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.run_dir import BusyError, acquire_lock
 from sslgh.evaluation import check_probes, probe_backbone
@@ -73,7 +74,18 @@ class StudyRun:
         check_metrics(study, first)
         check_probes(first.data, first.probe)
         self.accelerator = init_accelerator(1)
+        self.recipes = {name: self._with_precision(found) for name, found in self.recipes.items()}
         self.failures: dict[str, str] = {}
+
+    def _with_precision(self, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+        """Recipes of a block, all with the precision that its warm-up has or will have."""
+        decided = with_precision(recipes[WARMUP], self.accelerator).train.precision
+        return {
+            name: recipe.model_copy(
+                update={"train": recipe.train.model_copy(update={"precision": decided})}
+            )
+            for name, recipe in recipes.items()
+        }
 
     def records(self) -> Records:
         """All results so far, those of other processes too."""

@@ -7,7 +7,7 @@ from sslgh.studies.paired import PairedDifference, holm, paired_difference
 from sslgh.studies.plan import Hypothesis, Study
 from sslgh.studies.records import ArmResult, Records
 
-DIAGNOSTICS = ("gh_share", "effective_rank", "nmi", "drift", "churn")
+DIAGNOSTICS = ("gh_share", "effective_rank", "visibility", "nmi", "drift", "churn")
 
 
 class Outcome(NamedTuple):
