@@ -120,7 +120,7 @@ def test_a_class_without_images_is_never_predicted_and_changes_no_other(caplog):
     two, three = (
         train_heads(features, labels, num_classes=c, heads=heads, training=EXACT) for c in (2, 3)
     )
-    assert caplog.text.count("classes [2] have no training image") == 1
+    assert caplog.text.count("classes 2 have no training image") == 1
     for head in heads:
         scores = three.scores(head, features)
         assert (scores[..., 2] == -torch.inf).all()
