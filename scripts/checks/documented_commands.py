@@ -137,6 +137,7 @@ RULES = (
     ),
     Rule(r"supervised_table\.py", add=f"--seeds 1 --main-only {SHORT} {TAIL} data.root=images-10"),
     Rule(r"divide_and_contrast\.py", replace=((r"--clusters \d+", "--clusters 2"),), add=SHORT),
+    Rule(r"studies/toy\.py", add="--seeds 1 --arms plain --out toy.json"),
     Rule(r"documented_commands\.py", skip="this script"),
 )
 
