@@ -14,13 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sslgh.data import ImageSet, ResumableBatchSampler
-from sslgh.data.run_images import (
-    IMAGES,
-    check_files,
-    image_fingerprint,
-    other_images,
-    record_text,
-)
+from sslgh.data.run_images import check_files, other_images
+from sslgh.data.run_record import IMAGES, image_fingerprint, record_text
 from sslgh.data.sources import describe_images
 from sslgh.engine.broken_images import Batch, BrokenImages
 from sslgh.engine.build import refuse_small_maps

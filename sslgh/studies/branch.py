@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sslgh.data import ImageSet
-from sslgh.data.run_images import IMAGES, run_images
+from sslgh.data.run_images import run_images
+from sslgh.data.run_record import IMAGES
 from sslgh.engine.build import build_harmonizer
 from sslgh.engine.checkpoint import (
     AUX_STATE,

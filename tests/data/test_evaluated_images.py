@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, load_images, training_set
-from sslgh.data.run_images import probe_images, record_text, renumbered, trained_images
+from sslgh.data.run_images import probe_images, renumbered, trained_images
+from sslgh.data.run_record import record_text
 from sslgh.recipe import make_recipe, recipe_text
 
 COUNTS = {"ape": 8, "cat": 6, "dog": 4}

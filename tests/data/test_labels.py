@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, load_images
-from sslgh.data.run_images import record_text, run_images
+from sslgh.data.run_images import run_images
+from sslgh.data.run_record import record_text
 from sslgh.data.sources import describe_images
 from sslgh.recipe import RecipeError, make_recipe
 from sslgh.recipe.run_recipe import run_text

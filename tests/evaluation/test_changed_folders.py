@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from sslgh.data import training_set
-from sslgh.data.run_images import record_text
+from sslgh.data.run_record import record_text
 from sslgh.evaluation import check_probes, probe_backbone
 from sslgh.recipe import make_recipe, recipe_text
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from sslgh.data import DataError, training_set
-from sslgh.data.run_images import record_text
+from sslgh.data.run_record import record_text
 from sslgh.evaluation import evaluate_run
 from sslgh.evaluation.supervised import _scores
 from sslgh.models import build_backbone, save_backbone
