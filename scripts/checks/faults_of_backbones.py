@@ -27,18 +27,18 @@ FAULTS = [
         "engine/test_run_dir.py -k windows",
     ),
     Fault(
-        "Apple's GPU idle",
+        "MPS idle",
         "engine/launch.py",
         "(alone and torch.backends.mps.is_available())",
         "False",
-        "engine/test_launch.py -k apple",
+        "engine/test_launch.py -k mps",
     ),
     Fault(
-        "Apple's GPU without collectives",
+        "MPS without collectives",
         "engine/launch.py",
         "(alone and torch.backends.mps.is_available())",
         "torch.backends.mps.is_available()",
-        "engine/test_launch.py -k apple",
+        "engine/test_launch.py -k mps",
     ),
     Fault(
         "emulated bf16 is taken",
@@ -146,7 +146,7 @@ FAULTS = [
         "models/test_library_backbones.py",
     ),
     Fault(
-        "float64 on Apple's GPU",
+        "float64 on MPS",
         "functional/checks.py",
         'if device.type != "mps":',
         "if True:",

@@ -142,7 +142,7 @@ def feature_scaler(features: Tensor) -> FeatureScaler:
 
 
 def trained_head(head: Head, training: Training) -> Head:
-    """The head whose parameters this one decides by: of another objective, or without a tau that is not read."""
+    """The head that is trained for this one: another objective's where it only decides, tau 1 where it is not read."""
     objective = OBJECTIVES[head.objective]
     name = head.objective
     if objective.head is not None and not objective.rescales:

@@ -65,7 +65,7 @@ def _devices(precision: str) -> Iterator[CheckResult]:
         yield gpu_precision(torch.cuda.get_device_name(), capability, precision)
         yield torch_against_device(torch.cuda.get_arch_list(), capability)
     elif has_accelerator():
-        yield CheckResult("ok", "precision", f"Apple's GPU, {TAKES.format('fp32')}")
+        yield CheckResult("ok", "precision", f"MPS, {TAKES.format('fp32')}")
     else:
         yield cpu_precision(has_amx(), precision)
     try:

@@ -68,7 +68,7 @@ def init_accelerator(processes: int | None = None) -> Accelerator:
 
 
 def has_accelerator() -> bool:
-    """Whether this process trains on a GPU: CUDA's, or Apple's (MPS), which has no collectives, alone."""
+    """Whether this process trains on a GPU: CUDA, or MPS, which has no collectives, if it trains alone."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return torch.cuda.is_available() or (alone and torch.backends.mps.is_available())
 

@@ -35,7 +35,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_float64(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run ``function`` on the CPU where its tensors are on Apple's GPU, which has no float64.
+    """Run ``function`` on the CPU where its tensors are on an MPS device, which has no float64.
 
     The result comes back to the device, unless it is float64.
     """

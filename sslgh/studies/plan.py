@@ -75,7 +75,8 @@ class Study(ConfigModel):
     warmup_epochs: Count = Field(description="epochs that the arms of a block share")
     groups: Convention = Field(
         "thresholds",
-        description="many, medium and few: thresholds: over 100, 20 to 100, under 20 images; thirds: of the classes",
+        description="groups many, medium and few. thresholds: over 100, 20 to 100, under 20 training images; thirds: "
+        "a third of the classes each, in order of size",
     )
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = Field(
         description="columns of the table"

@@ -29,7 +29,7 @@ class ArmResult:
         threads: CPU threads.
         commit: Commit of sslgh, with "+changes" if its files differ from it; None outside of a repository.
         versions: Versions of packages.
-        seconds: ``training``: of the branch, by the median rate; ``probing``.
+        seconds: Seconds of ``training`` after the branch, by the median rate, and of ``probing``.
         metrics: Shares between 0 and 1: protocol, objective, convention of groups, metric.
         diagnostics: Values of the log after the branch.
     """

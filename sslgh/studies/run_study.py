@@ -139,7 +139,7 @@ class StudyRun:
         ]
 
     def _wanted_warmup(self, block: StudyBlock, records: Records) -> str | None:
-        """Hash of the weights from which the arms of a block branch; None: of any that are still to be trained."""
+        """Hash of the weights from which the arms of a block branch; None if the warm-up has still to be trained."""
         checkpoint = find_warmup(self.study, self.recipes[block.name])
         if checkpoint is not None:
             return warmup_hash(checkpoint)

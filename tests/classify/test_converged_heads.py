@@ -16,14 +16,6 @@ EXACT = Convergence(weight_decay=DECAY, tolerance=1e-9)
 COUNTS = [60, 25, 6]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def blobs(counts, *, seed=0, width=5):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     centers = torch.randn(len(counts), width, generator=torch.Generator().manual_seed(9))

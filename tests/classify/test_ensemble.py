@@ -13,14 +13,6 @@ RAW = HeadTraining(4, 32, 3e-2, 1e-2, 1e-3, standardize=False)
 CONVERGED = HeadTraining(800, 1000, lr=0.1, lr_end=1e-2, weight_decay=1e-2, standardize=False)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def blobs(counts, seed=0, width=8):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

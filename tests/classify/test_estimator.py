@@ -23,14 +23,6 @@ CHECKED = ["la", "tau-norm", "focal", "elm", "lws", "ncm"]
 SHIFTING = [name for name, objective in OBJECTIVES.items() if objective.shifts]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def blobs(counts, seed=0, width=6):
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)

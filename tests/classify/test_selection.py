@@ -11,14 +11,6 @@ from sslgh.classify.selection import stratified_folds
 SHORT = HeadTraining(epochs=5, batch_size=64, lr=1e-2, lr_end=1e-3, weight_decay=1e-3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def blobs(counts, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

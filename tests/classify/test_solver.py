@@ -32,14 +32,6 @@ RULES = [
 DECAY = 1e-2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def blobs(counts, width=4):
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

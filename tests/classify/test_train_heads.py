@@ -25,15 +25,6 @@ SHORT = HeadTraining(epochs=3, batch_size=32, lr=1e-2, lr_end=1e-3, weight_decay
 CROWD = [Head(name, tau=tau, lr=lr) for name in OBJECTIVES for tau, lr in ((1.0, None), (0.5, 0.1))]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # Two threads wait for each other in many small products when the machine is busy.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def gaussians(positives, negatives, seed):
     """The problem of the LA paper: means y(1, 1), unit variance."""
     generator = torch.Generator().manual_seed(seed)

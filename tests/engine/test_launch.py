@@ -73,7 +73,7 @@ def test_a_run_on_images_that_shrink_to_a_pixel_wants_fp32(tiny, precision) -> N
         pretrain(recipe, init_accelerator())
 
 
-def test_apples_gpu_is_used_by_a_process_alone(monkeypatch) -> None:
+def test_mps_is_used_by_a_single_process(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert has_accelerator()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from sslgh.data import training_set
 from sslgh.engine.build import backbone_metadata, recipe_backbone
@@ -24,7 +25,7 @@ PLAIN = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), 0.0) 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory whose weights want moments of their own."""
+    """A run directory whose weights have a mean and a standard deviation of their own."""
     card = {"backbone": "resnet18", "stem": "cifar", "width": 0.125, "image_size": 16}
     (tmp_path / "a").mkdir()
     save_backbone(build_backbone("resnet18", width=0.125), tmp_path / "a", card | OWN.card())
@@ -39,10 +40,11 @@ def recipe(run, **stage):
     return make_recipe(settings | stage)
 
 
-def first_input(backbone):
-    """Where the first batch that a backbone sees will stand."""
+def first_input(module):
+    """Where the first batch that the first convolution in a module sees will stand."""
     seen = []
-    backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen
 
 
@@ -52,36 +54,31 @@ def restored(images, moments):
 
 
 def check(images) -> None:
-    """Digits are gray: the channels agree, as whole numbers, if they are restored by the right moments alone."""
+    """Digits are gray: the channels agree, as whole numbers, if the right normalization is undone."""
     ours, imagenets = restored(images, (OWN.mean, OWN.std)), restored(images, (MEAN, STD))
     assert torch.allclose(ours, ours.mean(1, keepdim=True).round().expand_as(ours), atol=1e-2)
     assert (ours.min(), ours.max()) >= (0, 200)
     assert not torch.allclose(imagenets[:, 0], imagenets[:, 1], atol=1)
 
 
-def test_pretraining_normalizes_by_the_moments_of_its_weights(run) -> None:
-    settings = recipe(run, method={"name": "simclr"})
-    images = training_set(settings.data)
-    stage = Pretraining(settings, Accelerator(cpu=True), images)
-    seen = first_input(stage.method.backbone)
-    batches = stage.batches(Progress(), None)
-    stage.loss(next(batches), step_info(stage.run, Progress()))
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [
+        (Pretraining, {"method": {"name": "simclr"}}),
+        (Finetuning, {"finetune": {"objective": "ce", "policy": "none"}}),
+    ],
+)
+def test_training_normalizes_by_the_mean_and_deviation_of_its_weights(run, kind, stage) -> None:
+    settings = recipe(run, **stage)
+    trained = kind(settings, Accelerator(cpu=True), training_set(settings.data))
+    seen = first_input(trained.run.module)
+    batches = trained.batches(Progress(), None)
+    trained.loss(next(batches), step_info(trained.run, Progress()))
     batches.close()
     check(seen[0])
 
 
-def test_finetuning_normalizes_by_the_moments_of_its_weights(run) -> None:
-    settings = recipe(run, finetune={"objective": "ce", "policy": "none"})
-    images = training_set(settings.data)
-    stage = Finetuning(settings, Accelerator(cpu=True), images)
-    seen = first_input(stage.network.backbone)
-    batches = stage.batches(Progress(), None)
-    stage.loss(next(batches), step_info(stage.run, Progress()))
-    batches.close()
-    check(seen[0])
-
-
-def test_probing_normalizes_by_the_moments_of_its_weights(run) -> None:
+def test_probing_normalizes_by_the_mean_and_deviation_of_its_weights(run) -> None:
     settings = recipe(run, method={"name": "simclr"})
     backbone = recipe_backbone(settings, 16)
     seen = first_input(backbone)

@@ -18,14 +18,6 @@ Run = Callable[..., Any]
 DATA = Data(source="digits", long_tail={"imbalance": 20, "max_per_class": 100})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def blobs(counts, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

@@ -30,15 +30,6 @@ from sslgh.recipe.schema import Probe, Recipe
 DIGITS = {"source": "digits", "long_tail": {"imbalance": 20, "max_per_class": 100}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # Two threads wait for each other in many small products when the machine is busy.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def recipe(*probes, data=None):
     return Recipe.model_validate(
         {"name": "r", "data": data or DIGITS, "method": {"name": "simclr"}, "probe": probes}

@@ -1,4 +1,4 @@
-"""Float64 stays on the CPU where the device has none (Apple's GPUs)."""
+"""Float64 stays on the CPU where the device has none (MPS)."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from sslgh.harmonize.boosted import loss_strengths
 from sslgh.harmonize.instance_weights import instance_weights
 
 
-class Apple(torch.Tensor):
-    """A tensor that names Apple's GPU as its device and has no float64."""
+class OnMps(torch.Tensor):
+    """A tensor that names MPS as its device and has no float64."""
 
     @property
     def device(self):  # noqa: D102
@@ -52,7 +52,7 @@ def test_what_needs_float64_is_computed_on_the_cpu_and_comes_back(name, monkeypa
         return move(self, *places, **options)
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    found = call(lambda tensor: tensor.as_subclass(Apple))
+    found = call(lambda tensor: tensor.as_subclass(OnMps))
     assert torch.equal(found, expected)
     assert devices == ["mps"]
 
@@ -60,10 +60,10 @@ def test_what_needs_float64_is_computed_on_the_cpu_and_comes_back(name, monkeypa
 def test_float64_results_stay_on_the_cpu() -> None:
     counts = torch.tensor([5, 3, 1])
     for measure in (entropy, gini):
-        found = measure(counts.as_subclass(Apple))
+        found = measure(counts.as_subclass(OnMps))
         assert type(found) is torch.Tensor
         assert torch.equal(found, measure(counts))
     one, other = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
-    found = purity(one.as_subclass(Apple), other.as_subclass(Apple))
+    found = purity(one.as_subclass(OnMps), other.as_subclass(OnMps))
     assert type(found) is torch.Tensor
     assert torch.equal(found, purity(one, other))
