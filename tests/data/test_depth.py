@@ -1,6 +1,7 @@
 """Files of every depth and type, drawn as the gray or color picture that a viewer must show."""
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -218,11 +219,14 @@ def test_a_damaged_table_of_transparency_costs_no_image(tmp_path):
     assert seen(tmp_path, content)[0].shape == COLOR.shape
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *itertools.product(("PNG", "TIFF", "BMP"), ("RGB", "L", "P", "1")),
+        *itertools.product(("JPEG", "WEBP"), ("RGB", "L")),
+    ],
+)
 def test_eight_bits_are_those_of_the_file(tmp_path, kind, mode):
-    if (kind, mode) in {("JPEG", "P"), ("JPEG", "1"), ("WEBP", "1"), ("WEBP", "P")}:
-        pytest.skip("not written by Pillow")
     content = encoded(Image.fromarray(COLOR).convert(mode), kind)
     with Image.open(io.BytesIO(content)) as opened:
         expected = np.asarray(opened.convert("RGB"))
