@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     if torch.cuda.is_available() and not checks.is_file():
         found = compare(torch.device("cuda"))
         print(json.dumps(found, indent=1))
-        work.mkdir(parents=True, exist_ok=True)
-        checks.write_text(json.dumps(found))
         if not all(each["right"] for each in found.values()):
             return 1
+        work.mkdir(parents=True, exist_ok=True)
+        checks.write_text(json.dumps(found))
     places = {"out": work / "results", "runs": work / "runs"}
     settings = StudyOptions(table=False, plot=None, block=None, minutes=options.minutes, **places)
     code = run_or_print([str(options.study), *options.overrides], settings)

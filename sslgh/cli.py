@@ -162,13 +162,13 @@ def study(
         Path | None, typer.Option(help="Only plot the paired differences, as .svg.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; FILE without its ending.")
+        Path | None, typer.Option(help="Folder for the results; default: FILE without its suffix.")
     ] = None,
     runs: Annotated[
-        Path | None, typer.Option(help="Folder of the run directories; runs/NAME.")
+        Path | None, typer.Option(help="Folder for the run directories; default: runs/NAME.")
     ] = None,
     block: Annotated[
-        str | None, typer.Option(help="Numbers of the blocks to run, such as 0,3; all.")
+        str | None, typer.Option(help="Numbers of the blocks to run, such as 0,3; default: all.")
     ] = None,
     minutes: Annotated[
         float | None,
@@ -211,15 +211,13 @@ def list_recipes() -> None:
 def doctor(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...", help="The run that is meant, and overrides."
-        ),
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="Recipe to check, and overrides."),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where runs are written; the recipe's, or runs.")
+        Path | None, typer.Option(help="Folder for runs; default: the recipe's run_dir, or runs.")
     ] = None,
 ) -> None:
-    """Check this machine, and what a run needs of it; exit 1 if a fault is found, with its remedy."""
+    """Check this machine and what a run needs; exit 1 if a check fails."""
     from sslgh.doctor.check_result import format_result
     from sslgh.doctor.software import software, unusable
 

@@ -29,15 +29,14 @@ from sslgh.evaluation import (
     probe_backbone,
     probe_features,
 )
-from sslgh.last_lines import last_lines
+from sslgh.last_lines import last_lines, usual_probes
 from sslgh.models import load_backbone
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.models.library_backbones import TIMM, TORCHVISION
 from sslgh.models.pretrained import is_library
 from sslgh.models.weight_files import SUFFIXES
-from sslgh.recipe import Recipe, RecipeError, make_recipe
+from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.errors import located, printable
-from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.named import load_recipes, split_words
 from sslgh.recipe.run_recipe import absolute_path, load_run
 from sslgh.recipe.schema import Model
@@ -175,7 +174,7 @@ def probe(
                 continue
             if not os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
                 raise RecipeError(
-                    f"{located(target)} is no run directory: it holds no recipe.yaml; a file of weights ends with "
+                    f"{located(target)} is not a run directory: it holds no recipe.yaml; a file of weights ends with "
                     f"{' or '.join(SUFFIXES)}"
                 )
             rows.append(_probe_run(load_run(Path(target), overrides)))
@@ -227,10 +226,7 @@ def _probe_file(file: Path, recipe_name: str | None, overrides: list[str], out: 
     if recipe_name is not None:
         probes = load_recipes([recipe_name, *overrides])[0].probe
     else:
-        usual = [{"protocol": "longtail"}, {"protocol": "knn"}]
-        settings = {"name": "features", "data": {"source": "arrays"}, "probe": usual}
-        settings |= {"finetune": {}}  # a recipe needs one of method and finetune; it is not used
-        probes = make_recipe(apply_overrides(settings, overrides)).probe
+        probes = usual_probes(overrides)
     if not probes:
         typer.echo(f"{file}: {NO_PROBE}")
         return Row(file.stem, [])

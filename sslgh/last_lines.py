@@ -8,7 +8,8 @@ from pathlib import Path
 from sslgh.data import DataError
 from sslgh.evaluation import Result, check_probes
 from sslgh.evaluation.tables import percent
-from sslgh.recipe import Recipe, RecipeError
+from sslgh.recipe import Recipe, RecipeError, make_recipe
+from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.schema import Probe
 
 WRITTEN = ("backbone.safetensors", "classifier.safetensors", "metrics.jsonl", "probe")
@@ -30,7 +31,7 @@ def last_lines(recipe: Recipe, results: Sequence[Result], *, details: bool) -> l
     return [
         f"{shlex.quote(str(run))}: {', '.join(found)}",
         *([quality] if quality else []),
-        *([f"next: {step}"] if (step := _next_step(recipe, results, details=details)) else []),
+        *([step] if (step := _next_step(recipe, results, details=details)) else []),
     ]
 
 
@@ -47,7 +48,7 @@ def _accuracy(result: Result) -> str:
 
 
 def _loss(metrics: Path) -> str:
-    """The first and the last logged loss, which is all that can be known without labels."""
+    """First and last logged training loss; empty if none was logged."""
     lines = (
         [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     )
@@ -61,12 +62,18 @@ def _next_step(recipe: Recipe, results: Sequence[Result], *, details: bool) -> s
     """A command that works, or the code that loads the backbone; empty if nothing is left to print."""
     run = shlex.quote(str(recipe.directory))
     if results:
-        return "" if details else f"sslgh probe {run} --details"
+        return "" if details else f"next: sslgh probe {run} --details"
     if recipe.probe:
-        return f"sslgh probe {run}"
-    probes = (Probe(protocol="longtail"), Probe(protocol="knn"))
+        return f"next: sslgh probe {run}"
     try:
-        check_probes(recipe.data, probes, recipe.directory)
+        check_probes(recipe.data, usual_probes(), recipe.directory)
     except (DataError, RecipeError):
-        return LOAD.format(str(recipe.directory))
-    return f"sslgh probe {run} {shlex.quote(USUAL)}"
+        return f"next, in Python: {LOAD.format(str(recipe.directory))}"
+    return f"next: sslgh probe {run} {shlex.quote(USUAL)}"
+
+
+def usual_probes(overrides: Sequence[str] = ()) -> tuple[Probe, ...]:
+    """The probes that are advised and taken where no recipe names any; ``overrides`` may change them."""
+    # A recipe needs one of method and finetune; it is not used.
+    settings = {"name": "features", "data": {"source": "arrays"}, "finetune": {}}
+    return make_recipe(apply_overrides(settings, [USUAL, *overrides])).probe

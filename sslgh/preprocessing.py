@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-# ImageNet's, of torchvision's weights and of all that are trained here from the start.
+# ImageNet statistics, for torchvision's weights and for training from scratch.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -30,10 +30,9 @@ class Preprocessing(NamedTuple):
 
     Attributes:
         size: S.
-        crop_of: Side of the central square and length of the short side that it is cut from, in the proportion
-            of which S and `resize` stand.
+        crop_of: Sides of the crop and of the resized short side, such as (224, 256); only their ratio matters.
         interpolation: A key of `FILTERS`.
-        squash: Resize both sides, without keeping their proportion.
+        squash: Whether to resize to a square, ignoring the aspect ratio.
         mean: Mean per channel, of values from 0 to 1.
         std: Standard deviation per channel.
 
@@ -59,7 +58,7 @@ class Preprocessing(NamedTuple):
         return self.normalize(torch.from_numpy(pixels(self.crop(image.convert("RGB")))))
 
     def at(self, size: int) -> "Preprocessing":
-        """The same for another input side (pixels)."""
+        """A copy for another input size (pixels)."""
         return self._replace(size=size)
 
     @property

@@ -259,7 +259,7 @@ def test_nothing_to_probe_and_unknown_runs_are_reported(tmp_path, capsys) -> Non
     assert call("probe") == 2
     assert "nothing to probe" in capsys.readouterr().err
     assert call("probe", tmp_path) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert call("probe", "timm:resnet10t") == 2
     assert "add --recipe" in capsys.readouterr().err
 

@@ -77,7 +77,7 @@ def test_without_labels_the_next_step_is_the_backbone_in_python(tmp_path, capsys
     lines = lines_of(capsys)
     assert lines[-2].endswith("no accuracy was measured")
     found = {}
-    exec(lines[-1].removeprefix("next: "), found)
+    exec(lines[-1].removeprefix("next, in Python: "), found)
     assert found["card"]["image_size"] == 16
     assert call("probe", run, "probe=[{protocol: knn}]") == 2
     assert "sort the images into one folder per class" in capsys.readouterr().err

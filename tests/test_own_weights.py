@@ -31,6 +31,14 @@ def test_a_file_of_weights_is_probed_with_the_architecture_and_data_of_a_recipe(
     assert "w.pth" in capsys.readouterr().out
     found = [json.loads(path.read_text()) for path in (tmp_path / "out" / "w.pth").rglob("*.json")]
     assert [each["protocol"] for each in found] == ["knn"]
+    torch.save({name: value + 0.1 for name, value in state.items()}, "other.pth")
+    assert run("probe", "other.pth", "--recipe", "x.yaml", "--out", "out") == 0
+    features = [
+        {path.name for path in (tmp_path / "out" / name / "features").iterdir()}
+        for name in ("w.pth", "other.pth")
+    ]
+    assert all(features)
+    assert not features[0] & features[1]  # named by a hash of the weights
 
 
 def test_a_word_that_is_neither_run_nor_weights_is_refused_with_what_may_be_given(
@@ -41,4 +49,4 @@ def test_a_word_that_is_neither_run_nor_weights_is_refused_with_what_may_be_give
     assert "a file of weights ends with .safetensors" in capsys.readouterr().err
     (tmp_path / "x.yaml").write_text(RECIPE)
     assert run("probe", "gone.pt", "--recipe", "x.yaml") == 2
-    assert "is none of what it may be" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err

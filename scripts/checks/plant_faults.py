@@ -156,7 +156,7 @@ FAULTS = [
     Fault("predictions in the order of the folds", "evaluation/out_of_fold.py", "[:, order]", "[:, :]", "evaluation/test_out_of_fold.py"),
     Fault("estimate in the table of test results", "evaluation/tables.py", 'tested, folds, *result', 'tested, *result', "evaluation/test_out_of_fold.py"),
     Fault("few steps for many", "evaluation/protocols.py", "if steps < FEW_STEPS", "if steps > FEW_STEPS", "evaluation/test_protocols.py"),
-    Fault("next step that the data refuse", "last_lines.py", "        check_probes(recipe.data, probes, recipe.directory)\n", "        pass\n", "test_last_lines.py -k named_that"),
+    Fault("next step that the data refuse", "last_lines.py", "        check_probes(recipe.data, usual_probes(), recipe.directory)\n", "        pass\n", "test_last_lines.py -k named_that"),
     Fault("heads on labels that the backbone has seen", PROBING, "return recipe.finetune is not None and not recipe.finetune.freeze", "return False", "test_last_lines.py -k finetuning"),
     Fault("dry run has a next step", "commands.py", "return Row(recipe.name, [])", "return Row(recipe.name, [], recipe)", "test_last_lines.py -k dry"),
     Fault("versions share a file", "evaluation/results.py", "return name if name in PROTOCOLS else result.protocol", "return result.protocol", "evaluation/test_out_of_fold.py"),

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sslgh.engine.monitor.embeddings import gh_share
 from sslgh.functional import effective_rank, nt_xent
 from sslgh.harmonize import CleanRows, GeometricHarmonizer
 
@@ -143,7 +144,7 @@ def run(arm: str, seed: int) -> dict[str, float]:
     visibility = None if refresh is None else refresh.visibility
     return {k: 100 * float(v.mean()) for k, v in found.items()} | {
         "rank": rank,
-        "visibility": -1.0 if visibility is None else visibility,
+        "visibility": visibility,
     }
 
 
@@ -185,7 +186,7 @@ def train(
             if gh is not None:
                 term = gh(z1, z2)
                 if step == 0 and gh.loss_weight > 0:
-                    gh.adapt(share(loss, term, z1, z2))
+                    gh.adapt(gh_share(loss, term, z1, z2))
                 loss = loss + term
             optimizer.zero_grad()
             loss.backward()
@@ -202,7 +203,7 @@ def begin(
     points: Points,
     network: nn.Sequential,
 ) -> None:
-    """Begin an epoch of GH, with a clean pass when a refresh is due."""
+    """Begin an epoch of GH; when a refresh is due, embed one random view of all points in evaluation mode."""
     clean = None
     if gh.settings.clean and gh.refresh_due(epoch):
         everything = torch.arange(len(points.labels))
@@ -216,15 +217,6 @@ def begin(
         two = torch.zeros_like(gh.prior)
         two[:2] = torch.tensor([0.75, 0.25])
         gh.target_marginal.copy_(two)
-
-
-def share(ssl: Tensor, term: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """Share of the term in the gradient on the embeddings."""
-    norms = [
-        torch.cat(torch.autograd.grad(loss, [z1, z2], retain_graph=True)).norm()
-        for loss in (term, ssl)
-    ]
-    return norms[0] / (norms[0] + norms[1])
 
 
 def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
@@ -267,8 +259,8 @@ def table(results: dict[str, dict[str, float]], seeds: int) -> Iterator[str]:
             gains = [r[key] - b[key] for r, b in zip(own, base, strict=True)]
             cells.append(paired(gains) if arm != "plain" else "")
         rank = statistics.mean(r["rank"] for r in own)
-        seen = statistics.mean(r["visibility"] for r in own)
-        cells += [f"{rank:.0f}", "" if seen < 0 else f"{seen:.2f}"]
+        seen = [r["visibility"] for r in own if r["visibility"] is not None]
+        cells += [f"{rank:.0f}", f"{statistics.mean(seen):.2f}" if seen else ""]
         yield f"| {arm} | {len(runs)} | " + " | ".join(cells) + " |"
 
 
@@ -291,7 +283,7 @@ def main() -> None:
     for seed in range(options.seeds):
         for arm in options.arms:
             if (key := f"{arm}/{seed}") not in results:
-                results[key] = {k: round(v, 3) for k, v in run(arm, seed).items()}
+                results[key] = {k: v and round(v, 3) for k, v in run(arm, seed).items()}
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(table(results, options.seeds)))
 

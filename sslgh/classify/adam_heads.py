@@ -26,9 +26,9 @@ from sslgh.classify.heads import (
 )
 from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
 from sslgh.classify.train_heads import (
-    DivergedError,
     Problem,
     base_head,
+    check_diverged,
     feature_scaler,
     trained_head,
 )
@@ -99,7 +99,9 @@ def _train_group(
     problem: Problem, training: HeadTraining, group: Sequence[Head], model: Heads | Scales
 ) -> dict[Head, Classifier]:
     """The training loop, for heads of one shape that see the same samples in the same order."""
-    optimizer = _optimizer(group, model, training)
+    lr = model.weight.new_tensor([head.lr for head in group])
+    not_decayed = {"scale"} if training.decay_bias else {"scale", "bias"}
+    optimizer = head_optimizer(group, model, lr=lr, not_decayed=not_decayed)
     margins_by_stage = [
         group_margins(problem, group, deferred=deferred) for deferred in (False, True)
     ]
@@ -122,11 +124,7 @@ def _train_group(
             # The sum: no head depends on another.
             gradients = torch.autograd.grad(loss.sum(), optimizer.parameters)
             optimizer.step(gradients, factor=factor)
-    finite = loss.isfinite().all(0).tolist()
-    if lost := [head for head, fine in zip(group, finite, strict=True) if not fine]:
-        raise DivergedError(
-            f"{len(lost)} of {len(group)} heads diverged, {lost[0]} among them; lower its lr, tau or weight_decay"
-        )
+    check_diverged(loss, group, "lr, tau or weight_decay")
     return classifiers(group, model)
 
 
@@ -227,15 +225,11 @@ def group_margins(problem: Problem, group: Sequence[Head], *, deferred: bool) ->
     return stacked_margins(margins, [objective.focus for objective in objectives])
 
 
-def _optimizer(
-    group: Sequence[Head], model: Heads | Scales, training: HeadTraining
+def head_optimizer(
+    group: Sequence[Head], model: Heads | Scales, *, lr: Tensor, not_decayed: set[str]
 ) -> HeadwiseAdam:
+    """Adam with a learning rate and a weight decay per head; parameters named in ``not_decayed`` have none."""
     parameters = dict(model.named_parameters())
-    like = next(iter(parameters.values()))
-    decay = like.new_tensor([head.weight_decay for head in group])
-    not_decayed = {"scale"} if training.decay_bias else {"scale", "bias"}
-    return HeadwiseAdam(
-        list(parameters.values()),
-        lr=like.new_tensor([head.lr for head in group]),
-        weight_decay=[0 * decay if name in not_decayed else decay for name in parameters],
-    )
+    decay = lr.new_tensor([head.weight_decay for head in group])
+    decays = [0 * decay if name in not_decayed else decay for name in parameters]
+    return HeadwiseAdam(list(parameters.values()), lr=lr, weight_decay=decays)

@@ -70,8 +70,9 @@ class Convergence:
         if objective.decision == "means":
             return class_means(problem.features, problem.labels, len(problem.counts), 1)
         margins = _margins(problem, head)
-        decay = self.weight_decay if head.weight_decay is None else head.weight_decay
-        loss = head_loss(design, problem.labels, margins, decay=decay, focus=objective.focus)
+        assert head.weight_decay is not None  # trained_head has set it
+        decay, focus = head.weight_decay, objective.focus
+        loss = head_loss(design, problem.labels, margins, decay=decay, focus=focus)
         limits = Limits(self.max_iterations, self.tolerance)
         if not objective.rescales:
             return _classifier(optimum(loss, limits))

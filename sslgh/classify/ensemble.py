@@ -144,6 +144,20 @@ class HeadEnsemble:
         return (features.to(mean) - mean) / scale
 
 
+def check_labeled(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise ``ValueError``, in one sentence, unless features (N, F) are finite and labels (N,) lie in 0..C - 1."""
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
+        raise ValueError(
+            f"features and labels must be (N, F) and (N,), got {tuple(features.shape)} and {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    check_finite(features)
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+
+
 def check_finite(features: Tensor) -> None:
     """Raise ``ValueError`` where features (N, F) hold nan or inf."""
     if bad := (~features.isfinite().all(1)).sum().item():

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from sslgh.classify.adam_heads import (
     classifiers,
     group_margins,
+    head_optimizer,
     heads_loss,
     initial_heads,
     shuffled_orders,
 )
 from sslgh.classify.ensemble import Classifier, Head
-from sslgh.classify.heads import Heads, HeadwiseAdam
-from sslgh.classify.train_heads import DivergedError, Problem
+from sslgh.classify.train_heads import Problem, check_diverged
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def plateau_heads(
     model = initial_heads(problem, group, settings.width)
     margins = group_margins(problem, group, deferred=True)
     rates = model.weight.new_full((problem.seeds, len(group)), settings.lr)
-    optimizer = _optimizer(group, model, rates)
+    optimizer = head_optimizer(group, model, lr=rates, not_decayed={"bias"})
     batches = _batches(problem, settings.batch_size)
     best = torch.full_like(rates, torch.inf)
     disable = None if problem.progress else True  # None: no bar in a log file
@@ -79,7 +79,7 @@ def plateau_heads(
             optimizer.step(gradients)
             total += loss.detach()
         mean = total / settings.round_steps
-        _check_finite(mean, group)
+        check_diverged(mean, group, "tau or weight_decay")
         plateau = mean > best * (1 - settings.improvement)
         rates = torch.where(plateau, rates * settings.fall, rates)
         rates = rates.where(rates >= settings.lr_end, 0)
@@ -95,26 +95,10 @@ def plateau_heads(
     }
 
 
-def _optimizer(group: Sequence[Head], model: Heads, rates: Tensor) -> HeadwiseAdam:
-    """Adam with the weight decay of each head, biases not decayed."""
-    parameters = dict(model.named_parameters())
-    decay = rates.new_tensor([head.weight_decay for head in group])
-    decays = [0 * decay if name == "bias" else decay for name in parameters]
-    return HeadwiseAdam(list(parameters.values()), lr=rates, weight_decay=decays)
-
-
 def _batches(problem: Problem, batch_size: int) -> Iterator[Tensor]:
     """Rows (S, B) of step after step, without end."""
     orders = shuffled_orders(problem.labels, seeds=problem.seeds)
     return chain.from_iterable(torch.split(order, batch_size, dim=1) for order in orders)
-
-
-def _check_finite(mean: Tensor, group: Sequence[Head]) -> None:
-    finite = mean.isfinite().all(0).tolist()
-    if lost := [head for head, fine in zip(group, finite, strict=True) if not fine]:
-        raise DivergedError(
-            f"{len(lost)} of {len(group)} heads diverged, {lost[0]} among them; lower its tau or weight_decay"
-        )
 
 
 def _warn(group: Sequence[Head], rates: Tensor, settings: Plateau) -> None:

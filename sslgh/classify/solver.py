@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from sslgh.classify.ensemble import check_finite
+from sslgh.classify.ensemble import check_labeled
 from sslgh.functional.margin_rules import Margins
 
 Vector = NDArray[np.float64]
@@ -278,16 +278,7 @@ def _check(
     margins: Sequence[Margins],
     weight_decay: Sequence[float],
 ) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
-        raise ValueError(
-            f"features and labels must be (N, F) and (N,), got {tuple(features.shape)} and {tuple(labels.shape)}"
-        )
-    check_finite(features)
-    if labels.is_floating_point():
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    low, high = labels.min().item(), labels.max().item()
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+    check_labeled(features, labels, num_classes)
     if len(margins) != len(weight_decay):
         raise ValueError(
             f"every head needs margins and a weight decay, got {len(margins)} and {len(weight_decay)}"

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sslgh.classify.ensemble import FeatureScaler, Head, HeadEnsemble, check_finite
+from sslgh.classify.ensemble import FeatureScaler, Head, HeadEnsemble, check_labeled
 from sslgh.classify.objectives import OBJECTIVES
 from sslgh.recipe.errors import some_of
 
@@ -104,19 +104,10 @@ def check_problem(
 ) -> None:
     """Raise ``ValueError``, in one sentence, for what cannot be trained on."""
     _check_heads(heads)
-    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
+    check_labeled(features, labels, num_classes)
+    if (labels == labels[0]).all():
         raise ValueError(
-            f"features and labels must be (N, F) and (N,), got {tuple(features.shape)} and {tuple(labels.shape)}"
-        )
-    if labels.is_floating_point():
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    check_finite(features)
-    low, high = labels.min().item(), labels.max().item()
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
-    if low == high:
-        raise ValueError(
-            f"a classifier needs images of at least 2 classes, all {len(labels)} have label {low}"
+            f"a classifier needs images of at least 2 classes, all {len(labels)} have label {labels[0].item()}"
         )
 
 
@@ -132,6 +123,15 @@ def _check_heads(heads: Sequence[Head]) -> None:
             raise ValueError(f"tau and weight_decay must not be negative, got {head}")
         if head.lr is not None and not head.lr > 0:
             raise ValueError(f"lr must be positive, got {head}")
+
+
+def check_diverged(loss: Tensor, heads: Sequence[Head], remedy: str) -> None:
+    """Raise `DivergedError`, with the remedy, if the loss (S, H) of a head is not finite."""
+    finite = loss.isfinite().all(0).tolist()
+    if lost := [head for head, fine in zip(heads, finite, strict=True) if not fine]:
+        raise DivergedError(
+            f"{len(lost)} of {len(heads)} heads diverged, {lost[0]} among them; lower its {remedy}"
+        )
 
 
 def feature_scaler(features: Tensor) -> FeatureScaler:

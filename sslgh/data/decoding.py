@@ -24,7 +24,7 @@ from sslgh.recipe.errors import printable
 
 Result = TypeVar("Result")
 
-# 16,384 x 8,192: the 108 megapixels of a telephone pass. Larger ones are refused by their header, before
+# 16,384 x 8,192: a 108-megapixel phone photo passes. Larger ones are refused by their header, before
 # anything is decoded, so that a file of a few kilobytes cannot take gigabytes.
 MAX_PIXELS = 2**27
 # What as many pixels need uncompressed in 16-bit RGBA; some decoders read the whole file at once.
@@ -54,7 +54,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG200
 _THREADS, _CHUNK, _LONG = 8, 64, 500
 # Bytes that Pillow's formats are known by.
 _HEAD = 16
-_MISSING = bytes(16)
+HASH_BYTES = 16
+_MISSING = bytes(HASH_BYTES)
 # Brands of the files that iPhones write, often renamed to .jpg.
 _HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 _WITH_ALPHA = {"RGBA", "LA", "PA", "RGBa", "La"}
@@ -112,11 +113,11 @@ def upright_rgb(image: ImageFile) -> Image.Image:
     inks (CMYK) count as Adobe stores them in JPEG, inverted, as in Pillow and ImageMagick. 8 bits of gray and
     color are those of the file.
     """
-    return shown(image)[0]
+    return decoded_rgb(image)[0]
 
 
-def shown(image: ImageFile) -> tuple[Image.Image, list[str]]:
-    """What `upright_rgb` returns, and in words what had to be done for it."""
+def decoded_rgb(image: ImageFile) -> tuple[Image.Image, list[str]]:
+    """Image as `upright_rgb` returns it, and notes on how it was read."""
     file, raw_modes = image.fp, _raw_modes(image)
     image.load()
     # After loading, which turns TIFF already; and PNG, asked before, would load and lose the failure.
@@ -198,7 +199,7 @@ def _unknown(file: IO[bytes]) -> str:
     file.seek(0)
     head = file.read(_HEAD)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
-        return "HEIC, whatever its name, which is not read; convert it to JPEG"
+        return "a HEIC file, whatever its suffix, which is not read; convert it to JPEG"
     if head[:4] not in {b"II*\0", b"MM\0*"}:
         return "not a known image format"
     try:
@@ -306,6 +307,7 @@ def _hash(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             return _MISSING
         with path.open("rb") as file:
-            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+            found = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=HASH_BYTES))
+            return found.digest()
     except OSError:
         return _MISSING

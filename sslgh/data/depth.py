@@ -109,7 +109,7 @@ def _values(image: Image.Image) -> tuple[NDArray[Any], str]:
     """Values as they are stored, where Pillow shows their bits as another type."""
     values = np.asarray(image)
     if image.mode == "L":
-        return values.view(np.int8), "8 bits, signed,"
+        return values.view(np.int8), "8 bits"
     if image.mode == "F":
         return values, "floats"
     if image.mode != "I" or image.format == "PPM":

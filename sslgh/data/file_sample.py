@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from sslgh.data.decoding import hash_files
+from sslgh.data.decoding import HASH_BYTES, hash_files
 from sslgh.recipe.errors import printable
 
 T = TypeVar("T")
 # Files whose content is recorded, at least, or all.
 SAMPLE = 256
-# Bytes of the hash of a file.
-BYTES = 16
-MISSING = bytes(BYTES).hex()
+MISSING = bytes(HASH_BYTES).hex()
 
 
 def sample_hashes(paths: Sequence[Path]) -> list[str]:
     """Hashes of the bytes of a few hundred files, evenly spread; `MISSING` for what is no file."""
     found = hash_files(tuple(_sample(paths)))
-    return [found[start : start + BYTES].hex() for start in range(0, len(found), BYTES)]
+    return [found[i : i + HASH_BYTES].hex() for i in range(0, len(found), HASH_BYTES)]
 
 
 def difference(

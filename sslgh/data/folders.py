@@ -85,7 +85,8 @@ def split_folders(root: Path, test_root: Path | None = None) -> Splits:
     tested = _same(others, test_root)
     if holding - tested and not holding & {path.name for path in of_split.values()}:
         return whole
-    test = test_root or of_split.get("test")
+    divided = of_split.get("test")
+    test = test_root or (divided if divided is not None and divided.name in holding else None)
     left_out = {name: len(found[name].images) for name in sorted(holding - _same(others, test))}
     return Splits(of_split["train"], test, of_split, left_out, root)
 
@@ -144,7 +145,7 @@ def warn_of_splits(splits: Splits) -> None:
     split = " and ".join(
         f"{path.name}/" for path in (splits.train, splits.test) if path is not None
     )
-    _warn_once(
+    warn_once(
         f"{printable(splits.root)} is divided into splits, and images that are not in {printable(split)} are left "
         f"out: {', '.join(places)}"
     )
@@ -205,7 +206,7 @@ def read_folder(
         return ImageSet(tuple(paths), None, (), names)
     strays = [path for path in relative if len(path.parts) == 1]
     if 0 < len(strays) < len(relative) / 2:
-        _warn_once(
+        warn_once(
             f"{len(strays)} of the images in {printable(folder)} lie in no folder of a class, the first is "
             f"{printable(strays[0])}: none has a label; move each into the folder of its class if labels are wanted"
         )
@@ -263,7 +264,7 @@ def _find_images(folder: Path, without: Path | None) -> list[Path]:
         path, reason = found.unreadable[0]
         raise _unlistable(path, reason)
     if words := left_out_words(kinds(found), len(found.hidden)):
-        _warn_once(f"{printable(folder)}: left out are {words}")
+        warn_once(f"{printable(folder)}: skipped {words}")
     return found.images
 
 
@@ -290,8 +291,8 @@ def left_out_words(counts: dict[str, int], hidden: int) -> str:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    """A command lists its folders several times."""
+def warn_once(message: str) -> None:
+    """Log a warning on rank 0, once, since a command reads its data several times."""
     if dist_info().rank == 0:
         log.warning("%s", message)
 

@@ -15,18 +15,8 @@ from sslgh.recipe.errors import printable, shown
 
 # Names of columns that are known in a first line; of several labels the first in this order is taken.
 PATHS = frozenset(
-    {
-        "path",
-        "file_path",
-        "filepath",
-        "image_path",
-        "img_path",
-        "filename",
-        "file_name",
-        "file",
-        "image",
-        "img",
-    }
+    {"path", "file_path", "filepath", "image_path", "img_path", "filename"}
+    | {"file_name", "file", "image", "img"}
 )
 LABELS = ("label", "labels", "class", "class_name", "category", "target", "species")
 # A tab is in no path, and a semicolon in fewer than a comma. The space is for paths in quotes.
@@ -43,8 +33,8 @@ class Line(NamedTuple):
     """A line that is not blank.
 
     Attributes:
-        number: Counted from 1.
-        text: Without its end.
+        number: Line number, from 1.
+        text: Line without its line break.
     """
 
     number: int
@@ -59,7 +49,7 @@ class Table(NamedTuple):
 
     Attributes:
         lines: N lines, for messages.
-        paths: N paths as they are looked for.
+        paths: N paths, as written in the list.
         labels: N labels as written, or None.
     """
 

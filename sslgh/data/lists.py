@@ -112,8 +112,8 @@ def _positions(where: str, first: Mapping[str, Line], classes: tuple[str, ...]) 
     position = {name: label for label, name in enumerate(classes)}
     if unknown := [name for name in first if name not in position]:
         raise DataError(
-            f"{where} {first[unknown[0]]} is of a class that the training set lacks ({some_of(unknown)} are not "
-            f"among {some_of(classes)}); give both lists the same classes"
+            f"{where} {first[unknown[0]]} has a class that the training set lacks ({some_of(unknown)}; its classes: "
+            f"{some_of(classes)}); give both lists the same classes"
         )
     return position
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 AnyDataset = PretrainDataset | SupervisedDataset
 MAX_WORKERS = 8
 PREFETCH = 2
-# SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by custom; Windows has none.
+# SLURM announces the end of a job by the signal of its --signal option, SIGUSR1 by convention; Windows has none.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )

@@ -4,7 +4,6 @@ A folder that changes afterwards shifts no position and no label: files that are
 record, and files that are missing are found broken when they are read. Shapes: N images, C classes.
 """
 
-import functools
 import logging
 import os
 from collections import defaultdict
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslgh.data.file_sample import difference
-from sslgh.data.folders import folder_of_record
+from sslgh.data.folders import folder_of_record, warn_once
 from sslgh.data.image_set import DataError, ImageSet
 from sslgh.data.run_record import IMAGES, Record, image_fingerprint, read_record
 from sslgh.data.sources import load_images, training_set
@@ -77,25 +76,19 @@ def _setting(data: Data, key: str) -> Any:
 
 def _other_place(record: Record, data: Data, moved: Sequence[str]) -> str | None:
     """Why the images at a new place are not those of a record; None if they are."""
-    place = f"data.{moved[-1]} {printable(getattr(data, moved[-1]))}"
+    place = f"data.root {printable(data.root)}"
     if not record.names:
         same = training_set(data).fingerprint() == record.fingerprint
         return None if same else f"{place} holds other images"
     if "list" in moved and image_fingerprint(training_set(data)) != record.fingerprint:
-        return f"{place} names other images, or other labels"
+        return f"data.list {printable(str(data.list))} names other images, or other labels"
     paths = _paths(record.names, data)
     reason = difference(record.names, paths, record.content, most_missing=MAX_MISSING)
     if reason is not None:
         return f"{place} holds other images: {reason}"
-    _log_moved(place, len(record.names))
+    if "root" in moved:
+        warn_once(f"the {len(record.names)} images that the run began with were found at {place}")
     return None
-
-
-@functools.cache
-def _log_moved(place: str, count: int) -> None:
-    """A command asks several times."""
-    if dist_info().rank == 0:
-        log.warning("the %d images that the run began with were found at %s", count, place)
 
 
 def probe_images(

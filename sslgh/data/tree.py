@@ -18,34 +18,9 @@ SUFFIXES = frozenset(
 # Photos that Pillow alone does not read. Raw ones begin as TIFF does and hold a small preview, which is not
 # the photo: they are not looked into.
 UNREAD = frozenset(
-    {
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".crw",
-        ".nef",
-        ".nrw",
-        ".arw",
-        ".srf",
-    }
-    | {
-        ".sr2",
-        ".orf",
-        ".rw2",
-        ".raf",
-        ".pef",
-        ".srw",
-        ".x3f",
-        ".3fr",
-        ".erf",
-        ".kdc",
-        ".mrw",
-        ".raw",
-    }
+    {".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw"}
+    | {".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".erf", ".kdc"}
+    | {".mrw", ".raw"}
 )
 # Folders that systems make next to photos: copies in small, resource forks, deleted files.
 SYSTEM = frozenset(

@@ -46,7 +46,7 @@ def cpu_precision(amx: bool, precision: str) -> CheckResult:
     """Whether bf16 is fast on this processor.
 
     Args:
-        amx: Whether it multiplies bf16 in tiles.
+        amx: Whether the CPU has AMX (matrix instructions for bf16).
         precision: ``train.precision`` of the recipe.
     """
     if amx:

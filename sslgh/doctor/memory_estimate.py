@@ -4,7 +4,6 @@ Shapes: N images, D embedding width, K vertices.
 """
 
 import warnings
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,31 +18,12 @@ FLOAT = 4
 PER_IMAGE = 25
 
 
-class RunSize(NamedTuple):
-    """Bytes of a run.
-
-    Attributes:
-        weights: Parameters and buffers.
-        trained: Parameters that get a gradient.
-        optimizer: Optimizer state.
-        memory: Auxiliary state: bank or vertex scores, labels, weights, an EMA.
-    """
-
-    weights: int
-    trained: int
-    optimizer: int
-    memory: int
-
-    @property
-    def checkpoint(self) -> int:
-        """Bytes of one checkpoint."""
-        return self.weights + self.optimizer + self.memory
-
-
-def run_size(
+def checkpoint_bytes(
     recipe: Recipe, *, image_size: int, num_images: int, num_classes: int
-) -> RunSize | None:
-    """Size of a recipe's run; its network is built on torch's meta device, without memory.
+) -> int | None:
+    """Size (bytes) of a checkpoint: weights, optimizer state, bank or vertex scores, labels, an EMA.
+
+    The network is built on torch's meta device, without memory.
 
     Args:
         recipe: The run; weights to start from are not read.
@@ -62,12 +42,8 @@ def run_size(
         return None
     trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
     width = getattr(network, "embedding_dim", 0)
-    return RunSize(
-        weights=_bytes(network),
-        trained=trained,
-        optimizer=COPIES[recipe.optim.name] * trained,
-        memory=_remembered(recipe, num_images, width) + _averaged(recipe, network),
-    )
+    remembered = _remembered(recipe, num_images, width) + _averaged(recipe, network)
+    return _bytes(network) + COPIES[recipe.optim.name] * trained + remembered
 
 
 def _meta_network(recipe: Recipe, image_size: int, num_classes: int) -> nn.Module | None:

@@ -19,13 +19,13 @@ from sslgh.doctor.machine import (
     torch_against_device,
     world,
 )
-from sslgh.doctor.memory_estimate import run_size
+from sslgh.doctor.memory_estimate import checkpoint_bytes
 from sslgh.doctor.software import FAISS, installed
 from sslgh.doctor.storage import (
     disk,
     folder,
     free_disk,
-    images_a_second,
+    images_per_second,
     kept_checkpoints,
     loader_speed,
     shared_memory,
@@ -45,7 +45,7 @@ def run_checks(recipe: Recipe | None = None, run_dir: Path | None = None) -> Ite
     """What is found on this machine, one check after the other.
 
     Args:
-        recipe: The run that is meant; None: the machine alone.
+        recipe: Recipe of the run to check; None: check the machine only.
         run_dir: Folder that runs are written to; None: the recipe's, or ``runs``.
 
     Yields:
@@ -65,7 +65,7 @@ def _devices(precision: str) -> Iterator[CheckResult]:
         yield gpu_precision(torch.cuda.get_device_name(), capability, precision)
         yield torch_against_device(torch.cuda.get_arch_list(), capability)
     elif has_accelerator():
-        yield CheckResult("ok", "precision", f"MPS, {TAKES.format('fp32')}")
+        yield CheckResult("ok", "precision", f"MPS device, {TAKES.format('fp32')}")
     else:
         yield cpu_precision(has_amx(), precision)
     try:
@@ -80,9 +80,9 @@ def _devices(precision: str) -> Iterator[CheckResult]:
 def _data(recipe: Recipe, directory: Path, *, known: bool) -> Iterator[CheckResult]:
     """What depends on the recipe's images; without a recipe the digits of scikit-learn stand in."""
     try:
-        images = training_set(recipe.data)
+        images = training_set(recipe.data, labeled=recipe.asks_for_labels)
         size = input_size(recipe.data, images)
-        rate = images_a_second(images, recipe, size=size)
+        rate = images_per_second(images, recipe, size=size)
     except DataError as error:
         yield CheckResult("FAIL", "images", str(error), "sslgh scan FOLDER lists what is broken")
         return
@@ -103,18 +103,25 @@ def _shared(recipe: Recipe, size: int, workers: int) -> Iterator[CheckResult]:
         return
     augment = recipe.data.augment
     pixels = 2 * size**2 + augment.local_crops * local_side(augment, size) ** 2
-    batch = PREFETCH * recipe.train.batch_size * 3 * pixels
+    images = recipe.train.batch_size // recipe.train.accumulation  # of one rank, if it trains alone
     free = shutil.disk_usage(SHARED_MEMORY).free
-    yield shared_memory(free, workers=workers, batch_bytes=batch)
+    found = shared_memory(free, workers=workers, batch_bytes=PREFETCH * images * 3 * pixels)
+    if (
+        found.state == "FAIL" and recipe.data.workers is None
+    ):  # the loader then takes as many as fit
+        found = found._replace(state="warn")
+    yield found
 
 
 def _room(recipe: Recipe, images: ImageSet, size: int, directory: Path) -> Iterator[CheckResult]:
     yield from _training(recipe, images)
     classes = max(len(images.class_names or ()), 2)
-    need = run_size(recipe, image_size=size, num_images=len(images), num_classes=classes)
-    if need is not None:
+    checkpoint = checkpoint_bytes(
+        recipe, image_size=size, num_images=len(images), num_classes=classes
+    )
+    if checkpoint is not None:
         kept = kept_checkpoints(recipe)
-        yield disk(free_disk(directory), checkpoint=need.checkpoint, kept=kept)
+        yield disk(free_disk(directory), checkpoint=checkpoint, kept=kept)
 
 
 def _training(recipe: Recipe, images: ImageSet) -> Iterator[CheckResult]:
@@ -132,6 +139,10 @@ def _training(recipe: Recipe, images: ImageSet) -> Iterator[CheckResult]:
     yield CheckResult("ok", "memory", found)
     del stage
     if processes == 1:  # else ranks would time different batches
-        seconds = seconds_per_image(recipe, images) * len(images)
+        try:
+            seconds = seconds_per_image(recipe, images) * len(images)
+        except ValueError as error:
+            yield CheckResult("FAIL", "time", str(error))
+            return
         length = duration(seconds * recipe.train.epochs)
         yield CheckResult("ok", "time", f"{recipe.train.epochs} epochs: about {length} here")

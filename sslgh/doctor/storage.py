@@ -71,14 +71,14 @@ def folder(directory: Path) -> CheckResult:
     place = nearest_existing(directory)
     if not place.is_dir():
         return CheckResult(
-            "FAIL", "run directory", f"{place} is no folder", "choose another run_dir"
+            "FAIL", "run directory", f"{place} is not a folder", "choose another run_dir"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         return CheckResult(
             "FAIL",
             "run directory",
-            f"{place} may not be written to",
-            "choose another run_dir, or change its rights",
+            f"{place} is not writable",
+            "choose another run_dir, or change its permissions",
         )
     made = "is there" if place == directory.absolute() else f"can be made in {place}"
     return CheckResult("ok", "run directory", f"{directory} {made}")
@@ -95,7 +95,7 @@ def free_disk(directory: Path) -> int:
     return shutil.disk_usage(nearest_existing(directory)).free
 
 
-def images_a_second(
+def images_per_second(
     images: ImageSet, recipe: Recipe, *, size: int, seconds: float = TIMED_SECONDS
 ) -> float:
     """Images that one worker reads and crops in a second.
@@ -119,7 +119,7 @@ def loader_speed(rate: float, *, workers: int, cores: int) -> CheckResult:
         workers: As set or chosen.
         cores: Cores that this process may use.
     """
-    found = f"{rate:,.0f} images a second from one worker, {workers} asked for"
+    found = f"{rate:,.0f} images per second from one worker, {workers} asked for"
     if workers > cores:
         remedy = f"more workers than the {cores} cores; set data.workers: {cores}"
         return CheckResult("warn", "loader", found, remedy)

@@ -87,11 +87,12 @@ def _smaller_batch(recipe: Recipe | None) -> str:
     """Sentence about a lack of memory, with the next smaller batch if it came in training."""
     if recipe is None or read_status(recipe.directory).get("state") == "done":
         return "out of memory; end other programs, or choose a smaller backbone or data.size"
-    batch = recipe.train.batch_size
-    smaller = 2 ** ((batch - 1).bit_length() - 1)
-    return (
-        f"train.batch_size {batch} needs more memory than is free; set train.batch_size={smaller}"
-    )
+    batch, parts = recipe.train.batch_size, recipe.train.accumulation
+    smaller = 2 ** (max(batch // parts - 1, 0).bit_length() - 1) * parts
+    remedy = f"set train.batch_size={int(smaller)}"
+    if smaller < max(2, parts):
+        remedy = "choose a smaller model.backbone, model.width or data.size"
+    return f"train.batch_size {batch} needs more memory than is free; {remedy}"
 
 
 def _peer_lost(error: BaseException) -> bool:

@@ -48,6 +48,7 @@ class HarmonizedTraining:
             )
         self.run, self.method, self.gh, self.harm = run, method, gh, harm
         self.preprocessing = Preprocessing.of(method.backbone).at(image_size)
+        self.adapted = -1  # epoch
 
     def begin_epoch(self, epoch: int, global_step: int, logger: MetricLogger) -> None:
         """Begin an epoch of GH; log the clusters if they were refreshed. Collective: call it on every rank."""
@@ -68,7 +69,8 @@ class HarmonizedTraining:
         first = (step.global_step - 1) % self.run.steps_per_epoch == 0
         if step.should_log or first:
             share = gh_share(output.loss, gh, *output.embeddings)
-            if first:
+            if first and step.epoch != self.adapted:  # once, however many micro-batches
+                self.adapted = step.epoch
                 self.gh.adapt(share)
             if step.should_log:
                 metrics["gh_share"] = share
@@ -130,14 +132,14 @@ class CleanBatch:
 
     Args:
         images: The training set.
-        preprocessing: S, and how images are cut.
+        preprocessing: Resizing and cropping to S pixels.
         index: Positions, shape (M,).
-        pool: Threads that read the images; None: this one.
+        pool: Thread pool that reads the images; None: read in this thread.
 
     Attributes:
         pixels: uint8 (M + 1, 3, S, S); black where an image cannot be read, and in the last row, so that a
             rank without images of its own runs the network too.
-        broken: Whether it cannot, shape (M,).
+        broken: Whether the image cannot be read, shape (M,), bool.
     """
 
     def __init__(

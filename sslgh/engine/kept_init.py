@@ -1,11 +1,11 @@
-"""A copy of the weights that a run began with: it resumes without `model.init`."""
+"""A copy of the run that `model.init` names, so that training resumes without it."""
 
 import filecmp
 import os
 import shutil
 from pathlib import Path
 
-from sslgh.models.serialization import CARD, WEIGHTS
+from sslgh.models.serialization import CARD, WEIGHTS, run_of
 from sslgh.recipe import Recipe, load_recipe
 from sslgh.recipe.run_recipe import RECIPE, absolute_init
 
@@ -15,7 +15,7 @@ FILES = (CARD, WEIGHTS)
 
 def keep_init(recipe: Recipe) -> None:
     """Keep the backbone of the run that `model.init` names, by hard links where that can be done. Rank 0 only."""
-    source, kept = _run_of(recipe.model.init), recipe.directory / INIT
+    source, kept = run_of(recipe.model.init), recipe.directory / INIT
     if source is None or kept.exists():
         return
     temporary = kept.with_name(f"{INIT}.tmp")
@@ -33,7 +33,7 @@ def keep_init(recipe: Recipe) -> None:
 def with_kept_init(recipe: Recipe) -> Recipe:
     """The recipe; if its `model.init` has gone since the run began, with the copy of it."""
     init, kept = recipe.model.init, recipe.directory / INIT
-    if init is None or _run_of(init) is not None or not (kept / CARD).is_file():
+    if init is None or run_of(init) is not None or not (kept / CARD).is_file():
         return recipe
     # The directory may be taken over from a run that began with other weights.
     if load_recipe(recipe.directory / RECIPE).model.init != absolute_init(init):
@@ -44,14 +44,7 @@ def with_kept_init(recipe: Recipe) -> Recipe:
 
 def is_kept_init(directory: Path, init: object) -> bool:
     """Whether `model.init` names the same backbone that the run in a directory began with."""
-    source, kept = _run_of(init), directory / INIT
+    source, kept = run_of(init), directory / INIT
     if source is None or not all((kept / name).is_file() for name in FILES):
         return False
     return all(filecmp.cmp(source / name, kept / name, shallow=False) for name in FILES)
-
-
-def _run_of(init: object) -> Path | None:
-    """The run directory that `model.init` names, itself or by its file of weights; None if it is none."""
-    path = Path(str(init)).expanduser()
-    path = path.parent if path.name == WEIGHTS else path
-    return path if all((path / name).is_file() for name in FILES) else None

@@ -18,6 +18,7 @@ from sslgh.data.augment import NUM_PARAMS
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.memory_guard import COPIES, free_memory, gigabytes
 from sslgh.engine.trainer import Stage, step_info
+from sslgh.models.library_backbones import buffers_kept
 from sslgh.recipe import Recipe, RecipeError
 
 # Images of the two trials: what grows with the batch is their difference.
@@ -88,8 +89,9 @@ def memory_need(stage: Stage, image_size: int) -> MemoryNeed:
 def _activations(stage: Stage, batch: PretrainBatch | SupervisedBatch, n: int) -> int:
     """Bytes that the forward of a batch leaves for the backward; the stage is as it was before."""
     run, device = stage.run, stage.run.accelerator.device
-    buffers = [(buffer, buffer.clone()) for buffer in run.module.buffers()]
+    run.model.train()  # a loaded backbone is in eval mode
     with ExitStack() as stack:
+        stack.enter_context(buffers_kept(run.module))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(run.accelerator.no_sync(run.model))
         live = stack.enter_context(LiveBytes(run.module))
@@ -97,10 +99,7 @@ def _activations(stage: Stage, batch: PretrainBatch | SupervisedBatch, n: int) -
         needed = live.now
         if run.recipe.model.checkpointing:
             needed = _peak_of_backward(metrics["loss"], run.module, live)
-    stage.discard_step()  # which may move a buffer
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        stage.discard_step()  # which may move a buffer
     return int(needed)
 
 
@@ -191,5 +190,5 @@ def too_large(recipe: Recipe, need: MemoryNeed, free: int, processes: int) -> st
     images = (free - need.fixed) // max(need.per_image, 1)
     batch = 2 ** (max(images, 1).bit_length() - 1) * processes * train.accumulation
     if images < 1 or batch < 2 * processes * train.accumulation:
-        return f"{found}, which hold no batch: choose a smaller model.backbone, model.width or data.size"
+        return f"{found}, too little for any batch; choose a smaller model.backbone, model.width or data.size"
     return f"{found}; set train.batch_size={batch}"

@@ -68,7 +68,7 @@ PACKAGES = (
 
 
 LENGTH = ("train", "epochs")
-# Of a run that never took a step, taken over by another.
+# Files of a run that never took a step; dropped when another run takes the directory over.
 LEFT_OVER = (METRICS, "images.json", "quarantine.json")
 logger = logging.getLogger(__name__)
 

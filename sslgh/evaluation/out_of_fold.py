@@ -22,8 +22,8 @@ def out_of_fold(
 
     Args:
         labels: Classes of the training images, shape (N,).
-        folds: Number of stratified folds. A class with fewer images is held out in as many folds, one image each; the
-            only image of a class is never held out.
+        folds: Number of stratified folds. A class with fewer images has one of them held out in each of as many folds
+            as it has images; the only image of a class is never held out.
         predict: Given masks (N,) of the images to train on and of those to predict, predictions by objective.
 
     Returns:

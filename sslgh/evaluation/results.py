@@ -127,7 +127,7 @@ def _path(path: Path, result: Result) -> Path:
     except ValueError:  # damaged: probing again is the remedy
         return path
     if held.data is None:
-        # Of an older version, which named no data: the same counts are taken for the same data.
+        # Written by an older version, without data: equal counts are taken for the same data.
         counts = ("class_names", "train_counts", "test_counts")
         same = all(getattr(held, name) == getattr(result, name) for name in counts)
     else:

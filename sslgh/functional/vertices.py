@@ -38,4 +38,4 @@ def vertex_scores(z: Tensor, vertices: Tensor) -> Tensor:
     projections = z @ vertices.to(z.dtype).T
     length = projections.norm(dim=1, keepdim=True)
     scores: Tensor = projections / length.clamp(min=SHORTEST)
-    return torch.where(length > SHORTEST, scores, 0)
+    return torch.where(length <= SHORTEST, 0, scores)

@@ -54,7 +54,7 @@ class GeometricHarmonizer(nn.Module):
     Clusters keep their identity over refreshes, and their shares are averaged over them. A refresh whose
     clusters do not recur (`Refresh.accepted`) changes nothing: until the first that do, weights are 1 and
     the term is 0. Then the vertices are turned onto the clusters once, the term is ramped from there, and
-    weights follow the shares to the power of ``weight_power`` times the visibility.
+    weights are the shares to the power of minus ``weight_power`` times the visibility.
 
     With ``resample`` it also gives the loader its positions, ``epoch_indices(epoch)``: images of small
     clusters more often, instead of each image once. They are drawn an epoch ahead, because loaders
@@ -176,6 +176,9 @@ class GeometricHarmonizer(nn.Module):
             epoch: Epoch that begins, counted from 0.
             clean: With ``clean=True``, when `refresh_due`: one evaluation pass over the training set (on
                 rank 0; the others' is ignored).
+
+        Raises:
+            RuntimeError: If a clean pass is needed and missing, or given and not expected.
         """
         self.in_warmup = epoch < self.warmup_epochs
         if epoch > int(self.epoch):
@@ -187,6 +190,12 @@ class GeometricHarmonizer(nn.Module):
         self.target_marginal.copy_(self._target_marginal())
 
     def _begin(self, epoch: int, clean: CleanRows | None) -> None:
+        expected = isinstance(self.population, ClusterPopulation) and self.population.clean
+        if self.refresh_due(epoch) and (clean is not None) != expected:
+            raise RuntimeError(
+                "a harmonizer with clean=True needs begin_epoch(epoch, CleanRows(...)) when refresh_due(epoch), "
+                "and one without takes none"
+            )
         if self.refresh_due(epoch) and (clean is not None or self._has_seen()):
             self._refresh(epoch, clean)
         if self.resample:  # this epoch was drawn when the last one began, unless that was left out
@@ -368,7 +377,7 @@ class GeometricHarmonizer(nn.Module):
         rows = population.rows(clean)
         found = population.estimate(rows)
         self.quality[1:4] = torch.tensor([found.visibility, found.recurring, found.noise])
-        if found.visibility < LEAST_VISIBILITY or len(found.means) == 0:
+        if found.visibility < LEAST_VISIBILITY:
             return
         self._average(found)
         if len(found.means) > 1:

@@ -24,7 +24,7 @@ class Refresh(NamedTuple):
         smallest: Share of the smallest that has any.
         separation: Mean distance between the mean directions of the clusters, 0 to 2.
         churn: Share of the samples whose surrogate label changed; 1 at the first refresh.
-        drift: Total variation between the new shares of the classes and those before.
+        drift: Total variation between the new shares of the classes and those before; 0 at the first accepted refresh.
         reweighted: Share of the samples whose weight changed by more than 1.5 times.
         largest_weight: Largest instance weight.
     """
@@ -69,7 +69,7 @@ def described(epoch: int, before: State, after: State, *, measured: bool) -> Ref
     accepted = int(after.accepted) > int(before.accepted)
     # The averaged prior of clusters moves slowly by construction: what is new is compared with it.
     new = counts / counts.sum().clamp(min=1) if measured else after.prior
-    first = measured and int(before.accepted) == 0
+    first = int(before.accepted) == 0
     drift = 0.0 if first or not accepted else float((new - before.prior).abs().sum() / 2)
     _, visibility, recurring, noise, separation = after.quality.tolist()
     return Refresh(

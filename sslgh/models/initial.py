@@ -8,7 +8,7 @@ from torch import nn
 
 from sslgh.models.backbones import build_backbone
 from sslgh.models.pretrained import LIBRARIES, is_library, library_card, pretrained_backbone
-from sslgh.models.serialization import CARD, WEIGHTS, load_backbone, read_card
+from sslgh.models.serialization import load_backbone, read_card, run_of
 from sslgh.models.weight_files import SUFFIXES, load_weights
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import RecipeError
@@ -37,7 +37,7 @@ def initial_card(model: Model) -> dict[str, Any]:
     drawn = model.model_dump(include={"backbone", "stem", "width", "patch"}) | {"image_size": None}
     if model.init is None:
         return drawn | Preprocessing().card()
-    if (run := _run_of(model.init)) is not None:
+    if (run := _run_directory(model.init)) is not None:
         card = read_card(run)
         _check_agreement(model, card)
         return card
@@ -64,7 +64,7 @@ def initial_backbone(model: Model, image_size: int) -> nn.Module:
     Raises:
         ValueError: If it cannot be built, or there are no such weights.
     """
-    if model.init is not None and (run := _run_of(model.init)) is not None:
+    if model.init is not None and (run := _run_directory(model.init)) is not None:
         initial_card(model)
         return load_backbone(run, image_size=image_size)[0]
     preprocessing = Preprocessing.from_card(initial_card(model) | {"image_size": image_size})
@@ -85,18 +85,16 @@ def initial_backbone(model: Model, image_size: int) -> nn.Module:
     return backbone
 
 
-def _run_of(init: str) -> Path | None:
-    """The run directory that ``init`` names, itself or by its file of weights."""
+def _run_directory(init: str) -> Path | None:
+    """The run directory that ``init`` names; any other folder too, whose reading says what it lacks."""
     path = Path(init).expanduser()
-    if path.is_dir() and not is_library(init):
-        return path
-    return path.parent if path.name == WEIGHTS and path.with_name(CARD).is_file() else None
+    return run_of(init) or (path if path.is_dir() and not is_library(init) else None)
 
 
 def _check_file(init: str) -> None:
     path = Path(init).expanduser()
     if path.suffix not in SUFFIXES or not path.is_file():
-        raise RecipeError(f"model.init: {located(init)} is none of what it may be: {EXPECTED}")
+        raise RecipeError(f"model.init: {located(init)} is not {EXPECTED}")
 
 
 def _check_agreement(model: Model, card: dict[str, Any]) -> None:

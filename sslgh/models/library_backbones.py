@@ -4,7 +4,8 @@ What stands before the classifier stays: pool, norm and flatten of its head, und
 names. F is the width of what comes out, whatever the library says.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,14 @@ HEADS = ("fc", "classifier", "heads", "head")
 KEPT = (nn.LayerNorm, nn.AdaptiveAvgPool2d, nn.Flatten)
 # Auxiliary heads of GoogLeNet and Inception.
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
+# With pretrained weights torchvision has them turn ImageNet's normalization into that of mean and deviation 0.5, by an
+# attribute that no state dict holds; here that is their preprocessing.
+TRANSFORMED = ("googlenet", "inception_v3")
 # What networks raise for images that are too small or of another side than they were made for: torch's
 # checks of shapes, assertions of timm, window sizes of 0, and unknown options.
 UNFIT = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, ZeroDivisionError)
 # Faults of the network or the machine, not of the images: weights that cannot be fetched, too little memory.
-PASSED_ON = (OSError, RecipeError)
+PASSED_ON = (OSError, RecipeError, torch.OutOfMemoryError)
 # Sides (pixels) that a refusal may advise besides the one a network was made for, and the one that is usual.
 SIDES, USUAL_SIDE = (64, 96, 128, 224), 224
 
@@ -57,7 +61,7 @@ def library_backbone(name: str, *, image_size: int | None, pretrained: bool) -> 
     fitting = _fitting_side(builds, side, native)
     remedy = "choose another" if fitting is None else f"set data.size: {fitting}, or choose another"
     raise ValueError(
-        f"model.backbone: {name} makes no features of images of {side} x {side} pixels ({reason}); {remedy} "
+        f"model.backbone: {name} does not accept images of {side} x {side} pixels ({reason}); {remedy} "
         "backbone"
     )
 
@@ -113,23 +117,25 @@ def _pooled(
 
 def try_images(model: nn.Module, side: int) -> Any:
     """What a model in training mode gives for two black images; buffers and random state stay as they are."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        output = model(torch.zeros(2, 3, side, side))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(model):
+        return model(torch.zeros(2, 3, side, side))
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Give a module's buffers their values back, such as batch statistics, when the block ends without an error."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    yield
+    with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
-    return output
 
 
 def _timm(kind: str, pretrained: bool) -> tuple[list[Build], int]:
     """Ways to build a model of timm, and the side (pixels) that it was made for."""
     import timm  # noqa: PLC0415 - takes a second
 
-    if not timm.is_model(kind):
-        near = timm.list_models(f"*{kind[:6]}*")[:3]
-        raise ValueError(
-            f"timm has no model {kind!r}" + (f"; it has {', '.join(near)}" if near else "")
-        )
+    config = timm_config(kind)
     if pretrained and not timm.is_model_pretrained(kind):
         raise ValueError(f"timm has no weights of {kind}; leave model.init out")
     create: Any = partial(timm.create_model, kind, pretrained=pretrained, num_classes=0)
@@ -139,18 +145,43 @@ def _timm(kind: str, pretrained: bool) -> tuple[list[Build], int]:
         set_input_size(model, side)
         return model
 
-    config = timm.get_pretrained_cfg(kind)
     native = config.input_size[-1] if config is not None else USUAL_SIDE
     return [resized, lambda side: create(img_size=side)], native
 
 
-def _torchvision(kind: str, pretrained: bool) -> tuple[list[Build], int]:
-    """Ways to build a model of torchvision, and the side (pixels) that it was made for."""
+def timm_config(kind: str) -> Any:
+    """Timm's configuration of the default weights of a model, or of those of a tag NAME.TAG; None without weights.
+
+    Raises:
+        ValueError: If timm has no such model or tag.
+    """
+    import timm  # noqa: PLC0415 - takes a second
+
+    if not timm.is_model(kind):
+        near = timm.list_models(f"*{kind[:6]}*")[:3]
+        raise ValueError(
+            f"timm has no model {kind!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
+    try:
+        return timm.get_pretrained_cfg(kind)
+    except RuntimeError as error:  # an unknown tag
+        raise ValueError(f"timm has no weights {kind!r} ({error})") from None
+
+
+def check_torchvision(kind: str) -> None:
+    """Raise ``ValueError`` if torchvision has no such classification model."""
     if kind not in torchvision.models.list_models(torchvision.models):
         raise ValueError(f"torchvision has no classification model {kind!r}")
+
+
+def _torchvision(kind: str, pretrained: bool) -> tuple[list[Build], int]:
+    """Ways to build a model of torchvision, and the side (pixels) that it was made for."""
+    check_torchvision(kind)
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
-    if kind in ("googlenet", "inception_v3") and not pretrained:
-        options["init_weights"] = True  # the default, which warns unless it is given
+    if kind in TRANSFORMED:
+        options["transform_input"] = False
+        if not pretrained:
+            options["init_weights"] = True  # the default, which warns unless it is given
 
     def build(side: int, **sizes: Any) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(kind, **options, **sizes)
@@ -199,7 +230,7 @@ def check_side(model: nn.Module, name: str, side: int, *, remedy: str) -> None:
         try_images(model, side)
     except UNFIT as error:
         raise ValueError(
-            f"{name} takes no images of {side} x {side} pixels here ({_reason(error)}); {remedy}"
+            f"{name} does not accept images of {side} x {side} pixels here ({_reason(error)}); {remedy}"
         ) from None
 
 

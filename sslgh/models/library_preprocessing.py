@@ -1,13 +1,16 @@
 """Preprocessing that timm and torchvision state for their pretrained weights."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torchvision
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from sslgh.models.library_backbones import TRANSFORMED, check_torchvision, timm_config
 from sslgh.preprocessing import Preprocessing
+
+HALF = (0.5, 0.5, 0.5)
 
 
 def timm_preprocessing(name: str) -> Preprocessing:
@@ -16,14 +19,9 @@ def timm_preprocessing(name: str) -> Preprocessing:
     Raises:
         ValueError: If there is no such model, or its weights want a border around images, which nothing here adds.
     """
-    import timm  # noqa: PLC0415 - takes a second
-    from timm.data.config import resolve_data_config  # noqa: PLC0415
+    from timm.data.config import resolve_data_config  # noqa: PLC0415 - takes a second
 
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name[:6]}*")[:3]
-        raise ValueError(f"timm has no model {name!r}; near it are {', '.join(near) or 'none'}")
-    config: Any = timm.get_pretrained_cfg(name)
-    resolve: Any = resolve_data_config
+    config, resolve = timm_config(name), cast("Any", resolve_data_config)
     return from_timm(name, resolve(pretrained_cfg=config.to_dict() if config else {}))
 
 
@@ -46,8 +44,7 @@ def from_timm(name: str, config: dict[str, Any]) -> Preprocessing:
 
 def torchvision_preprocessing(name: str) -> Preprocessing:
     """What the default weights of a torchvision classifier were evaluated with; ValueError if there is none."""
-    if name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"torchvision has no classification model {name!r}")
+    check_torchvision(name)
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert isinstance(preset, ImageClassification)
     names = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
@@ -55,6 +52,6 @@ def torchvision_preprocessing(name: str) -> Preprocessing:
         size=preset.crop_size[0],
         crop_of=(preset.crop_size[0], preset.resize_size[0]),
         interpolation=names[preset.interpolation],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
+        mean=HALF if name in TRANSFORMED else tuple(preset.mean),
+        std=HALF if name in TRANSFORMED else tuple(preset.std),
     )

@@ -5,6 +5,8 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 import torch
@@ -17,10 +19,11 @@ from sslgh.models.library_preprocessing import (
     timm_preprocessing,
     torchvision_preprocessing,
 )
+from sslgh.recipe.run_recipe import LOCAL
 
-HUB, LOCAL = "hf-hub:", "local-dir:"
+HUB = "hf-hub:"
 LIBRARIES = (TIMM, TORCHVISION, HUB, LOCAL)
-HUB_HOST, HUB_SECONDS = "huggingface.co", 5.0
+HUB_SECONDS = 5.0
 Result = TypeVar("Result")
 
 
@@ -80,14 +83,14 @@ def _copy_weights(saved: nn.Module, backbone: nn.Module, side: int) -> None:
         with torch.no_grad():
             images = torch.linspace(-2, 2, 3 * side**2).view(1, 3, side, side)
             theirs, ours = saved.eval()(images), backbone.eval()(images)
-        # A network that gives maps or tokens has got a pool.
+        # A network that gives maps or tokens has got a pool, which no weight belongs to.
         same = theirs.ndim > 2 or torch.allclose(theirs, ours, atol=1e-4)
     except RuntimeError:
         same = False
     if not same:
         raise ValueError(
-            "the model was built with options of its own, which a run could not rebuild; give its weights file with "
-            "model.backbone instead"
+            "the model was built with options of its own, which a run could not rebuild; choose another, or probe its "
+            "features: sslgh probe --features FILE.npz"
         )
 
 
@@ -120,7 +123,11 @@ def _fetched(name: str, fetch: Callable[[], Result]) -> Result:
         with nullcontext() if online else _hub_offline():
             return fetch()
     except OSError as error:
-        reason = str(error).splitlines()[0][:200] if online else f"no connection to {HUB_HOST}"
+        reason = (
+            str(error).splitlines()[0][:200]
+            if online
+            else f"no connection to {huggingface_hub.constants.ENDPOINT}"
+        )
         raise ValueError(
             f"the weights {name} could not be fetched ({reason}); fetch them once where there is a network and copy "
             "the cache (HF_HOME, TORCH_HOME), or give a weights file"
@@ -128,8 +135,13 @@ def _fetched(name: str, fetch: Callable[[], Result]) -> Result:
 
 
 def _hub_answers() -> bool:
+    """Whether the hub, or the mirror that HF_ENDPOINT names, can be reached."""
+    hub = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if hub.scheme in getproxies():  # only the proxy reaches it
+        return True
+    port = hub.port or (443 if hub.scheme == "https" else 80)
     try:
-        socket.create_connection((HUB_HOST, 443), timeout=HUB_SECONDS).close()
+        socket.create_connection((hub.hostname, port), timeout=HUB_SECONDS).close()
     except OSError:
         return False
     return True

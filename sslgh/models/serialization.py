@@ -130,6 +130,13 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
+def run_of(init: object) -> Path | None:
+    """The run directory that ``model.init`` names, itself or by its file of weights; None if it is not one."""
+    path = Path(str(init)).expanduser()
+    path = path.parent if path.name == WEIGHTS else path
+    return path if all((path / name).is_file() for name in (CARD, WEIGHTS)) else None
+
+
 def read_card(directory: Path) -> dict[str, Any]:
     """The card of a run's backbone.
 

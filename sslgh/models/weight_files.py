@@ -19,7 +19,7 @@ from torch import Tensor, nn
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 # Least share of a backbone's tensors that a file must hold.
 LEAST = 0.9
-# Of two networks that fit alike the one that is evaluated is taken: MoCo's query encoder and the online networks
+# If two networks fit equally well, the one that is used for evaluation is loaded: MoCo's query encoder and the online networks
 # of solo-learn and lightly, not their momentum copies; DINO's teacher, not its student.
 SECOND_CHOICE = ("momentum", "encoder_k", "student", "target")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -47,12 +47,16 @@ class LoadReport(NamedTuple):
     @property
     def share(self) -> float:
         """Share of the backbone's tensors that were loaded."""
-        return len(self.loaded) / (len(self.loaded) + len(self.missing) + len(self.misfits))
+        return len(self.loaded) / self.total
+
+    @property
+    def total(self) -> int:
+        """Number of the backbone's tensors."""
+        return len(self.loaded) + len(self.missing) + len(self.misfits)
 
     def __str__(self) -> str:
-        total = len(self.loaded) + len(self.missing) + len(self.misfits)
         under = f" under {self.prefix!r}" if self.prefix else ""
-        parts = [f"{self.path}: {len(self.loaded)} of {total} tensors loaded{under}"]
+        parts = [f"{self.path}: {len(self.loaded)} of {self.total} tensors loaded{under}"]
         for names, what in (
             (self.missing, "missing"),
             (self.misfits, "of another shape"),
@@ -102,11 +106,10 @@ def load_weights(backbone: nn.Module, path: Path, *, least: float = LEAST) -> Lo
 def _refusal(report: LoadReport, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
     wrong = (*report.misfits, *report.missing)[0]
     there = tuple(held[wrong].shape) if wrong in held else "missing"
-    total = len(report.loaded) + len(report.missing) + len(report.misfits)
     return (
-        f"{report.path} fits {len(report.loaded)} of the backbone's {total} tensors: {wrong} is "
-        f"{tuple(own[wrong].shape)} in the backbone and {there} in the file; give the backbone that it was saved "
-        "from (model.backbone, model.stem, model.width, model.patch)"
+        f"{report.path} fits {len(report.loaded)} of the backbone's {report.total} tensors: {wrong} is "
+        f"{tuple(own[wrong].shape)} in the backbone and {there} in the file; set model.backbone, model.stem, "
+        "model.width and model.patch to those that it was saved from"
     )
 
 

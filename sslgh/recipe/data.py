@@ -183,7 +183,8 @@ class Data(ConfigModel):
     download: bool = Field(False, description="cifar10, cifar100: let torchvision fetch the files")
     size: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None,
-        description="side of the network's input (pixels); null: 32 (cifar), 16 (digits), the arrays', 224",
+        description="side of the network's input (pixels); null: 32 (cifar), 16 (digits), the side "
+        "of the arrays, else that of the pretrained weights, else 224",
     )
     test_per_class: Count = Field(70, description="digits: test images of each class (images)")
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(

@@ -24,7 +24,7 @@ class Harmonize(ConfigModel):
     )
     structure: Literal["frame", "etf"] = Field(
         "frame",
-        description="frame: a simplex for K up to D + 1, else the best frame found; etf: a simplex or nothing",
+        description="frame: a simplex for K up to D + 1, else the best frame found; etf: a simplex, an error if K > D + 1",
     )
     population: Literal["faiss", "prototypes"] = Field(
         "faiss",
@@ -45,8 +45,8 @@ class Harmonize(ConfigModel):
     )
     visibility: Probability | None = Field(
         None,
-        description="faiss: trust in the clusters, from 0 (none: nothing happens) to 1; null: measured at each "
-        "refresh, without labels",
+        description="faiss: trust in the clusters, 0 to 1; below 0.25 a refresh changes nothing; null: measured at "
+        "each refresh, without labels",
     )
     clean: bool = Field(
         True,

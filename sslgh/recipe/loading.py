@@ -234,7 +234,7 @@ def read_text(path: Path) -> str:
     """The text of a recipe file; RecipeError if it is missing, not UTF-8, or too long to be a recipe."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading from a pipe could block
-            raise _error(path, "is no file; give the path of a recipe")
+            raise _error(path, "is not a regular file; give the path of a recipe")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:

@@ -52,8 +52,8 @@ def find_recipe(name: str) -> Path:
             raise RecipeError(_meant_by_folder(path))
         if path.exists():  # a pipe, of which reading says more
             return path
-    except OSError as error:  # longer than a name may be
-        raise RecipeError(f"{name[:40]}...: no recipe: {error.strerror}") from None
+    except OSError as error:  # too long for a name, or a folder that must not be entered
+        raise RecipeError(f"{shown(name)}: cannot be read ({error.strerror})") from None
     raise RecipeError(f"{shown(name)}: no such recipe; {_suggestion(_bundled_name(path))}")
 
 

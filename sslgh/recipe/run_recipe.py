@@ -10,6 +10,8 @@ from sslgh.recipe.loading import apply_overrides, load_recipe, make_recipe, to_y
 from sslgh.recipe.schema import Recipe
 
 RECIPE = "recipe.yaml"
+# What the name of a model in a folder begins with.
+LOCAL = "local-dir:"
 # The paths in a recipe, apart from run_dir.
 PATHS = (
     *(("data", key) for key in ("root", "list", "test_root", "test_list", "subset")),
@@ -35,12 +37,16 @@ def absolute_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def absolute_init(text: str) -> str:
-    """``model.init`` as an absolute path, unless it is a word or a library's name.
+    """``model.init`` with an absolute path, unless it is a word or a library's name.
 
     Examples:
         >>> [absolute_init(text) for text in ("pretrained", "timm:resnet10t", "/runs/../runs/mine")]
         ['pretrained', 'timm:resnet10t', '/runs/mine']
+        >>> absolute_init("local-dir:/models/../models/mine")
+        'local-dir:/models/mine'
     """
+    if text.startswith(LOCAL):
+        return LOCAL + absolute_path(Path(text.removeprefix(LOCAL)).expanduser())
     is_name = text == "pretrained" or re.match(r"[a-z-]{2,}:", text)
     return text if is_name else absolute_path(Path(text).expanduser())
 

@@ -68,7 +68,7 @@ class Model(ConfigModel):
         None,
         description="weights to start from: a run directory, timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or "
         "local-dir:FOLDER, which set the backbone too; a file of weights of the backbone; `pretrained` for the "
-        "default ones of a backbone timm: or torchvision:; null: drawn by the seed",
+        "default weights of a timm: or torchvision: backbone; null: drawn by the seed",
     )
     init_least: Probability = Field(
         0.9,

@@ -1,4 +1,4 @@
-"""Classes of a scanned tree as training sees them, and equal files in places that exclude each other."""
+"""Split and class of each scanned image; equal files in different splits or classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,24 +17,26 @@ class Place(NamedTuple):
 def places(paths: Sequence[Path], splits: Splits) -> dict[Path, Place]:
     """Split and class of each image; without the images that belong to no split of a divided tree.
 
-    Labels are those of `sslgh.data.folders.read_folder`: the folders right in a split, when there are at least two and
-    every image of the split lies in one.
+    Labels are those of `sslgh.data.folders.read_folder`: the folders right in the training split, if there are at least
+    two and every image lies in one; another split then has classes too, if all its images lie in folders.
     """
-    folders = splits.folders.values() or [splits.root]
+    folders = list(splits.folders.values()) or [splits.root]
     found: dict[Path, Place] = {}
-    for folder in folders:
+    shared = False  # whether the training split has classes
+    for folder in sorted(folders, key=lambda folder: folder != splits.train):
         name = folder.name if splits.folders else ""
         inside = [path for path in paths if path.is_relative_to(folder)]
         parts = [path.relative_to(folder).parts for path in inside]
-        classes = {part[0] for part in parts}
-        labeled = len(classes) > 1 and all(len(part) > 1 for part in parts)
+        several = shared or len({part[0] for part in parts}) > 1
+        labeled = several and all(len(part) > 1 for part in parts)
+        shared = shared or (labeled and folder == splits.train)
         for path, part in zip(inside, parts, strict=True):
             found[path] = Place(name, part[0] if labeled else None)
     return found
 
 
 def leaks(duplicates: list[list[Path]], place: dict[Path, Place]) -> list[list[Path]]:
-    """Groups of equal files of which one lies in a split for training and one in another."""
+    """Groups of equal files that lie in more than one split."""
     return [group for group in duplicates if len({place[p].split for p in group if p in place}) > 1]
 
 

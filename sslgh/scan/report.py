@@ -119,17 +119,17 @@ def _faults(record: dict[str, Any]) -> list[str]:
         lines.append(f"folders that cannot be listed: {len(record['unreadable'])}")
         lines += [f"  {printable(name)}: {why}" for name, why in record["unreadable"].items()]
     if record["dangling"]:
-        lines.append(f"links that lead nowhere: {len(record['dangling'])}")
+        lines.append(f"broken links: {len(record['dangling'])}")
         lines += _shortened([f"  {printable(name)}" for name in record["dangling"]])
     leaking, conflicting = len(record["leaks"]), len(record["conflicts"])
     lines += _equal(f"leaks: {leaking} images are in more than one split", record["leaks"])
     words = f"conflicts: {conflicting} images are under more than one class"
     lines += _equal(words, record["conflicts"])
     spare = sum(len(group) - 1 for group in record["duplicates"])
-    words = f"exact duplicates: {spare} files more than there are images"
+    words = f"exact duplicates: {spare} files are redundant copies"
     lines += _equal(words, record["duplicates"])
     if words := left_out_words(record["skipped"], record["hidden"]):
-        lines.append(f"left out: {words}")
+        lines.append(f"skipped files: {words}")
     return lines
 
 

@@ -1,16 +1,23 @@
 """What a folder of images holds and what is wrong with it, found by decoding every file."""
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
-from sslgh.data.decoding import BROKEN, opened_image, orientation, reason, shown
+from sslgh.data.decoding import (
+    BROKEN,
+    HASH_BYTES,
+    decoded_rgb,
+    hash_files,
+    opened_image,
+    orientation,
+    reason,
+)
 from sslgh.data.folders import Splits, split_folders
 from sslgh.data.image_set import DataError
 from sslgh.data.loader import available_cores
@@ -18,8 +25,6 @@ from sslgh.data.tree import Tree, tree
 from sslgh.recipe.errors import located
 from sslgh.scan.duplicates import Place, conflicts, leaks, places
 from sslgh.scan.processes import map_processes
-
-Result = TypeVar("Result")
 
 
 class ScannedFile(NamedTuple):
@@ -78,7 +83,7 @@ def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
         workers: Processes that decode; as many as there are cores by default.
 
     Raises:
-        DataError: If ``folder`` is no folder or cannot be listed.
+        DataError: If ``folder`` is not a folder or cannot be listed.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it must not look
         raise DataError(f"{located(folder)} is not a folder; give the folder that holds the images")
@@ -86,8 +91,10 @@ def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
     workers = workers or available_cores()
     found = tree(folder)
     paths = sorted(found.images, key=lambda path: path.relative_to(folder).parts)
-    files = _all(examine, paths, crashed=_crashed, workers=workers, doing="decoding")
-    return Scan(folder, splits, found, files, places(paths, splits), _duplicates(files, workers))
+    decoded = map_processes(examine, paths, crashed=_crashed, workers=workers)
+    # Without a terminal there is no bar.
+    files = list(tqdm(decoded, "decoding", len(paths), unit="file", disable=None, leave=False))
+    return Scan(folder, splits, found, files, places(paths, splits), _duplicates(files))
 
 
 def examine(path: Path) -> ScannedFile:
@@ -98,7 +105,7 @@ def examine(path: Path) -> ScannedFile:
             width, height = image.size
             # Decoding turns TIFF upright; PNG, asked before, would decode, and a failure be lost.
             turned = image.format == "TIFF" and orientation(image) != 1
-            _, notes = shown(image)
+            _, notes = decoded_rgb(image)
             if turned or orientation(image) != 1:
                 notes.append("EXIF-rotated")
             if _has_second_frame(image):
@@ -122,7 +129,7 @@ def _bytes(path: Path) -> int:
 
 
 def _has_second_frame(image: Image.Image) -> bool:
-    if image.format == "MPO":  # a telephone's JPEG with a preview or a map of depth behind it
+    if image.format == "MPO":  # a phone's JPEG with a preview or a map of depth behind it
         return False
     try:
         image.seek(1)
@@ -131,37 +138,16 @@ def _has_second_frame(image: Image.Image) -> bool:
     return True
 
 
-def _duplicates(files: Iterable[ScannedFile], workers: int) -> list[list[Path]]:
+def _duplicates(files: Iterable[ScannedFile]) -> list[list[Path]]:
     """Groups of files with the same bytes; only files of equal size are read again."""
     by_size = defaultdict(list)
     for file in files:
         if file.fault is None:
             by_size[file.bytes].append(file.path)
     paths = [path for group in by_size.values() if len(group) > 1 for path in group]
-    digests = _all(_digest, paths, crashed=str, workers=workers, doing="comparing")
+    found = hash_files(tuple(paths))
     groups = defaultdict(list)
-    for path, digest in zip(paths, digests, strict=True):
-        groups[digest].append(path)
+    for i, path in enumerate(paths):
+        groups[found[i * HASH_BYTES : (i + 1) * HASH_BYTES]].append(path)
+    groups.pop(bytes(HASH_BYTES), None)  # of files that have gone since they were decoded
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _digest(path: Path) -> str:
-    """Hash of a file's bytes; its path if it is missing, so that it equals no other."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError:
-        return str(path)
-
-
-def _all(
-    function: Callable[[Path], Result],
-    paths: list[Path],
-    *,
-    crashed: Callable[[Path], Result],
-    workers: int,
-    doing: str,
-) -> list[Result]:
-    found = map_processes(function, paths, crashed=crashed, workers=workers)
-    # Without a terminal there is no bar.
-    return list(tqdm(found, doing, len(paths), unit="file", disable=None, leave=False))

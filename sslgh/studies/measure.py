@@ -14,7 +14,7 @@ from sslgh.recipe import Recipe
 from sslgh.studies.records import Metrics
 
 KEPT = (*GROUPS, "average", "accuracy", "worst")
-# Of the lines of training the last value; drift and churn of a refresh settle after the third.
+# From training lines the last value is kept; drift and churn settle after the third refresh.
 LAST = ("effective_rank", "alignment", "uniformity", "loss", "gh")
 SETTLED = 3
 
@@ -45,8 +45,8 @@ def log_lines(directory: Path) -> list[dict[str, Any]]:
 def diagnostics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What the log of an arm says of GH and of the embeddings.
 
-    The last values of training; the median ``gh_share`` where the GH term acts; of the refreshes after the
-    third the largest ``drift`` and ``churn``; ``nmi`` and ``visibility`` of the last refresh.
+    The last values of training; the median ``gh_share`` where the GH term acts; the largest ``drift`` and
+    ``churn`` after the third refresh; ``nmi`` and ``visibility`` of the last refresh.
     """
     trained = [line for line in lines if line["kind"] == "train"]
     refreshes = [line for line in lines if line["kind"] == "refresh"]

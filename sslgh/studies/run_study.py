@@ -39,7 +39,7 @@ class Places(NamedTuple):
 
     Attributes:
         results: Folder of the JSON files.
-        runs: Folder of the run directories, of which nothing is needed once a block is complete.
+        runs: Folder of the run directories; not needed for blocks that are complete.
     """
 
     results: Path
@@ -109,7 +109,7 @@ class StudyRun:
             )
 
     def _pass(self, stop: StopRequest) -> list[str] | None:
-        """Fill the first cell that is empty and free; None if there was one, else the blocks in other hands."""
+        """Fill the first cell that is empty and free; None if there was one, else the names of locked blocks."""
         busy: list[str] = []
         for arm, block in self.empty_cells():
             if block.name in busy:

@@ -88,7 +88,7 @@ def test_a_resized_crop_is_torchvisions_to_the_last_bit(width, height, interpola
 @pytest.mark.parametrize(
     ("width", "height"), [(500, 375), (375, 500), (40, 30), (8, 8), (225, 224)]
 )
-def test_the_plain_crop_is_the_resize_and_center_crop_of_torchvision(width, height):
+def test_the_crop_for_evaluation_is_the_resize_and_center_crop_of_torchvision(width, height):
     image = picture(width, height)
     short = 256 if min(width, height) >= 224 else 224  # a small image loses no border
     expected = v2.Compose([v2.Resize(short), v2.CenterCrop(224)])(image)

@@ -47,6 +47,7 @@ DIVISIONS = {
     "no train/": ("a/1.png b/2.png", "", ""),
     "train/ alone": ("train/a/1.png train/b/2.png", "", ""),
     "train/ and test/": ("train/a/1.png", "test/a/2.png", ""),
+    "an empty test/": ("train/a/1.png train/b/2.png", "", "test/"),
     "without an image": ("train/a/1.png", "test/a/2.png", "__MACOSX/ notes/x.txt empty/"),
     "hidden": ("train/a/1.png", "test/a/2.png", ".git/3.png .4.png"),
     "thumbnails": ("train/a/1.png", "test/a/2.png", "@eaDir/3.png train/@eaDir/1.png/4.png"),
@@ -354,10 +355,10 @@ def test_photos_of_formats_that_are_not_read_and_strays_are_reported_once(tmp_pa
         path.touch()
     for _ in range(2):
         assert read_folder(tmp_path).labels is None
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert said[0].endswith(
-        ": left out are 2 .heic (photos that are not read: convert them to JPEG or PNG), 1 .txt"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].endswith(
+        ": skipped 2 .heic (photos that are not read: convert them to JPEG or PNG), 1 .txt"
     )
-    assert "1 of the images in" in said[1]
-    assert "the first is 6.jpg: none has a label" in said[1]
+    assert "1 of the images in" in messages[1]
+    assert "the first is 6.jpg: none has a label" in messages[1]

@@ -121,9 +121,12 @@ def test_the_fingerprint_of_many_files_knows_which_holds_what(tmp_path):
 
     before = fingerprint()
     assert fingerprint() == before
+    kept = ImageSet(paths, None, (), tuple(path.name for path in paths))
+    assert kept.fingerprint() == before
     paths[70].write_text("140")
     paths[140].write_text("070")
     assert fingerprint() != before
+    assert kept.fingerprint() == before
     paths[70].write_text("070")
     paths[140].write_text("140")
     assert fingerprint() == before

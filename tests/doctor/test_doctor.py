@@ -237,7 +237,9 @@ def test_the_command_exits_0_1_or_2(recipe_file, tmp_path, capsys, monkeypatch) 
     (tmp_path / "file").write_text("")
     assert call("doctor", recipe_file, "--run-dir", tmp_path / "file") == 1
     told = capsys.readouterr().out
-    assert f"FAIL  run directory: {tmp_path / 'file'} is no folder; choose another run_dir" in told
+    assert (
+        f"FAIL  run directory: {tmp_path / 'file'} is not a folder; choose another run_dir" in told
+    )
     assert call("doctor", recipe_file, "train.epochs=x") == 2
     assert "train.epochs: expected a whole number" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -13,6 +13,7 @@ from sslgh.engine.fsdp import FSDPError
 from sslgh.engine.harmonizing import HarmonizedTraining
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import Pretraining, pretrain
+from sslgh.harmonize import GeometricHarmonizer
 from sslgh.preprocessing import Preprocessing
 
 
@@ -117,3 +118,17 @@ def test_a_clean_pass_with_sharded_weights_is_refused(tiny) -> None:
         HarmonizedTraining(
             stage.run, stage.method, stage.aux.harmonizer, stage.aux.harm, image_size=8
         )
+
+
+def test_the_weight_is_adapted_once_per_epoch_however_many_micro_batches(tiny, monkeypatch) -> None:
+    adapt, epochs = GeometricHarmonizer.adapt, []
+
+    def counted(self, share):
+        epochs.append(int(self.epoch))
+        adapt(self, share)
+
+    monkeypatch.setattr(GeometricHarmonizer, "adapt", counted)
+    parts = "train.accumulation=2", "train.allow_fewer_negatives=true"
+    pretrain(tiny(*parts, gh=True), init_accelerator())
+    assert epochs == sorted(set(epochs))
+    assert len(epochs) >= 3

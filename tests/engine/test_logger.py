@@ -60,10 +60,10 @@ def journal(directory: Path) -> MetricLogger:
 def test_a_run_is_not_ended_by_a_log_that_cannot_be_written(tmp_path, capsys) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     (tmp_path / "tensorboard").write_text("a file where a folder should be")
-    with journal(tmp_path) as told:
+    with journal(tmp_path) as log:
         for step in range(1, 4):
-            told.metrics(step, 0, {"loss": 1.0})
-        told.log_event("refresh", 3, 0, {"groups": 2})
+            log.metrics(step, 0, {"loss": 1.0})
+        log.log_event("refresh", 3, 0, {"groups": 2})
     said = capsys.readouterr().err
     assert said.count("metrics.jsonl cannot be written (No space left on device)") == 1
     assert said.count("tensorboard cannot be written") == 1
@@ -108,8 +108,8 @@ def test_a_disk_that_fills_at_the_last_scalar_of_tensorboard_ends_no_run(tmp_pat
 def test_a_torn_last_line_is_left_out_when_a_run_goes_on(tmp_path, torn) -> None:
     whole = json.dumps({"kind": "train", "step": 1, "epoch": 0})
     (tmp_path / "metrics.jsonl").write_bytes(whole.encode() + b"\n" + torn)
-    with MetricLogger(tmp_path, active=True, steps=9, epochs=3, start=1, images_per_step=1) as told:
-        told.log_event("health", 2, 0, {})
+    with MetricLogger(tmp_path, active=True, steps=9, epochs=3, start=1, images_per_step=1) as log:
+        log.log_event("health", 2, 0, {})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
@@ -121,13 +121,13 @@ def scalars(directory: Path) -> dict[str, list[int]]:
 
 
 def test_tensorboard_shows_every_step_once_also_those_around_a_stop(tmp_path) -> None:
-    with journal(tmp_path) as told:
+    with journal(tmp_path) as log:
         for step in (2, 4, 6):
-            told.metrics(step, 0, {"loss": 1.0})
-            told.log_event("refresh", step, 0, {"groups": 2})
-    with MetricLogger(tmp_path, active=True, steps=9, epochs=3, start=4, images_per_step=1) as told:
-        told.log_event("refresh", 4, 0, {"groups": 2})
-        told.metrics(6, 0, {"loss": 1.0})
+            log.metrics(step, 0, {"loss": 1.0})
+            log.log_event("refresh", step, 0, {"groups": 2})
+    with MetricLogger(tmp_path, active=True, steps=9, epochs=3, start=4, images_per_step=1) as log:
+        log.log_event("refresh", 4, 0, {"groups": 2})
+        log.metrics(6, 0, {"loss": 1.0})
     shown = scalars(tmp_path)
     assert shown["train/loss"] == [2, 4, 6]
     assert shown["refresh/groups"] == [2, 4]

@@ -118,7 +118,7 @@ def test_measuring_leaves_the_run_as_it_was(tiny, name) -> None:
     words += ("method.queue=64",) if name in ("moco-v2", "nnclr") else ()
     stage = built(tiny(*words))
     before = state_of(stage)
-    check_memory(stage, stage.image_size)
+    assert check_memory(stage, stage.image_size).per_image > 0
     assert all(torch.equal(*pair) for pair in zip(before, state_of(stage), strict=True))
     assert all(parameter.grad is None for parameter in stage.run.module.parameters())
     assert not getattr(stage, "outputs", None)
@@ -192,9 +192,17 @@ def test_running_out_of_memory_in_training_names_a_smaller_batch(tiny, error, ca
     def fail() -> None:
         raise error
 
-    assert run_command(fail, tiny("train.batch_size=96")) == 2
-    printed = capsys.readouterr().err
-    assert "train.batch_size 96 needs more memory than is free; set train.batch_size=64" in printed
+    parts = "train.accumulation=3", "train.allow_fewer_negatives=true"
+    for words, remedy in (
+        (["train.batch_size=96"], "set train.batch_size=64"),
+        (["train.batch_size=96", *parts], "set train.batch_size=48"),
+        (["train.batch_size=2"], "choose a smaller model.backbone, model.width or data.size"),
+    ):
+        recipe = tiny(*words)
+        assert run_command(fail, recipe) == 2
+        printed = capsys.readouterr().err
+        size = recipe.train.batch_size
+        assert f"train.batch_size {size} needs more memory than is free; {remedy}" in printed
     assert run_command(fail) == 2
     assert "batch_size" not in capsys.readouterr().err
 

@@ -60,9 +60,9 @@ def run_files(directory):
     """Where a run says its precision, and its weights."""
     progress = max((directory / "checkpoints").glob("step-*")) / "progress.json"
     texts = [directory / "environment.json", directory / "backbone.json", progress]
-    said = [json.loads(path.read_text())["precision"] for path in texts]
-    said.append(yaml.safe_load((directory / "recipe.yaml").read_text())["train"]["precision"])
-    return said, (directory / "backbone.safetensors").read_bytes()
+    found = [json.loads(path.read_text())["precision"] for path in texts]
+    found.append(yaml.safe_load((directory / "recipe.yaml").read_text())["train"]["precision"])
+    return found, (directory / "backbone.safetensors").read_bytes()
 
 
 def test_a_run_keeps_the_precision_that_auto_took_and_says_so_everywhere(
@@ -72,11 +72,11 @@ def test_a_run_keeps_the_precision_that_auto_took_and_says_so_everywhere(
     amx(True)
     pretrain(recipe, init_accelerator())
     assert capsys.readouterr().out.count("auto takes bf16, the faster one on this cpu") == 1
-    said, weights = run_files(recipe.directory)
-    assert said == ["bf16"] * 4
+    found, weights = run_files(recipe.directory)
+    assert found == ["bf16"] * 4
     explicit = tiny("train.precision=bf16", "train.epochs=2", f"run_dir={tmp_path / 'explicit'}")
     pretrain(explicit, init_accelerator())
-    assert run_files(explicit.directory) == (said, weights)
+    assert run_files(explicit.directory) == (found, weights)
 
     amx(False)
     resume_last_epoch(recipe.directory)
@@ -86,7 +86,7 @@ def test_a_run_keeps_the_precision_that_auto_took_and_says_so_everywhere(
         "auto keeps bf16, which the run began with, though fp32 is faster on this cpu"
         in capsys.readouterr().out
     )
-    assert run_files(recipe.directory) == (said, weights)
+    assert run_files(recipe.directory) == (found, weights)
 
 
 def test_without_amx_auto_is_float32(amx, tiny, tmp_path) -> None:

@@ -15,6 +15,7 @@ from sslgh.classify.selection import stratified_folds
 from sslgh.data import DataError
 from sslgh.evaluation import PROTOCOLS, check_probes, comparison_table, probe_backbone, read_results
 from sslgh.evaluation.out_of_fold import out_of_fold
+from sslgh.evaluation.probe_settings import ProbePlan
 from sslgh.evaluation.scoring import Predictions
 from sslgh.recipe.schema import Recipe
 
@@ -55,7 +56,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_without_a_test_set_every_image_is_judged_by_heads_that_have_not_seen_it(folder, tmp_path):
+def test_without_a_test_set_every_image_is_predicted_by_heads_that_have_not_seen_it(
+    folder, tmp_path
+):
     check_probes(recipe(folder, LONGTAIL).data, recipe(folder, LONGTAIL).probe)
     (result,) = probed(folder, tmp_path, LONGTAIL)
     features = next((tmp_path / "features").iterdir())
@@ -86,8 +89,8 @@ def test_the_table_and_the_file_call_it_an_out_of_fold_estimate(folder, tmp_path
     assert "no test set: out-of-fold estimate on the training labels, 5 folds" in table
     assert result.settings["out_of_fold"] == knn.settings["out_of_fold"] == 5
     assert read_results(tmp_path) == [knn, result]
-    judged = replace(result, settings=result.settings | {"out_of_fold": None})
-    assert comparison_table([("a", [result]), ("b", [judged])]).count("longtail v2") == 2
+    plain = replace(result, settings=result.settings | {"out_of_fold": None})
+    assert comparison_table([("a", [result]), ("b", [plain])]).count("longtail v2") == 2
 
 
 def test_the_earlier_version_has_a_file_of_its_own(folder, tmp_path):
@@ -108,11 +111,24 @@ def test_labels_that_mean_nothing_are_not_learned(tmp_path):
     write_folder(tmp_path / "photos", {"ape": 30, "cat": 30}, signal=0)
     (result,) = probed(tmp_path / "photos", tmp_path, {"protocol": "knn", "neighbors": 1})
     assert 0.2 < result.scores["knn"].metrics["thirds"]["average"].mean < 0.8
+    write_folder(tmp_path / "clear", {"ape": 30, "cat": 30}, signal=100)
+    (result,) = probed(tmp_path / "clear", tmp_path, {"protocol": "knn", "neighbors": 1})
+    assert result.scores["knn"].metrics["thirds"]["average"].mean > 0.9
 
 
-def test_settings_are_chosen_without_the_images_that_are_judged(folder, tmp_path):
+def test_settings_are_chosen_without_the_images_that_are_held_out(folder, tmp_path, monkeypatch):
     choice = LONGTAIL | {"weight_decay": [1e-3, 1.0], "folds": 3}
+    select, chosen_on = ProbePlan.select, []
+
+    def counted(self, features, labels, *arguments):
+        chosen_on.append(len(labels))
+        return select(self, features, labels, *arguments)
+
+    monkeypatch.setattr(ProbePlan, "select", counted)
     (result,) = probed(folder, tmp_path, choice)
+    assert len(chosen_on) == 3
+    assert sum(chosen_on) == 3 * 64 - 63  # each image but the only eel is held out once
+    assert max(chosen_on) < 64
     assert result.settings["out_of_fold"] == 3
     assert result.chosen == {}  # each fold has its own
 
@@ -129,7 +145,7 @@ def test_predictions_stand_in_the_order_of_the_images():
     assert torch.equal(found["own"].classes[0], labels[known])
 
 
-def test_single_images_of_every_class_cannot_be_judged(tmp_path):
+def test_single_images_of_every_class_cannot_be_held_out(tmp_path):
     write_folder(tmp_path / "photos", {"ape": 1, "cat": 1})
     with pytest.raises(
         DataError, match=r"no test set, and .*every class has a single.*or more images per class"

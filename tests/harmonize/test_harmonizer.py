@@ -87,11 +87,13 @@ def test_a_direction_that_all_embeddings_share_does_not_count() -> None:
     z, _ = population()
     terms = []
     for shared in (0.0, 20.0):
-        harmonizer = fed(make(), z + shared / 5 * torch.eye(16)[15])
+        direction = shared * torch.eye(16)[15]
+        harmonizer = fed(make(align=False, visibility=1.0), z + direction / 5)
         harmonizer.begin_epoch(2)
-        terms.append(harmonizer(5 * z[:50] + shared * torch.eye(16)[15], 5 * z[:50]))
+        terms.append(harmonizer(5 * z[:50] + direction, 5 * z[50:100] + direction))
         assert len(harmonizer.nearest.unique()) >= 3
-    assert harmonizer.target_marginal.min() > 0
+    assert terms[0] > 0
+    torch.testing.assert_close(terms[0], terms[1], rtol=1e-3, atol=0)
 
 
 def test_refreshes_fall_at_the_end_of_warmup_and_then_every_so_often() -> None:
@@ -117,6 +119,7 @@ def test_without_warmup_the_first_refresh_waits_until_something_was_seen() -> No
 def test_beginning_an_epoch_again_changes_nothing() -> None:
     harmonizer, (z, _) = make(), population()
     fed(harmonizer, z).begin_epoch(2)
+    assert harmonizer.last_refresh.accepted
     before = {name: buffer.clone() for name, buffer in harmonizer.state_dict().items()}
     fed(harmonizer, z.flip(0))  # the bank moves on within the epoch
     harmonizer.begin_epoch(2)
@@ -255,6 +258,7 @@ def test_without_alignment_the_vertices_stay() -> None:
     harmonizer, (z, _) = make(align=False), population()
     before = harmonizer.vertices.clone()
     fed(harmonizer, z).begin_epoch(2)
+    assert harmonizer.last_refresh.accepted
     assert torch.equal(harmonizer.vertices, before)
 
 
@@ -271,9 +275,25 @@ def test_weights_have_mean_one_favor_rare_labels_and_start_as_ones() -> None:
     torch.testing.assert_close(torch.tensor(means), expected, rtol=0.05, atol=0)
 
 
+def test_the_first_refresh_of_the_paper_is_no_drift() -> None:
+    harmonizer, (z, _) = make(population="prototypes"), population()
+    fed(harmonizer, z).begin_epoch(2)
+    assert harmonizer.last_refresh.accepted
+    assert harmonizer.prior.max() > 2 / 8
+    assert harmonizer.last_refresh.drift == 0
+
+
+def test_rows_that_are_not_finite_do_not_enter_the_paper_s_bank() -> None:
+    harmonizer, (z, _) = make(population="prototypes"), population()
+    z[3] = torch.nan
+    harmonizer.observe(z, torch.arange(560))
+    assert harmonizer.population.memory.seen.sum() == 559
+
+
 def test_power_zero_turns_reweighting_off() -> None:
     harmonizer, (z, _) = make(weight_power=0.0), population()
     fed(harmonizer, z).begin_epoch(2)
+    assert harmonizer.last_refresh.accepted
     assert torch.equal(harmonizer.weights(torch.arange(len(z))), torch.ones(len(z)))
 
 
@@ -435,14 +455,14 @@ def resampling(**settings) -> GeometricHarmonizer:
 def test_a_resampled_run_shows_what_a_plain_one_shows_until_the_first_refresh() -> None:
     harmonizer = resampling()
     plain = ResumableBatchSampler(560, 56, seed=5, epochs=3)
-    rng_for = iter(
+    batches = iter(
         ResumableBatchSampler(560, 56, seed=5, epochs=4, epoch_indices=harmonizer.epoch_indices)
     )
     z, _ = population()
     for epoch in range(3):  # the refresh of epoch 2 comes too late for epoch 2
         harmonizer.begin_epoch(epoch)
         expected = list(plain)[10 * epoch : 10 * epoch + 10]
-        assert [next(rng_for) for _ in range(10)] == expected
+        assert [next(batches) for _ in range(10)] == expected
         fed(harmonizer, z)
     assert harmonizer.last_refresh.epoch == 2
 
@@ -529,7 +549,7 @@ def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
         order = ResumableBatchSampler(
             560, 56, seed=5, epochs=epochs, start=start, epoch_indices=harmonizer.epoch_indices
         )
-        shown, rng_for = [], iter(order)
+        shown, batches = [], iter(order)
         for epoch in range(start[0], epochs):
             if (epoch, 0) == end:
                 return shown
@@ -537,7 +557,7 @@ def test_a_resumed_run_shows_the_rest_of_an_unbroken_one(at) -> None:
             for step in range(start[1] if epoch == start[0] else 0, steps):
                 if (epoch, step) == end:
                     return shown
-                batch = next(rng_for)
+                batch = next(batches)
                 index = torch.tensor([key.index for key in batch])
                 harmonizer.observe(z[index] * (1 + epoch + step), index)
                 shown.append((batch, harmonizer.target_marginal.tolist()))
@@ -594,7 +614,9 @@ def test_the_weight_moves_by_a_tenth_at_most_to_where_its_share_is_within_bounds
         assert 1 / 1.1001 < float(harmonizer.scale) / before < 1.1001
     assert float(harmonizer.scale - 1) * step > 0 if step else harmonizer.scale == 1
     assert 0.4 - 1e-5 <= shares[-1] <= 0.55 + 1e-5
-    fixed = make(gh_share=None)
+    fixed = fed(make(gh_share=None), population()[0])
+    fixed.begin_epoch(2)
+    assert fixed.loss_weight > 0
     fixed.adapt(torch.tensor(0.9))
     harmonizer.adapt(torch.tensor(torch.nan))
     assert fixed.scale == 1
@@ -726,7 +748,7 @@ def test_a_clean_pass_replaces_the_bank() -> None:
     assert [harmonizer.refresh_due(epoch) for epoch in (1, 2)] == [False, True]
     fed(harmonizer, cloud())
     with pytest.raises(RuntimeError, match="needs begin_epoch"):
-        harmonizer._refresh(2, None)
+        harmonizer.begin_epoch(2)
     rows = clean(z)
     rows.features[3] = torch.nan  # an image that cannot be read
     harmonizer.begin_epoch(2, rows)

@@ -8,7 +8,6 @@ import torch
 from timm.models import save_for_hf
 
 from sslgh.models import build_backbone, load_backbone, save_backbone
-from sslgh.models import pretrained as pretrained_module
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.schema import Model
@@ -93,10 +92,10 @@ def test_the_library_weights_of_a_name_set_the_preprocessing_without_being_read(
 
 @pytest.mark.parametrize("name", ["hf-hub:timm/resnet18.a1_in1k", "timm:resnet18"])
 def test_without_a_network_the_hub_is_given_up_within_seconds(name, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(pretrained_module, "HUB_HOST", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://127.0.0.1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     began = time.perf_counter()
-    with pytest.raises(ValueError, match=r"no connection to 127\.0\.0\.1") as refused:
+    with pytest.raises(ValueError, match=r"no connection to https://127\.0\.0\.1") as refused:
         initial_backbone(Model(init=name), 64)
     assert time.perf_counter() - began < 15
     assert "\n" not in str(refused.value)
@@ -105,10 +104,11 @@ def test_without_a_network_the_hub_is_given_up_within_seconds(name, monkeypatch,
 @pytest.mark.parametrize(
     ("init", "sentence"),
     [
-        ("nowhere", "is none of what it may be: a run directory, timm:NAME"),
-        ("weights.npz", "is none of what it may be"),
-        ("missing.pt", "is none of what it may be"),
-        ("timm:resnet18x", "timm has no model 'resnet18x'"),
+        ("nowhere", "is not a run directory, timm:NAME"),
+        ("weights.npz", "is not a run directory"),
+        ("missing.pt", "is not a run directory"),
+        ("timm:resnet18x", "timm has no model 'resnet18x'; did you mean"),
+        ("timm:resnet18.nope", "timm has no weights 'resnet18.nope'"),
         ("torchvision:resnet18x", "torchvision has no classification model 'resnet18x'"),
         ("local-dir:nowhere", "could not be fetched"),
     ],

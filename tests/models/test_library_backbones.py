@@ -160,7 +160,7 @@ def test_trying_images_leaves_buffers_and_random_state_alone() -> None:
     ("name", "side", "message"),
     [
         ("torchvision:inception_v3", 32, r"Kernel size .*set data\.size: 96, or choose another"),
-        ("timm:test_vit", 8, r"makes no features of images of 8 x 8 pixels"),
+        ("timm:test_vit", 8, r"does not accept images of 8 x 8 pixels"),
     ],
 )
 def test_images_that_a_network_does_not_take_are_refused_with_a_side_that_it_does(

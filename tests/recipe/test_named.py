@@ -75,13 +75,13 @@ def test_an_installed_package_brings_its_recipes_whatever_lies_next_to_it(
         ("moco-v2", "did you mean digits-lt/moco-v2?"),
         ("simclr", "did you mean cifar10-lt/simclr, cifar100-lt/simclr, digits-lt/simclr, "),
         ("quux", "sslgh recipe list names those that exist"),
-        ("x" * 100_000, "sslgh recipe list"),
+        ("x" * 100_000, "cannot be read (File name too long)"),
     ],
 )
 def test_a_wrong_name_gets_the_nearest_right_one(name, suggestion) -> None:
     with pytest.raises(RecipeError) as caught:
         find_recipe(name)
-    assert suggestion in str(caught.value) or "File name too long" in str(caught.value)
+    assert suggestion in str(caught.value)
     assert len(str(caught.value)) < 250
 
 

@@ -126,7 +126,7 @@ def test_pipes_folders_and_files_without_rights_are_refused_without_waiting(tmp_
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(RecipeError, match=f"{name}.yaml: is no file"):
+        with pytest.raises(RecipeError, match=f"{name}.yaml: is not a regular file"):
             load_recipe(tmp_path / f"{name}.yaml")
     with pytest.raises(RecipeError, match="cannot be read: File name too long"):
         load_recipe(tmp_path / ("a" * 300 + ".yaml"))

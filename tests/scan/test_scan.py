@@ -115,11 +115,11 @@ def test_the_exit_code_says_whether_all_can_be_read(messy, tmp_path, capsys):
         "2 classes (0 many, 0 medium, 2 few)",
         "broken: 4 of 8 images\n",
         "  dog/empty.png: the file is empty\n",
-        "links that lead nowhere: 1\n  lost\n",
+        "broken links: 1\n  lost\n",
         "conflicts: 1 images are under more than one class\n  cat/1.png = dog/copy.png\n",
         "exact duplicates: 1 files",
         "  cat/1.png = dog/copy.png\n",
-        "left out: 1 without suffix, 1 .txt",
+        "skipped files: 1 without suffix, 1 .txt",
     ):
         assert line in out
     assert call("scan", "--json", messy) == 1
@@ -202,6 +202,7 @@ def test_a_tree_with_loose_images_has_no_classes(tmp_path):
         ("train/a/x train/b/y test/a/x", 1, 0),
         ("train/a/x train/b/x test/a/z", 0, 1),
         ("train/a/x train/b/y test/b/x test/a/z", 1, 1),
+        ("train/a/x train/b/y test/b/x", 1, 1),  # one class folder in the test split
         ("train/x val/x", 1, 0),
         ("train/x test/y extra/x", 0, 0),  # left out
         ("a/x b/x", 0, 1),
@@ -238,7 +239,7 @@ def test_a_scan_says_what_is_trained_on_and_what_is_left_out(tmp_path):
     text = scan_text(scan)
     assert "splits: 2 in train, 1 in test, 1 in val" in text
     assert "neither trained nor tested on: 1 in no folder, 1 in extra, 1 in val" in text
-    assert "left out: 1 .txt, 2 hidden" in text
+    assert "skipped files: 1 .txt, 2 hidden" in text
     trained = training_set(Data(source="folder", root=tmp_path))
     assert trained.class_counts.tolist() == list(scan_record(scan)["classes"]["train"].values())
 

@@ -90,6 +90,14 @@ def test_a_device_is_compared_with_the_cpu_kernel_by_kernel(gpu_study) -> None:
     assert all(each == {"error": 0.0, "right": True} for each in found.values())
 
 
+def test_a_kernel_that_differs_from_the_cpu_is_wrong(gpu_study, monkeypatch) -> None:
+    results = iter([torch.ones(3), torch.tensor([1.0, 1.0, 1.5])])
+    kernels = [("k", lambda device: [next(results)], 1e-3)]
+    monkeypatch.setattr(gpu_study, "_kernels", lambda draws: kernels)
+    found = gpu_study.compare(torch.device("cpu"))
+    assert found == {"k": {"error": 0.5, "right": False}}
+
+
 @pytest.mark.gpu
 def test_cuda_is_right(gpu_study) -> None:
     found = gpu_study.compare(torch.device("cuda"))

@@ -18,7 +18,7 @@ REASONS = {
     DRIFT: "the shares of the clusters moved by {:.2f} at a refresh, where less than {:.1f} is a stable estimate",
     SEPARATION: "the means of the clusters moved together, from a mean distance of {:.2f} to {:.2f}",
 }
-REMEDY = "GH seems to harm this run: {}; lower harmonize.weight, raise harmonize.warmup_epochs, or leave harmonize: out"
+REMEDY = "GH may harm this run: {}; lower harmonize.weight, raise harmonize.warmup_epochs, or leave harmonize: out"
 
 
 class HarmAlarm(nn.Module):
@@ -32,7 +32,7 @@ class HarmAlarm(nn.Module):
         ...     alarm.begin_epoch(epoch)
         ...     warning = alarm({"effective_rank": rank, "gh": 1.0})
         >>> warning[:76]
-        'GH seems to harm this run: the effective rank of the embeddings fell from 20'
+        'GH may harm this run: the effective rank of the embeddings fell from 20'
     """
 
     current: Tensor
@@ -56,9 +56,11 @@ class HarmAlarm(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Close the epoch before, if it logged anything; an epoch that a resume begins again is not closed."""
-        if epoch == self.epoch or self.current[1] == 0:
+        if epoch == self.epoch:
             return
         self.epoch.fill_(epoch)
+        if self.current[1] == 0:
+            return
         self.ranks.copy_(self.ranks.roll(1))
         self.ranks[0] = self.current[0] / self.current[1]
         self.current.zero_()

@@ -42,6 +42,16 @@ def test_a_rank_that_falls_by_a_quarter_within_five_epochs_warns_once() -> None:
     assert warnings(HarmAlarm(), [25, 25, 10, 10, 10], gh=0.0) == []  # in warm-up
 
 
+def test_an_epoch_that_a_resume_begins_again_is_not_closed() -> None:
+    alarm = HarmAlarm()
+    alarm.begin_epoch(40)
+    alarm({"effective_rank": 20.0, "gh": 1.0})
+    alarm.begin_epoch(40)
+    assert not alarm.ranks.any()
+    alarm.begin_epoch(41)
+    assert alarm.ranks[0] == 20
+
+
 @pytest.mark.parametrize(
     ("later", "sentence"),
     [
