@@ -17,7 +17,7 @@ FLOORS = [
     ["methods", "harmonize", "classify"],
     ["engine", "evaluation"],
     ["scan", "doctor", "studies"],
-    ["cli", "commands", "last_lines", "pretrain", "__main__"],
+    ["cli", "commands", "last_lines", "own_backbone", "pretrain", "__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 

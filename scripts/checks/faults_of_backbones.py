@@ -71,7 +71,7 @@ FAULTS = [
     Fault(
         "auto is another run",
         "engine/run_dir.py",
-        "if path in FREE or (path, new) == KEPT_PRECISION:",
+        "if path in FREE or (path, new) in (KEPT_PRECISION, KEPT_INTERPOLATION):",
         "if path in FREE:",
         "engine/test_precision.py",
     ),

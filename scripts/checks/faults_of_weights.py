@@ -96,4 +96,32 @@ FAULTS = [
         "name = packaged(name).backbone",
         "models/test_packaged.py",
     ),
+    Fault(
+        "crops of weights are bilinear",
+        "engine/kept_init.py",
+        "return Preprocessing.from_card(initial_card(recipe.model)).interpolation",
+        'return "bilinear"',
+        "engine/test_crop_interpolation.py",
+    ),
+    Fault(
+        "a resumed run changes its crops",
+        "engine/kept_init.py",
+        "    if began:\n",
+        "    if False:\n",
+        "engine/test_crop_interpolation.py",
+    ),
+    Fault(
+        "a module of one's own is not trained",
+        "engine/build.py",
+        "    if backbone is None:\n",
+        "    if True:\n",
+        "test_own_backbone.py",
+    ),
+    Fault(
+        "the moments of a module of one's own are lost",
+        "engine/pretraining.py",
+        "    metadata |= Preprocessing.of(stage.method.backbone).card()\n",
+        "",
+        "test_own_backbone.py",
+    ),
 ]

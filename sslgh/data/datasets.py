@@ -125,7 +125,7 @@ class PretrainDataset(Dataset[PretrainBatch]):
         crops = np.empty((len(crop_params), 3, size, size), dtype=np.uint8)
         for view, numbers in enumerate(crop_params.tolist()):
             box = random_box(*image.size, numbers, scale=scale, ratio=self.augment.crop_ratio)
-            crops[view] = resized_crop(image, box, size, self.augment.interpolation)
+            crops[view] = resized_crop(image, box, size, self.augment.interpolation or "bilinear")
         return torch.from_numpy(crops)
 
 

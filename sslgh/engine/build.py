@@ -20,7 +20,7 @@ from sslgh.models import (
     linear_classifier,
     use_global_batch_norm,
 )
-from sslgh.models.backbones import check_local_crops, resolve_patch
+from sslgh.models.backbones import OWN, check_local_crops, resolve_patch
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
@@ -32,8 +32,10 @@ SHAPE = ("hidden", "out", "layers")
 LAST_WITH_WRONG_BF16 = (2, 15)
 
 
-def build_method(recipe: Recipe, image_size: int) -> Method:
+def build_method(recipe: Recipe, image_size: int, backbone: nn.Module | None = None) -> Method:
     """The method with its backbone, initialized from the recipe's seed.
+
+    ``backbone``: The module to use instead of the recipe's.
 
     Raises:
         ValueError: If the method is unknown, its arguments do not fit, or the backbone cannot be built.
@@ -51,7 +53,8 @@ def build_method(recipe: Recipe, image_size: int) -> Method:
     shape = settings.projector.model_dump(exclude_none=True)
     shape |= {key: arguments.pop(key) for key in spec.options}
     torch.manual_seed(recipe.seed)
-    backbone = recipe_backbone(recipe, image_size)
+    if backbone is None:
+        backbone = recipe_backbone(recipe, image_size)
     if recipe.data.augment.local_crops:
         local = local_side(recipe.data.augment, image_size)
         check_local_crops(backbone, settings.backbone, local)
@@ -178,6 +181,8 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     rebuild = {key: card[key] for key in ("backbone", "stem", "width")}
     patch = resolve_patch(card["backbone"], patch=card.get("patch"), image_size=image_size)
     rebuild |= {"patch": patch, "image_size": image_size, **Preprocessing.from_card(card).card()}
+    if card["backbone"].startswith(OWN):
+        rebuild["load"] = "sslgh.models.load_backbone(Path(RUN), module=YOURS)"
     training = {"method": method, "run": recipe.name, "precision": recipe.train.precision}
     return {"format": 1, **rebuild, **training, "sslgh": __version__}
 

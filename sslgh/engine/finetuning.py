@@ -38,7 +38,7 @@ from sslgh.engine.memory_guard import memory_guard
 from sslgh.engine.memory_need import check_memory
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
-from sslgh.engine.run_dir import write_status
+from sslgh.engine.run_dir import took_a_step, write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.models import save_backbone
 from sslgh.models.initial import initial_card
@@ -73,9 +73,12 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
         return recipe.directory
     recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
-    start = recipe if recipe.model.init is None else with_kept_init(recipe)
+    start = recipe
+    if recipe.model.init is not None:
+        start = with_kept_init(recipe, began=took_a_step(recipe.directory))
     stage = Finetuning(start, accelerator, images)
-    stage.run.recipe = recipe  # its record names `model.init`, not the copy
+    # Its record names `model.init`, not the copy.
+    stage.run.recipe = recipe.model_copy(update={"data": start.data})
     check_memory(stage, stage.image_size)
     # Made before the run, while `model.init` is still there.
     method = f"finetune {settings.objective}"

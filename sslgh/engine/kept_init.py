@@ -1,11 +1,13 @@
-"""A copy of the run that `model.init` names, so that training resumes without it."""
+"""What a run keeps of the weights that `model.init` names, so that it resumes without them."""
 
 import filecmp
 import os
 import shutil
 from pathlib import Path
 
+from sslgh.models.initial import initial_card
 from sslgh.models.serialization import CARD, WEIGHTS, run_of
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Recipe, load_recipe
 from sslgh.recipe.run_recipe import RECIPE, absolute_init
 
@@ -30,8 +32,35 @@ def keep_init(recipe: Recipe) -> None:
     temporary.rename(kept)
 
 
-def with_kept_init(recipe: Recipe) -> Recipe:
-    """The recipe; if its `model.init` has gone since the run began, with the copy of it."""
+def with_kept_init(recipe: Recipe, *, began: bool) -> Recipe:
+    """The recipe with the interpolation of its weights, if it states none for training crops.
+
+    If its `model.init` has gone since the run began, with the copy of it.
+
+    Args:
+        recipe: The recipe, with ``model.init``.
+        began: Whether the run in the directory took a step: it keeps its interpolation.
+
+    Raises:
+        ValueError: If ``model.init`` names no weights.
+    """
+    recipe = _with_copy(recipe)
+    augment = recipe.data.augment
+    if augment.interpolation is not None:
+        return recipe
+    augment = augment.model_copy(update={"interpolation": _interpolation(recipe, began=began)})
+    data = recipe.data.model_copy(update={"augment": augment})
+    return recipe.model_copy(update={"data": data})
+
+
+def _interpolation(recipe: Recipe, *, began: bool) -> str:
+    """That of the run in the directory, which may have begun before weights had one, or of the weights."""
+    if began:
+        return load_recipe(recipe.directory / RECIPE).data.augment.interpolation or "bilinear"
+    return Preprocessing.from_card(initial_card(recipe.model)).interpolation
+
+
+def _with_copy(recipe: Recipe) -> Recipe:
     init, kept = recipe.model.init, recipe.directory / INIT
     if init is None or run_of(init) is not None or not (kept / CARD).is_file():
         return recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslgh.data import ImageSet, PretrainBatch, augment_views, input_size, training_set, view_loader
 from sslgh.data.run_images import run_images
@@ -23,7 +23,7 @@ from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
-from sslgh.engine.run_dir import write_status
+from sslgh.engine.run_dir import took_a_step, write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import MethodOutput
@@ -52,14 +52,18 @@ def pretrain(
         return recipe.directory
     recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
-    start = recipe if recipe.model.init is None else with_kept_init(recipe)
+    start = recipe
+    if recipe.model.init is not None:
+        start = with_kept_init(recipe, began=took_a_step(recipe.directory))
     stage = (make_stage or Pretraining)(start, accelerator, images)
-    stage.run.recipe = recipe  # its record names `model.init`, not the copy
+    # Its record names `model.init`, not the copy.
+    stage.run.recipe = recipe.model_copy(update={"data": start.data})
     check_memory(stage, stage.image_size)
     # Made before the run, while `model.init` is still there.
     assert recipe.method is not None
     name = recipe.method.name + ("+gh" if recipe.harmonize else "")
     metadata = backbone_metadata(start, image_size=stage.image_size, method=name)
+    metadata |= Preprocessing.of(stage.method.backbone).card()
     faiss = recipe.harmonize is not None and recipe.harmonize.population == "faiss"
     device_note = f", FAISS on {faiss_device()}" if faiss else ""
     progress = open_run(stage.run, device_note=device_note)
@@ -88,16 +92,23 @@ class Pretraining:
         recipe: The experiment.
         accelerator: Device and ranks.
         images: Training set.
+        backbone: Module to train instead of the recipe's.
 
     Raises:
         ValueError: If the settings do not fit; the message names the key.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, images: ImageSet) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        images: ImageSet,
+        backbone: nn.Module | None = None,
+    ) -> None:
         self.recipe, self.images = recipe, images
         self.image_size = input_size(recipe.data, images, initial_card(recipe.model)["image_size"])
         with memory_guard(recipe):
-            self.method = build_method(recipe, self.image_size)
+            self.method = build_method(recipe, self.image_size, backbone)
         with memory_guard(recipe, trained=False):
             self.aux = AuxiliaryState(recipe, images, self.method)
         if recipe.train.channels_last:

@@ -55,6 +55,8 @@ FREE = {
 }
 # Asked to choose one, a run keeps the precision that it began with.
 KEPT_PRECISION = (("train", "precision"), "auto")
+# Nor does a run change its crops that asks for the interpolation of its weights.
+KEPT_INTERPOLATION = (("data", "augment", "interpolation"), None)
 PACKAGES = (
     "sslgh",
     "torch",
@@ -104,7 +106,7 @@ def check_directory(recipe: Recipe) -> bool:
 def _may_differ(directory: Path, difference: Difference) -> bool:
     """Whether a setting may differ when the run is resumed."""
     path, _, new = difference
-    if path in FREE or (path, new) == KEPT_PRECISION:
+    if path in FREE or (path, new) in (KEPT_PRECISION, KEPT_INTERPOLATION):
         return True
     return path == ("model", "init") and is_kept_init(directory, new)
 

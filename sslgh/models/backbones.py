@@ -21,6 +21,8 @@ LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
 OURS = (*LAYERS, *BLOCKS)
+# What the name of a module that a user has built begins with.
+OWN = "own:"
 
 
 def build_backbone(
@@ -95,6 +97,11 @@ class ScaledResNet(ResNet):  # type: ignore[misc]
 
 def _misfit(name: str, stem: str, width: float, patch: int | None) -> str:
     """Why no backbone is built: its name is unknown, or an option does not apply to it."""
+    if name.startswith(OWN):
+        return (
+            f"{name} is a module of your own, which only you can build; in Python, "
+            "load_backbone(RUN, module=YOURS) loads its weights, sslgh.pretrain_backbone(RECIPE, backbone=YOURS) trains it"
+        )
     if name not in (*OURS, *FAMILIES) and not name.startswith((TIMM, TORCHVISION)):
         known = ", ".join((*OURS, *FAMILIES))
         return f"unknown backbone {name!r}; use {known}, timm:NAME or torchvision:NAME"

@@ -76,7 +76,7 @@ def _first_fitting(builds: list[Build], side: int) -> nn.Module:
     for build in builds:
         torch.set_rng_state(state)  # weights do not depend on what was tried before
         try:
-            return _with_features(build(side), side)
+            return with_features(build(side), side)
         except PASSED_ON:
             raise
         except UNFIT as error:
@@ -95,8 +95,12 @@ def _fitting_side(builds: list[Build], side: int, native: int) -> int | None:
     return None
 
 
-def _with_features(model: nn.Module, side: int) -> nn.Module:
-    """The model with its ``num_features``, and with a pool where it gives maps or tokens."""
+def with_features(model: nn.Module, side: int) -> nn.Module:
+    """The model with its ``num_features``, and with a pool where it gives maps or tokens.
+
+    Raises:
+        ValueError: If it gives no floats per image.
+    """
     output = try_images(model, side)
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2:
         raise ValueError(f"it gives {type(output).__name__}, not one row of floats per image")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sslgh.models.backbones import build_backbone, resize_backbone
 from sslgh.models.classifier import CosineClassifier
-from sslgh.models.library_backbones import TIMM, TORCHVISION
+from sslgh.models.library_backbones import TIMM, TORCHVISION, with_features
 from sslgh.preprocessing import Preprocessing
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
@@ -64,7 +64,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def load_backbone(
-    directory: Path, *, image_size: int | None = None
+    directory: Path, *, image_size: int | None = None, module: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The backbone of a run, in eval mode, and its card.
 
@@ -74,6 +74,7 @@ def load_backbone(
     Args:
         directory: The run directory.
         image_size: Side (pixels) that a transformer is to be made for; None: that of its training.
+        module: Module to load the weights into, where a run trained one of your own; None: built by the card.
 
     Raises:
         ValueError: If the directory holds no backbone, or one that does not fit its card.
@@ -85,15 +86,15 @@ def load_backbone(
         build_backbone, name, stem=card["stem"], width=card["width"], patch=patch, image_size=size
     )
     # A library's own models are as large as their name says, and not all build without memory.
-    if not name.startswith((TIMM, TORCHVISION)):
+    if module is None and not name.startswith((TIMM, TORCHVISION)):
         _check_shapes(directory / WEIGHTS, name, build)
-    backbone = build()
+    backbone = build() if module is None else with_features(module, size)
     try:
         backbone.load_state_dict(_tensors(directory / WEIGHTS))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{directory / WEIGHTS} is not a {name}: {reason}") from None
-    if image_size not in (None, size):
+    if image_size not in (None, size) and module is None:
         resize_backbone(backbone, name, patch=patch, image_size=image_size)
     preprocessing = Preprocessing.from_card(card | {"image_size": image_size or size})
     backbone.preprocessing = preprocessing  # type: ignore[assignment]

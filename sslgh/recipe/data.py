@@ -107,8 +107,9 @@ class Augment(ConfigModel):
     crop_ratio: tuple[Positive, Positive] = Field(
         (3 / 4, 4 / 3), description="width over height of a crop"
     )
-    interpolation: Literal["bilinear", "bicubic"] = Field(
-        "bilinear", description="interpolation of the resized crop"
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] | None = Field(
+        None,
+        description="interpolation of the resized crop; null: that of the pretrained weights, else bilinear",
     )
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
     brightness: float = Field(0.4, ge=0, le=1, description="factor drawn from 1 +- this")

@@ -40,7 +40,9 @@ def base(tmp_path):
 def recipe(tiny, base):
     """``recipe(*overrides)``: one that starts from ``base``."""
     return lambda *words: tiny(
-        f"model={{init: {base}, projector: {{hidden: 32, out: 16}}}}", *words
+        f"model={{init: {base}, projector: {{hidden: 32, out: 16}}}}",
+        "data.augment.interpolation=bilinear",
+        *words,
     )
 
 
@@ -122,7 +124,7 @@ def test_a_run_that_takes_a_directory_over_does_not_begin_with_the_weights_kept_
     directory = begun(recipe())
     (directory / "metrics.jsonl").unlink()
     other = recipe(f"model.init={tmp_path}/nowhere")
-    assert with_kept_init(other) is other
+    assert with_kept_init(other, began=True) is other
     with pytest.raises(RecipeError, match="nowhere"):
         pretrain(other, init_accelerator())
     os.close(open_directory(recipe("model.init=null"), {}))
@@ -131,9 +133,9 @@ def test_a_run_that_takes_a_directory_over_does_not_begin_with_the_weights_kept_
 
 def test_weights_that_are_there_are_taken_from_there(recipe, base) -> None:
     begun(recipe())
-    assert with_kept_init(recipe()) == recipe()
+    assert with_kept_init(recipe(), began=True) == recipe()
     base.rename(base.with_name("archived"))
-    assert with_kept_init(recipe()).model.init == str(recipe().directory / "init")
+    assert with_kept_init(recipe(), began=True).model.init == str(recipe().directory / "init")
 
 
 def test_a_longer_run_starts_from_the_weights_as_its_message_advises(tiny, tmp_path) -> None:

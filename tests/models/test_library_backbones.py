@@ -6,7 +6,7 @@ from torch import nn
 
 from sslgh.models import build_backbone
 from sslgh.models.backbones import check_local_crops, resize_backbone
-from sslgh.models.library_backbones import _with_features, try_images
+from sslgh.models.library_backbones import try_images, with_features
 from sslgh.recipe import RecipeError
 
 # One of each way to make features: norm and flatten before the classifier, maps that are pooled, heads that are
@@ -101,7 +101,7 @@ class Gives(nn.Module):
 )
 def test_maps_and_tokens_are_averaged_over_their_places(shape, layout, axes) -> None:
     output = torch.randn(shape)
-    network = _with_features(Gives(output, layout), 8)
+    network = with_features(Gives(output, layout), 8)
     expected = output.mean(axes) if axes else output
     assert network.num_features == 5
     torch.testing.assert_close(network(photos(8)), expected)
@@ -110,7 +110,7 @@ def test_maps_and_tokens_are_averaged_over_their_places(shape, layout, axes) -> 
 @pytest.mark.parametrize("output", [(torch.zeros(2, 3),), torch.zeros(2, 3).long(), torch.zeros(2)])
 def test_what_is_no_row_of_floats_is_refused(output) -> None:
     with pytest.raises(ValueError, match="not one row of floats per image"):
-        _with_features(Gives(output), 8)
+        with_features(Gives(output), 8)
 
 
 @pytest.mark.parametrize(
