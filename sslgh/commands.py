@@ -10,6 +10,7 @@ import typer
 from sslgh.data import input_size, training_set
 from sslgh.engine.build import check_objective
 from sslgh.engine.exit_codes import is_main, run_command
+from sslgh.engine.finetune_folds import estimated_by_folds, finetune_folds
 from sslgh.engine.finetuning import dry_run_finetuning
 from sslgh.engine.finetuning import finetune as finetune_recipe
 from sslgh.engine.launch import init_accelerator, shutdown_distributed
@@ -42,6 +43,10 @@ from sslgh.recipe.run_recipe import absolute_path, load_run
 from sslgh.recipe.schema import Model
 
 NO_PROBE = "no probe in the recipe, so nothing is measured; for labeled data 'probe=[{protocol: knn}]' adds one"
+FOLDS_FOLLOW = (
+    "no labeled test images; after the training, networks on parts of the images estimate its accuracy, one for each "
+    "of finetune.folds (null: no estimate)"
+)
 
 
 class Row(NamedTuple):
@@ -125,7 +130,12 @@ def dry_run(recipe: Recipe) -> Row:
 def finetune(recipe: Recipe) -> Row:
     """Train on labels, then evaluate."""
     check_probes(recipe.data, recipe.probe, recipe.directory, labels_seen=labels_seen(recipe))
-    finetune_recipe(recipe, init_accelerator(recipe.train.processes))
+    accelerator = init_accelerator(recipe.train.processes)
+    if by_folds := estimated_by_folds(recipe):
+        accelerator.print(f"{recipe.name}: {FOLDS_FOLLOW}")
+    finetune_recipe(recipe, accelerator)
+    if by_folds:
+        finetune_folds(recipe, accelerator)
     return _probe_run(recipe)
 
 

@@ -93,6 +93,7 @@ def test_finetuning_on_photos_without_a_test_set_says_how_to_evaluate_it(tmp_pat
     write_photos(tmp_path / "more", {"ape": 3, "cat": 3})
     run = tmp_path / "run"
     words = ("folder/supervised", f"data.root={tmp_path / 'photos'}", f"run_dir={run}", *SMALL)
+    words = (*words, "finetune.folds=null")
     assert call("finetune", *words, "probe=[{protocol: knn, neighbors: 3}]") == 2
     assert "cannot be probed on the same images; set data.test_root" in capsys.readouterr().err
     assert call("finetune", *words) == 0

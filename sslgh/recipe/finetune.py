@@ -51,6 +51,11 @@ class Finetune(ConfigModel):
         description="decay of a moving average of the weights, from the first step's on, which is then "
         "evaluated; null: none",
     )
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        5,
+        description="without labeled test images so many further networks, each on the images of all folds but "
+        "one, estimate the accuracy; null: no estimate",
+    )
 
     @model_validator(mode="after")
     def _cosine_scale_needs_cosine(self) -> Self:

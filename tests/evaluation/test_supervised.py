@@ -10,7 +10,7 @@ from torch import nn
 from sslgh.data import DataError, training_set
 from sslgh.data.run_record import record_text
 from sslgh.evaluation import evaluate_run
-from sslgh.evaluation.supervised import _scores
+from sslgh.evaluation.supervised import _class_scores
 from sslgh.models import build_backbone, save_backbone
 from sslgh.models.serialization import save_classifier
 from sslgh.recipe import Finetune, make_recipe, recipe_text
@@ -75,8 +75,7 @@ def test_the_classes_are_those_of_the_rows_of_the_classifier(root, run, caplog):
 
 def test_many_classes_without_training_images_are_warned_of_in_a_short_line(caplog):
     counts = torch.zeros(1000).index_fill_(0, torch.tensor([3, 999]), 5)
-    labels = torch.tensor([3, 999])
-    _scores(nn.Linear(4, 1000), torch.zeros(2, 4), labels, counts, Finetune(objective="la"))
+    _class_scores(nn.Linear(4, 1000), torch.zeros(2, 4), counts, Finetune(objective="la"))
     assert [record.getMessage() for record in caplog.records] == [
         "classes 0, 1, 2 and 995 more have no training image and are never predicted"
     ]
