@@ -113,6 +113,33 @@ def probe(
 
 
 @app.command()
+def embed(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] FOLDER",
+            help="Any tree of photos, and before it the model: a run directory, timm:NAME, torchvision:NAME, "
+            "hf-hub:NAME, package:efficientnet-lite0 or a file of weights; default: the best to be had here.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File .npz, .csv or .parquet; default: FOLDER-embeddings.npz here."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Loader processes; default: one per core, at most 8.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos in one step.")] = 64,
+) -> None:
+    """Write features and names of all photos of a folder; a second call embeds only new ones."""
+    from sslgh.explore.embed_command import embed_command
+
+    raise typer.Exit(embed_command(words, out, workers=workers, batch_size=batch_size))
+
+
+@app.command()
 def scan(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of images.")],
     as_json: Annotated[

@@ -16,7 +16,7 @@ FLOORS = [
     ["models", "data"],
     ["methods", "harmonize", "classify"],
     ["engine", "evaluation"],
-    ["scan", "doctor", "studies"],
+    ["explore", "scan", "doctor", "studies"],
     ["cli", "commands", "last_lines", "own_backbone", "pretrain", "__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

@@ -19,6 +19,7 @@ from fault import Fault
 from faults_of_backbones import FAULTS as OF_BACKBONES
 from faults_of_harmonization import FAULTS as OF_HARMONIZATION
 from faults_of_input import FAULTS as OF_INPUT
+from faults_of_photos import FAULTS as OF_PHOTOS
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
 from faults_of_reliability import FAULTS as OF_RELIABILITY
 from faults_of_studies import FAULTS as OF_STUDIES
@@ -166,7 +167,7 @@ FAULTS = [
     Fault("part of one image with one view", "data/batch_sampler.py", "rest >= max(2, smallest_part * world_size * accumulation)", "rest >= max(2, world_size * accumulation)", "data/test_batch_sampler.py"),
 ]  # fmt: skip
 FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT + OF_STUDIES
-FAULTS += OF_BACKBONES + OF_WEIGHTS
+FAULTS += OF_BACKBONES + OF_WEIGHTS + OF_PHOTOS
 FAULTS += OF_HARMONIZATION
 
 

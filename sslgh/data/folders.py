@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sslgh.data.image_set import DataError, ImageSet
-from sslgh.data.tree import SUFFIXES, UNREAD, kinds, tree, visible_folders
+from sslgh.data.tree import SUFFIXES, UNREAD, Tree, kinds, tree, visible_folders
 from sslgh.distributed import dist_info
 from sslgh.recipe.errors import located, printable
 
@@ -198,8 +198,7 @@ def read_folder(
         DataError: If there is no image, none exists, a folder cannot be listed, or the classes do not
             agree.
     """
-    paths = sorted(_find_images(folder, without), key=lambda path: path.relative_to(folder).parts)
-    _check_found(folder, paths)
+    paths = find_images(folder, without).images
     relative = [path.relative_to(folder) for path in paths]
     names = tuple(path.as_posix() for path in relative)
     if not labeled:
@@ -258,14 +257,25 @@ def _check_classes(
         )
 
 
-def _find_images(folder: Path, without: Path | None) -> list[Path]:
+def find_images(folder: Path, without: Path | None = None) -> Tree:
+    """Everything under a folder, with the images sorted by their path; what is skipped is logged once.
+
+    Args:
+        folder: The folder.
+        without: A folder inside it that is left out.
+
+    Raises:
+        DataError: If there is no image, none exists, or a folder cannot be listed.
+    """
     found = tree(folder, [] if without is None else [without])
     if found.unreadable:
         path, reason = found.unreadable[0]
         raise _unlistable(path, reason)
     if words := left_out_words(kinds(found), len(found.hidden)):
         warn_once(f"{printable(folder)}: skipped {words}")
-    return found.images
+    found.images.sort(key=lambda path: path.relative_to(folder).parts)
+    _check_found(folder, found.images)
+    return found
 
 
 def left_out_words(counts: dict[str, int], hidden: int) -> str:

@@ -85,8 +85,7 @@ def _loader(
         # A sequence may be known for this epoch and the next only: fetch less than an epoch ahead.
         workers = min(workers, order.steps_per_epoch * order.accumulation // PREFETCH)
     if workers:
-        atexit.unregister(_end_workers_at_exit)
-        atexit.register(_end_workers_at_exit)
+        end_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=order,
@@ -95,11 +94,11 @@ def _loader(
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: the default one would be moved on, and a resumed run would differ.
         generator=torch.Generator().manual_seed(dataset.seed),
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=leave_signals_to_the_run,
     )
 
 
-def _leave_signals_to_the_run(_: int) -> None:
+def leave_signals_to_the_run(_: int) -> None:
     """Ctrl-C and a batch system signal every process; a dead worker would cost the run its save."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -114,7 +113,13 @@ def end_workers(batches: Iterator[Any]) -> None:
         batches._shutdown_workers()
 
 
-def _end_workers_at_exit() -> None:
+def end_workers_at_exit() -> None:
+    """Call it for a loader whose workers `leave_signals_to_the_run`."""
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
     """What multiprocessing does at exit, for workers that ignore its SIGTERM: it would wait for them.
 
     They are left when an iterator outlives its loop, as in the traceback that a notebook keeps.
@@ -127,13 +132,13 @@ def _end_workers_at_exit() -> None:
 
 
 def num_workers(data: Data, *, in_memory: bool, batch_bytes: float | None = None) -> int:
-    """Number of loader workers of this process: ``data.workers``, or none for images in memory, or `_free_workers`."""
+    """Number of loader workers of this process: ``data.workers``, or none for images in memory, or `free_workers`."""
     if data.workers is not None:
         return data.workers
-    return 0 if in_memory else _free_workers(batch_bytes)
+    return 0 if in_memory else free_workers(batch_bytes)
 
 
-def _free_workers(batch_bytes: float | None) -> int:
+def free_workers(batch_bytes: float | None) -> int:
     """One worker per available core of this process's share of the machine.
 
     At most 8, and as far as shared memory holds their batches of ``batch_bytes``.

@@ -25,6 +25,7 @@ from sslgh.data import DataError, EvalDataset, ImageSet, num_workers
 from sslgh.data.arrays import UNREADABLE
 from sslgh.data.image_set import QUARANTINE, READS_NOW, check_classes, read_error, read_quarantine
 from sslgh.distributed import gather
+from sslgh.models.fingerprint import tensor_bytes, weights_fingerprint
 from sslgh.models.serialization import save_tensors
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
@@ -72,7 +73,7 @@ def extract_features(
     """
     if len(dataset) == 0:
         raise ValueError("features need at least one image, the set is empty")
-    with _frozen(backbone, accelerator.device):
+    with frozen(backbone, accelerator.device):
         parts = list(_parts(backbone, dataset, accelerator, batch_size, workers))
     rows = torch.cat([index for index, _ in parts])
     stacked = torch.cat([part for _, part in parts])
@@ -112,14 +113,19 @@ def _parts(
         images, index = next(batches, (None, torch.zeros(0, dtype=torch.int64)))
         if images is None:
             images = dataset[0][0][None]
-        features = _forward(backbone, images.to(accelerator.device))[: len(index)]
+        features = forward_features(backbone, images.to(accelerator.device))[: len(index)]
         yield (
             gather(index.to(accelerator.device))[0].cpu(),
             gather(features)[0].cpu(),
         )
 
 
-def _forward(backbone: nn.Module, images: Tensor) -> Tensor:
+def forward_features(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Features (N, F), float32, of uint8 images (N, 3, S, S) on the backbone's device; call it inside `frozen`.
+
+    Raises:
+        ValueError: If the backbone gives anything else.
+    """
     images = Preprocessing.of(backbone).normalize(images)
     features = backbone(images.contiguous(memory_format=torch.channels_last))
     if features.ndim != 2 or len(features) != len(images):
@@ -135,7 +141,7 @@ def _as_dataset(dataset: IndexedImages) -> Dataset[tuple[Tensor, int]]:
 
 
 @contextmanager
-def _frozen(backbone: nn.Module, device: torch.device) -> Iterator[None]:
+def frozen(backbone: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode without gradients; each module's own mode comes back."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.to(device).eval()
@@ -202,21 +208,11 @@ def cached_features(
 
 
 def _fingerprint(backbone: nn.Module, images: ImageSet, view: str) -> str:
-    digest = hashlib.blake2b(
-        f"{view}\n{images.fingerprint()}\n{backbone!r}".encode(), digest_size=16
-    )
-    for name, tensor in backbone.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return weights_fingerprint(backbone, f"{view}\n{images.fingerprint()}")
 
 
 def _content(features: Tensor) -> str:
-    return hashlib.blake2b(_bytes(features), digest_size=16).hexdigest()
+    return hashlib.blake2b(tensor_bytes(features), digest_size=16).hexdigest()
 
 
 def _read(path: Path) -> Tensor | None:

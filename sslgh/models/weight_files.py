@@ -79,12 +79,30 @@ def load_weights(backbone: nn.Module, path: Path, *, least: float = LEAST) -> Lo
     Raises:
         ValueError: If the file cannot be read, or less of the backbone than ``least`` is found in it.
     """
-    found = read_tensors(path)
+    report, held = matched(backbone, read_tensors(path), path)
+    own = backbone.state_dict()
+    if report.share < least or not report.loaded:
+        raise ValueError(_refusal(report, own, held))
+    fitting = {name: value for name, value in held.items() if value.shape == own[name].shape}
+    backbone.load_state_dict(fitting, strict=False)
+    return report
+
+
+def matched(
+    backbone: nn.Module, found: Mapping[str, Tensor], path: Path
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """What the tensors of a file would give to a backbone, and those of them that have its names.
+
+    Args:
+        backbone: The module, which may lie on the meta device; nothing is loaded.
+        found: Tensors by their names in the file.
+        path: The file, for the report.
+    """
     own = backbone.state_dict()
     expected = {name: tuple(value.shape) for name, value in own.items()}
     names, prefix = _best_names(expected, found, backbone)
     held = {name: found[source] for name, source in names.items() if source in found}
-    fitting = {name: value for name, value in held.items() if value.shape == own[name].shape}
+    fitting = {name for name, value in held.items() if value.shape == own[name].shape}
     # Checkpoints of old torch have no counters, and nothing reads them while momentum is set.
     asked = [name for name in own if not name.endswith("num_batches_tracked")]
     report = LoadReport(
@@ -97,10 +115,7 @@ def load_weights(backbone: nn.Module, path: Path, *, least: float = LEAST) -> Lo
             name for name in found if name.startswith(prefix) and name not in names.values()
         ),
     )
-    if report.share < least or not report.loaded:
-        raise ValueError(_refusal(report, own, held))
-    backbone.load_state_dict(fitting, strict=False)
-    return report
+    return report, held
 
 
 def _refusal(report: LoadReport, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
