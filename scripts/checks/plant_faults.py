@@ -152,6 +152,7 @@ FAULTS = [
     Fault("slope of the weights for that of the factors", SOLVER, "(gradient * base).sum(1, keepdim=True)", "gradient.sum(1, keepdim=True)", "classify/test_converged_heads.py"),
     Fault("first stage solved", CONVERGED, "num_samples=size, deferred=True", "num_samples=size, deferred=False", "classify/test_converged_heads.py"),
     Fault("balanced draws solved as plain ones", CONVERGED, 'if objective.sampling == "class-balanced":', "if False:", "classify/test_converged_heads.py"),
+    Fault("base of lws solved again", CONVERGED, "order = dict.fromkeys([*bases, *linear])", "order = [*bases, *linear]", "classify/test_converged_heads.py -k solved_once"),
     Fault("no plateau ends a head", "classify/plateau_heads.py", "mean > best * (1 - settings.improvement)", "mean > best * 9", "classify/test_converged_heads.py"),
     Fault("head tested on what it has seen", "evaluation/out_of_fold.py", "predict(part != fold, part == fold)", "predict(part != NEVER, part == fold)", "evaluation/test_out_of_fold.py"),
     Fault("predictions in the order of the folds", "evaluation/out_of_fold.py", "[:, order]", "[:, :]", "evaluation/test_out_of_fold.py"),
