@@ -64,7 +64,7 @@ FAULTS = [
     Fault("views not swapped", GH, "labels.flip(0)", "labels", "functional/test_harmonization.py"),
     Fault("mean of the two terms", GH, ".mean(1).sum()", ".mean(1).mean()", "functional/test_harmonization.py"),
     Fault("temperature on the labels", GH, "scores.detach(), prior", "scores.detach() / temperature, prior", "functional/test_harmonization.py"),
-    Fault("scores not normalized", "functional/vertices.py", "scores: Tensor = projections / length.clamp(min=SHORTEST)", "scores: Tensor = projections", "functional/test_harmonization.py"),
+    Fault("scores not normalized", "functional/harmonization.py", "scores: Tensor = projections / length.clamp(min=SHORTEST)", "scores: Tensor = projections", "functional/test_harmonization.py"),
     Fault("margin of the wrong sign", MARGINS, "margin=(-column, column)", "margin=(column, -column)", "functional/test_margins.py"),
     Fault("own margin forgotten", MARGINS, "local = local - row[target, None]", "local = local + 0", "functional/test_margins.py"),
     Fault("weight forgotten", MARGINS, "return weight[target] * loss", "return loss", "functional/test_margins.py"),
