@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sslgh.engine.build import build_method, build_network
+from sslgh.models.initial import initial_card
 from sslgh.recipe import load_recipe
 from sslgh.recipe.named import recipe_files
 
@@ -96,6 +97,10 @@ def test_every_recipe_loads_builds_and_says_how_to_run_it(path, tmp_path) -> Non
     assert recipe.name == f"{path.parent.name}-{path.stem}"
     assert len(path.read_text().splitlines()) <= 40
     size = 32 if recipe.data.size is None else recipe.data.size
+    if recipe.model.init is not None:  # drawn in their place
+        name = initial_card(recipe.model)["backbone"]
+        model = recipe.model.model_copy(update={"init": None, "backbone": name})
+        recipe = recipe.model_copy(update={"model": model})
     if recipe.finetune is None:
         build_method(recipe, size)
     else:

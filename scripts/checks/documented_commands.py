@@ -105,14 +105,23 @@ RULES = (
     ),
     Rule(
         TRAINING + r".*\bcifar100-lt/",
-        add=f"data.source=arrays data.root=images-100 model.width=0.25 {TAIL}",
+        add=f"data.source=arrays data.root=images-100 {TAIL}",
     ),
+    Rule(TRAINING + r".*\bcifar100-lt/(?!lift)", add="model.width=0.25"),
     Rule(
         TRAINING + r".*\b(imagenet-lt|inaturalist)/",
         add="data.root=photos data.test_root=photos data.list=photos.txt data.test_list=photos.txt "
         "data.size=64 model.backbone=resnet18",
     ),
-    Rule(TRAINING + r".*\bfolder/", add="data.size=32 model.backbone=resnet18 model.width=0.25"),
+    Rule(
+        TRAINING + r".*\bfolder/(?!lift)",
+        add="data.size=32 model.backbone=resnet18 model.width=0.25",
+    ),
+    # Weights that need no network.
+    Rule(
+        TRAINING + r".*/lift",
+        add="'model={init: package:efficientnet-lite0, adapter: {name: norm}}' data.size=64",
+    ),
     Rule(
         r"(sslgh study|gpu_study\.py)\b",
         replace=((r"docs/studies/\S+\.yaml", "study.yaml"), (r"--state \S+", "--state state")),

@@ -53,7 +53,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         assert projector is not None or prototype_head is None
-        self.backbone = backbone.requires_grad_(not freeze)
+        self.backbone = backbone.requires_grad_(requires_grad=False) if freeze else backbone
         self.classifier = classifier
         self.projector = projector
         self.prototype_head = prototype_head

@@ -20,6 +20,7 @@ from sslgh.models import (
     linear_classifier,
     use_global_batch_norm,
 )
+from sslgh.models.adapters import ADAPTFORMER, add_adapter
 from sslgh.models.backbones import OWN, check_local_crops, resolve_patch
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.preprocessing import Preprocessing
@@ -81,9 +82,11 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
         raise RecipeError(f"boost needs a per-sample loss, which {name} does not have")
 
 
-def recipe_backbone(recipe: Recipe, image_size: int) -> nn.Module:
-    """As `initial_backbone`, keeping fewer activations if the recipe asks for it."""
-    backbone = initial_backbone(recipe.model, image_size)
+def recipe_backbone(recipe: Recipe, image_size: int, num_classes: int | None = None) -> nn.Module:
+    """As `initial_backbone`, with the recipe's adapter, keeping fewer activations if the recipe asks for it."""
+    backbone, adapter = initial_backbone(recipe.model, image_size), recipe.model.adapter
+    if adapter is not None:
+        add_adapter(backbone, adapter, image_size=image_size, num_classes=num_classes)
     return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
 
 
@@ -121,7 +124,7 @@ def build_network(recipe: Recipe, image_size: int, num_classes: int) -> Network:
     assert settings is not None
     check_objective(recipe)
     torch.manual_seed(recipe.seed)
-    backbone = recipe_backbone(recipe, image_size)
+    backbone = recipe_backbone(recipe, image_size, num_classes)
     features = backbone.num_features
     assert isinstance(features, int)
     if settings.classifier == "cosine":
@@ -180,11 +183,14 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     card = initial_card(recipe.model)
     rebuild = {key: card[key] for key in ("backbone", "stem", "width")}
     patch = resolve_patch(card["backbone"], patch=card.get("patch"), image_size=image_size)
-    preprocessing = {key: card.get(key, usual) for key, usual in Preprocessing().card().items()}
-    rebuild |= {"patch": patch, "image_size": image_size, **preprocessing}
+    rebuild |= {"patch": patch, "image_size": image_size, **Preprocessing.from_card(card).card()}
+    rebuild |= {key: card[key] for key in (ADAPTFORMER,) if key in card}
     if card["backbone"].startswith(OWN):
         rebuild["load"] = "sslgh.models.load_backbone(Path(RUN), module=YOURS)"
-    training = {"method": method, "run": recipe.name, "precision": recipe.train.precision}
+    training: dict[str, Any] = {"method": method, "run": recipe.name}
+    training["precision"] = recipe.train.precision
+    if (adapter := recipe.model.adapter) is not None:
+        training["adapter"] = {"init": recipe.model.init, **adapter.model_dump(mode="json")}
     return {"format": 1, **rebuild, **training, "sslgh": __version__}
 
 

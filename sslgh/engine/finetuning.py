@@ -32,16 +32,18 @@ from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.build import backbone_metadata, build_network
 from sslgh.engine.checkpoint import Progress
+from sslgh.engine.class_means import start_from_class_means
 from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.memory import check_memory, memory_guard
+from sslgh.engine.memory_guard import memory_guard
+from sslgh.engine.memory_need import check_memory
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import took_a_step, write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.models import save_backbone
 from sslgh.models.initial import initial_card
-from sslgh.models.serialization import save_classifier
+from sslgh.models.serialization import save_adapted, save_classifier
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Finetune, Recipe, RecipeError
 
@@ -83,11 +85,16 @@ def finetune(recipe: Recipe, accelerator: Accelerator) -> Path:
     method = f"finetune {settings.objective}"
     metadata = backbone_metadata(start, image_size=stage.image_size, method=method)
     progress = open_run(stage.run)
+    if settings.classifier_start == "class-means" and progress.global_step == 0:
+        start_from_class_means(
+            stage.network, images, recipe, size=stage.image_size, accelerator=accelerator
+        )
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)
     if accelerator.is_main_process:
         network = stage.evaluated_network
-        save_backbone(network.backbone, recipe.directory, metadata)
+        save = save_backbone if recipe.model.adapter is None else save_adapted
+        save(network.backbone, recipe.directory, metadata)
         save_classifier(network.classifier, recipe.directory, images.class_names)
         seconds = round(time.perf_counter() - started)
         write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)

@@ -17,7 +17,8 @@ from sslgh.engine.checkpoint import Progress
 from sslgh.engine.harmonizing import HarmonizedTraining
 from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.memory import check_memory, memory_guard
+from sslgh.engine.memory_guard import memory_guard
+from sslgh.engine.memory_need import check_memory
 from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm
 from sslgh.engine.precision import with_precision
@@ -28,6 +29,7 @@ from sslgh.harmonize import GeometricHarmonizer, faiss_device
 from sslgh.methods import MethodOutput
 from sslgh.models import save_backbone
 from sslgh.models.initial import initial_card
+from sslgh.models.serialization import save_adapted
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Recipe
 
@@ -49,8 +51,7 @@ def pretrain(
     """
     if is_done(recipe, accelerator):
         return recipe.directory
-    if recipe.train.precision != "fp32":
-        recipe = with_precision(recipe, accelerator)
+    recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
     start = recipe
     if recipe.model.init is not None:
@@ -70,7 +71,8 @@ def pretrain(
     started = time.perf_counter()
     trainer.train(stage, stage.batches(progress, recipe.directory), progress)
     if accelerator.is_main_process:
-        save_backbone(stage.method.backbone, recipe.directory, metadata)
+        save = save_backbone if recipe.model.adapter is None else save_adapted
+        save(stage.method.backbone, recipe.directory, metadata)
         seconds = round(time.perf_counter() - started)
         write_status(recipe.directory, "done", epoch=recipe.train.epochs, seconds=seconds)
     accelerator.wait_for_everyone()

@@ -52,6 +52,7 @@ FREE = {
     ("train", "keep_every"),
     ("train", "not_finite"),
     ("train", "log_every"),
+    ("finetune", "five_crop"),
 }
 # Asked to choose one, a run keeps the precision that it began with.
 KEPT_PRECISION = (("train", "precision"), "auto")
@@ -309,12 +310,6 @@ def read_status(directory: Path) -> dict[str, Any]:
         return dict(json.loads((directory / STATUS).read_text()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return {}
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; empty if nothing was logged."""
-    path = directory / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ Shapes: N images, C classes, F features.
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from sslgh.data import ImageSet, input_size, load_images
 from sslgh.data.folds import fold_data, fold_files
 from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
-from sslgh.evaluation.results import Result, measured_on, write_results
+from sslgh.evaluation.five_crop import five_crop_features
+from sslgh.evaluation.measured_data import measured_on
+from sslgh.evaluation.results import Result, write_results
 from sslgh.evaluation.scoring import (
     Predictions,
     evaluate_predictions,
@@ -92,6 +95,7 @@ def _on_test_images(
 ) -> list[Result]:
     """The result on test images; empty on other ranks than 0."""
     found = [_features(recipe.directory, part, recipe, accelerator) for part in (train, test)]
+    crops = _crops(recipe.directory, test, recipe, accelerator)
     train_features, test_features = found
     if train_features is None or test_features is None:
         return []
@@ -102,7 +106,7 @@ def _on_test_images(
     norms = classifier.weight.norm(dim=1)[None] if isinstance(classifier, nn.Linear) else None
     scores = {
         name: evaluate_scores(values[None], labels, counts, weight_norms=norms)
-        for name, values in _class_scores(classifier, test_features, counts, settings).items()
+        for name, values in _class_scores(classifier, crops, counts, settings).items()
     }
     pairs = {"train": (train_features, train_labels), "test": (test_features, labels)}
     tightness = {
@@ -126,11 +130,11 @@ def _out_of_fold(
         seen, fold_counts = trained_images(directory, fold_data(recipe.data, file))
         names = set(seen.names)
         held_out = [row for row, name in enumerate(train.names) if name not in names]
-        features = _features(directory, train.subset(held_out), recipe, accelerator)
-        if features is None:
+        crops = _crops(directory, train.subset(held_out), recipe, accelerator)
+        if not crops:
             continue
         head = load_head(directory)
-        logits = _class_scores(head, features, torch.from_numpy(fold_counts), settings)
+        logits = _class_scores(head, crops, torch.from_numpy(fold_counts), settings)
         found.append({name: predict([values[None]]) for name, values in logits.items()})
         rows += held_out
     if not found:
@@ -169,6 +173,23 @@ def _features(
     )
 
 
+def _crops(
+    directory: Path, images: ImageSet, recipe: Recipe, accelerator: Accelerator
+) -> list[Tensor]:
+    """Features (N, F) of what is classified: the central crop, or five; empty on other ranks than 0."""
+    assert recipe.finetune is not None
+    enlarge = recipe.finetune.five_crop
+    if enlarge is None:
+        features = _features(directory, images, recipe, accelerator)
+        return [] if features is None else [features]
+    backbone, card = load_backbone(directory)
+    size = input_size(recipe.data, images, card["image_size"])
+    found = five_crop_features(
+        backbone, images, recipe.data, size=size, enlarge=enlarge, accelerator=accelerator
+    )
+    return found if accelerator.is_main_process else []
+
+
 def _result(recipe: Recipe, train: ImageSet, test: ImageSet, counts: Tensor) -> Result:
     """A result without its numbers."""
     settings = recipe.finetune
@@ -177,7 +198,8 @@ def _result(recipe: Recipe, train: ImageSet, test: ImageSet, counts: Tensor) -> 
         protocol=PROTOCOL,
         version=VERSION,
         summary=f"trained on the long-tailed labels, {recipe.train.epochs} epochs, "
-        + ("last weights" if settings.ema is None else f"moving average {settings.ema:g}"),
+        + ("last weights" if settings.ema is None else f"moving average {settings.ema:g}")
+        + ("" if settings.five_crop is None else ", logits of five crops averaged"),
         settings=settings.model_dump(mode="json"),
         class_names=list(train.class_names),
         group_counts=counts.tolist(),
@@ -190,10 +212,14 @@ def _result(recipe: Recipe, train: ImageSet, test: ImageSet, counts: Tensor) -> 
 
 @torch.no_grad()
 def _class_scores(
-    classifier: nn.Linear | CosineClassifier, features: Tensor, counts: Tensor, settings: Finetune
+    classifier: nn.Linear | CosineClassifier,
+    crops: Sequence[Tensor],
+    counts: Tensor,
+    settings: Finetune,
 ) -> dict[str, Tensor]:
-    """Class scores (N, C) by objective, -inf for a class without training images."""
-    logits, prior = classifier(features), counts / counts.sum()
+    """Class scores (N, C) by objective, -inf for a class without training images; the mean over crops."""
+    logits = torch.stack([classifier(features) for features in crops]).mean(0)
+    prior = counts / counts.sum()
     if absent := (counts == 0).nonzero().flatten().tolist():
         log.warning("classes %s have no training image and are never predicted", some_of(absent))
     scores: dict[str, Tensor] = {settings.objective: logits}

@@ -5,7 +5,7 @@ from sslgh.methods.base import Method, MethodOutput
 from sslgh.methods.byol import BYOL
 from sslgh.methods.dcl import DCL
 from sslgh.methods.dino import DINO
-from sslgh.methods.distil import Distil
+from sslgh.methods.distill import Distill
 from sslgh.methods.focal import Focal
 from sslgh.methods.lejepa import LeJEPA
 from sslgh.methods.moco_v2 import MoCoV2
@@ -23,7 +23,8 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "dcl": DCL,
     "dino": DINO,
-    "distil": Distil,
+    "distil": Distill,  # as Divide and Contrast is recorded in older runs
+    "distill": Distill,
     "focal": Focal,
     "lejepa": LeJEPA,
     "moco-v2": MoCoV2,

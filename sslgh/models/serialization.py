@@ -1,6 +1,7 @@
 """A network on disk: ``backbone.safetensors`` with ``backbone.json``, and its classifier."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,15 +14,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sslgh.models.adapters import (
+    ADAPTFORMER,
+    adapter_card,
+    adapter_tensors,
+    add_adapter,
+    add_adaptformers,
+    merged,
+)
 from sslgh.models.backbones import build_backbone, resize_backbone
 from sslgh.models.classifier import CosineClassifier
 from sslgh.models.library_backbones import TIMM, TORCHVISION, with_features
 from sslgh.preprocessing import Preprocessing
+from sslgh.recipe.adapter import Adapter
 
-WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
+WEIGHTS, CARD, ADAPTER = "backbone.safetensors", "backbone.json", "adapter.safetensors"
 CLASSIFIER, CLASSES = "classifier.safetensors", "classifier.json"
 # Older runs name their classes in the record of their images alone.
 NAMES = (CLASSES, "images.json")
+# Keys of a card that not all backbones have.
+OPTIONAL = ("patch", ADAPTFORMER)
+log = logging.getLogger(__name__)
 # Far beyond any backbone, and small enough that its shapes can be computed.
 MOST_WIDTH, MOST_SIDE = 1000, 2**14
 
@@ -37,6 +50,57 @@ def save_backbone(backbone: nn.Module, directory: Path, card: dict[str, Any]) ->
     tensors = {name: value.cpu() for name, value in backbone.state_dict().items()}
     _replace(directory / WEIGHTS, lambda file: save_tensors(tensors, file))
     _replace(directory / CARD, lambda file: file.write_text(json.dumps(card, indent=2) + "\n"))
+
+
+def save_adapted(backbone: nn.Module, directory: Path, card: dict[str, Any]) -> None:
+    """Write a backbone with an adapter: ``adapter.safetensors`` alone, and as `save_backbone` with LoRA merged.
+
+    An AdaptFormer cannot be merged; its tensors stand in ``backbone.safetensors``, and `load_backbone` builds it.
+
+    Args:
+        backbone: The module with its adapter.
+        directory: The run directory.
+        card: Card with ``adapter``, its settings and the weights that it began with.
+    """
+    unmerged = adapter_card(backbone)
+    settings = card["adapter"] | ({"width": unmerged[ADAPTFORMER]} if unmerged else {})
+    tensors = {name: value.cpu() for name, value in adapter_tensors(backbone).items()}
+    metadata = {"adapter": json.dumps(settings)}
+    _replace(directory / ADAPTER, lambda file: save_tensors(tensors, file, metadata))
+    save_backbone(merged(backbone), directory, card | unmerged)
+    if unmerged:
+        log.warning(
+            "an AdaptFormer cannot be merged into a network without one: %s holds its tensors too, and load_backbone "
+            "builds it",
+            directory / WEIGHTS,
+        )
+
+
+def load_adapter(backbone: nn.Module, file: Path, *, image_size: int) -> nn.Module:
+    """Put a saved adapter onto the weights that it began with; changed in place, in eval mode.
+
+    Args:
+        backbone: The pretrained backbone, as `sslgh.models.initial.initial_backbone` gives it.
+        file: ``adapter.safetensors`` of a run.
+        image_size: Side of its input (pixels).
+
+    Raises:
+        ValueError: If the file holds no adapter, or one of another network.
+    """
+    try:
+        with _readable(file), safe_open(file, framework="pt") as opened:
+            settings = json.loads((opened.metadata() or {})["adapter"])
+        settings.pop("init")
+        adapter = Adapter(**settings)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} holds no adapter ({str(error).splitlines()[0]})") from None
+    add_adapter(backbone, adapter, image_size=image_size)
+    tensors, own = _tensors(file), adapter_tensors(backbone)
+    shapes = [{name: value.shape for name, value in each.items()} for each in (tensors, own)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{file} is the adapter of another network than {type(backbone).__name__}")
+    backbone.load_state_dict(tensors, strict=False)
+    return backbone.eval()
 
 
 def save_tensors(
@@ -82,9 +146,7 @@ def load_backbone(
     card = read_card(directory)
     name, size = card["backbone"], card["image_size"]
     patch = card.get("patch")  # cards of runs before there was one have none
-    build = partial(
-        build_backbone, name, stem=card["stem"], width=card["width"], patch=patch, image_size=size
-    )
+    build = partial(_built, card)
     # A library's own models are as large as their name says, and not all build without memory.
     if module is None and not name.startswith((TIMM, TORCHVISION)):
         _check_shapes(directory / WEIGHTS, name, build)
@@ -99,6 +161,14 @@ def load_backbone(
     preprocessing = Preprocessing.from_card(card | {"image_size": image_size or size})
     backbone.preprocessing = preprocessing  # type: ignore[assignment]
     return backbone.eval(), card | {"preprocess": preprocessing}
+
+
+def _built(card: dict[str, Any]) -> nn.Module:
+    shape: dict[str, Any] = {key: card.get(key) for key in ("stem", "width", "patch", "image_size")}
+    backbone = build_backbone(card["backbone"], **shape)
+    if ADAPTFORMER in card:
+        add_adaptformers(backbone, card[ADAPTFORMER], image_size=card["image_size"])
+    return backbone
 
 
 def _check_shapes(path: Path, name: str, build: Callable[[], nn.Module]) -> None:
@@ -171,9 +241,10 @@ def _check_card(card: Any) -> None:
         "width": lambda value: type(value) in (int, float) and 0 < value <= MOST_WIDTH,
         "image_size": lambda value: value is None or _is_side(value),
         "patch": lambda value: value is None or _is_side(value),
+        ADAPTFORMER: lambda value: value is None or _is_side(value),
     }
     for key, fits in fields.items():
-        if key not in card and key != "patch":
+        if key not in card and key not in OPTIONAL:
             raise ValueError(f"{key} is missing")
         if not fits(card.get(key)):
             raise ValueError(f"{key} is {str(card[key])[:40]!r}")

@@ -32,6 +32,15 @@ class Finetune(ConfigModel):
     )
     classifier: Literal["linear", "cosine"] = Field("linear", description="last layer")
     cosine_scale: Positive = Field(30.0, description="cosine: factor of the cosines")
+    classifier_start: Literal["drawn", "class-means"] = Field(
+        "drawn",
+        description="cosine: drawn by the seed, or the normalized mean feature of each class (LIFT)",
+    )
+    five_crop: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="test images are enlarged by so many pixels, and the logits of their corners and center averaged "
+        "(LIFT: 24 at 224); null: one central crop",
+    )
     freeze: bool = Field(
         False, description="leave the backbone as it is (classifier re-training, cRT)"
     )
@@ -58,7 +67,9 @@ class Finetune(ConfigModel):
     )
 
     @model_validator(mode="after")
-    def _cosine_scale_needs_cosine(self) -> Self:
+    def _some_settings_need_cosine(self) -> Self:
         if self.classifier != "cosine" and self.cosine_scale != 30:
             raise ValueError("cosine_scale is read by classifier: cosine only")
+        if self.classifier != "cosine" and self.classifier_start != "drawn":
+            raise ValueError("classifier_start: class-means needs classifier: cosine")
         return self

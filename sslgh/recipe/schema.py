@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from sslgh.recipe.adapter import Adapter
 from sslgh.recipe.base import ConfigModel, Count, PathOrWord, Positive, Probability, UserPath
 from sslgh.recipe.data import Data
 from sslgh.recipe.finetune import Finetune
@@ -73,6 +74,9 @@ class Model(ConfigModel):
     init_least: Probability = Field(
         0.9,
         description="least share of the backbone's tensors that a file of weights must hold",
+    )
+    adapter: Adapter | None = Field(
+        None, description="train few weights of what `init` gives, in either stage; null: all"
     )
     projector: Projector = Projector()
     batch_norm: Literal["global", "local"] = Field(
@@ -282,11 +286,21 @@ class Recipe(ConfigModel):
             raise ValueError(
                 "finetune.freeze needs model.init: a drawn backbone would stay as it is"
             )
+        if settings.freeze and self.model.adapter is not None:
+            raise ValueError(
+                "finetune.freeze trains no backbone, and model.adapter does; leave one out"
+            )
         start = settings.deferred_epoch
         if start is not None and start >= self.train.epochs:
             raise ValueError(
                 f"finetune.deferred_epoch is {start}, but the run ends after epoch {self.train.epochs - 1}"
             )
+
+    @model_validator(mode="after")
+    def _adapters_have_weights(self) -> Self:
+        if self.model.adapter is not None and self.model.init is None:
+            raise ValueError("model.adapter needs model.init: drawn weights would stay as they are")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

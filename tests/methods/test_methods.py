@@ -17,6 +17,7 @@ SETTINGS = {
     "dcl": {},
     "dino": {"prototypes": 10},
     "distil": {"teachers": ("RUN", "RUN")},
+    "distill": {"teachers": ("RUN",), "teacher_size": 12},
     "focal": {},
     "lejepa": {},
     "moco-v2": {"queue": 20},
@@ -38,6 +39,8 @@ def build(name: str) -> Method:
     with tempfile.TemporaryDirectory() as run:
         if "teachers" in settings:  # read by the constructor, so the run may go
             card = {"backbone": "resnet18", "stem": "cifar", "width": 0.125, "image_size": 8}
+            # Moments of its own: the views are normalized anew for it.
+            card |= {"mean": [0.5] * 3, "std": [0.25] * 3} if name == "distill" else {}
             save_backbone(build_backbone("resnet18", width=0.125), Path(run), card)
             settings["teachers"] = (run,) * len(settings["teachers"])
         projector = METHODS[name].projector_spec.build(backbone, hidden=32, out=16)

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import functional as tv
 
-from sslgh.methods.distil import Distil
+from sslgh.methods.distill import Distill, as_teacher_sees
 from sslgh.models import build_backbone, load_backbone, save_backbone
+from sslgh.preprocessing import Preprocessing
 
 WIDTHS = (0.125, 0.25, 0.125)  # base model and two experts, of different kinds
 
@@ -28,11 +30,11 @@ def teachers(tmp_path_factory) -> tuple[str, ...]:
     return tuple(folders)
 
 
-def build(teachers: tuple[str, ...], **settings) -> Distil:
+def build(teachers: tuple[str, ...], **settings) -> Distill:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", width=0.125)
-    projector = Distil.projector_spec.build(backbone, hidden=32, out=16)
-    return Distil(backbone, projector, **({"teachers": teachers} | settings)).double()
+    projector = Distill.projector_spec.build(backbone, hidden=32, out=16)
+    return Distill(backbone, projector, **({"teachers": teachers} | settings)).double()
 
 
 def views(n: int = 10) -> list[Tensor]:
@@ -52,7 +54,7 @@ def centroids(teachers, tmp_path) -> str:
     return str(tmp_path / "centroids.npy")
 
 
-def clusters(method: Distil, pair: list[Tensor]) -> Tensor:
+def clusters(method: Distill, pair: list[Tensor]) -> Tensor:
     """Cluster of each sample (N,), image by image."""
     found = []
     for image1, image2 in zip(*pair, strict=True):
@@ -155,9 +157,9 @@ def test_loss_in_half_precision_is_that_of_the_full_one(teachers, centroids) -> 
 
 
 def test_what_does_not_fit_is_named(teachers, centroids, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"method\.teachers is empty"):
+    with pytest.raises(ValueError, match=r"set one of method\.teacher and method\.teachers"):
         build(())
-    with pytest.raises(ValueError, match=r"holds no backbone\.json"):
+    with pytest.raises(ValueError, match=r"method\.teacher: .* holds no backbone\.json"):
         build((str(tmp_path),))
     with pytest.raises(
         ValueError, match=r"shape \(2, 64\), but 1 experts and a base .* need \(1, 64\)"
@@ -165,3 +167,75 @@ def test_what_does_not_fit_is_named(teachers, centroids, tmp_path) -> None:
         build(teachers[:2], centroids=centroids)
     with pytest.raises(ValueError, match=r"method\.centroids .*gone\.npy cannot be read"):
         build(teachers, centroids=str(tmp_path / "gone.npy"))
+
+
+def moments(mean, std, **settings) -> Preprocessing:
+    return Preprocessing(mean=mean, std=std, **settings)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_teacher_sees_the_same_pixels_with_its_own_moments_and_size(interpolation) -> None:
+    student = moments((0.1, 0.2, 0.3), (0.5, 0.25, 0.125), size=8)
+    teacher = moments((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size=12, interpolation=interpolation)
+    pixels = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    mode = tv.InterpolationMode(interpolation)
+    expected = torch.empty(3, 3, 12, 12, dtype=torch.float64)
+    for image in range(3):
+        large = tv.resize(pixels[image], [12, 12], mode, antialias=True)
+        for c in range(3):
+            expected[image, c] = (large[c] - teacher.mean[c]) / teacher.std[c]
+    found = as_teacher_sees(student.normalize(pixels), student, teacher)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_teacher_that_expects_what_the_student_does_sees_the_views_to_the_bit() -> None:
+    both = moments((0.1, 0.2, 0.3), (0.5, 0.25, 0.125), size=8)
+    images = torch.randn(2, 3, 8, 8)
+    assert as_teacher_sees(images, both, both._replace(interpolation="bicubic")) is images
+
+
+def test_one_teacher_of_any_kind_is_predicted_with_its_own_preprocessing() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", width=0.125)
+    backbone.preprocessing = moments((0.1, 0.2, 0.3), (0.5, 0.25, 0.125), size=8)
+    projector = Distill.projector_spec.build(backbone, hidden=32, out=16)
+    spec = "package:efficientnet-lite0"
+    method = Distill(backbone, projector, teacher=spec, teacher_size=32).double().eval()
+    seen = []
+    method.teachers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pair = views(4)
+    output = method(pair)
+    pixels = torch.cat(pair) * torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1) + torch.tensor(
+        [0.1, 0.2, 0.3]
+    ).view(3, 1, 1)
+    large = tv.resize(pixels, [32, 32], tv.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(seen[0], 2 * large - 1)
+    with torch.no_grad():
+        target = method.teachers[0](2 * large - 1)
+        predicted = method.predictors[0](torch.cat(output.embeddings))
+    cosines = (predicted * target).sum(1) / predicted.norm(dim=1) / target.norm(dim=1)
+    torch.testing.assert_close(output.per_sample.detach(), -cosines.view(2, -1).mean(0))
+
+
+def test_a_teacher_that_cannot_be_had_is_refused_in_a_sentence(teachers, tmp_path) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "w.pth")
+    cases = [
+        ({"teacher": teachers[0]}, "set one of"),
+        (
+            {"teachers": (), "teacher": "nowhere"},
+            "method.teacher: nowhere .* is not a run directory",
+        ),
+        ({"teachers": (), "teacher": f"{tmp_path}/w.pth"}, "set method.teacher_backbone"),
+        (
+            {"teachers": (), "teacher": f"{tmp_path}/w.pth", "teacher_backbone": "resnet18"},
+            "fits 0 of the backbone's",
+        ),
+        (
+            {"teachers": (), "teacher": "timm:vit_tiny_patch16_224", "teacher_size": 20},
+            "method.teacher: ",
+        ),
+    ]
+    for settings, sentence in cases:
+        with pytest.raises(ValueError, match=sentence) as refused:
+            build(settings.pop("teachers", teachers), **settings)
+        assert "\n" not in str(refused.value)

@@ -1,0 +1,236 @@
+"""Adapters: what moves, what stays, what is saved, and what is refused."""
+
+import copy
+import json
+import math
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sslgh.models import adapters, build_backbone, load_backbone
+from sslgh.models.adapters import adapter_tensors, add_adapter, merged
+from sslgh.models.serialization import load_adapter, save_adapted
+from sslgh.recipe.adapter import Adapter
+
+SIDE = 16
+VIT = ["lora", "adaptformer", "bias", "norm", "blocks"]
+CARD = {"stem": "cifar", "width": 1.0, "image_size": SIDE, "patch": None}
+
+
+def backbone(name="vit_tiny", seed=0):
+    torch.manual_seed(seed)
+    return build_backbone(name, image_size=SIDE)
+
+
+def adapted(name, model="vit_tiny", seed=0, **settings):
+    module = backbone(model, seed)
+    torch.manual_seed(1)
+    return add_adapter(module, Adapter(name=name, **settings), image_size=SIDE)
+
+
+def images(n=4):
+    return torch.randn(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+
+def train(module, steps=3, lr=0.1):
+    """A few steps toward drawn features; what they changed, by name."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    weights = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=lr)
+    target = torch.randn(4, module.num_features, generator=torch.Generator().manual_seed(4))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (module.train()(images()) - target).square().mean().backward()
+        optimizer.step()
+    module.eval()
+    return {name for name, value in module.state_dict().items() if not value.equal(before[name])}
+
+
+def expected_to_move(name, names):
+    """Names that an adapter may move, written down from its definition."""
+    if name == "lora":
+        return {n for n in names if ".lora_" in n}
+    if name == "adaptformer":
+        return {n for n in names if ".adaptformer." in n}
+    if name == "bias":
+        return {n for n in names if n.endswith("bias")}
+    if name == "norm":
+        return {n for n in names if ".norm1." in n or ".norm2." in n or n.startswith("norm.")}
+    return {n for n in names if n.startswith(("blocks.11.", "norm."))}
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_only_what_is_named_moves_and_all_of_it(name) -> None:
+    module = adapted(name)
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert trained == expected_to_move(name, dict(module.named_parameters()))
+    moved = train(module)
+    assert moved <= trained
+    assert len(moved) > 0.6 * len(trained)  # the key's bias has no gradient, for one
+
+
+@pytest.mark.parametrize("name", ["lora", "adaptformer"])
+def test_a_new_adapter_adds_nothing(name) -> None:
+    with torch.no_grad():
+        assert torch.equal(adapted(name).eval()(images()), backbone().eval()(images()))
+
+
+def test_adaptformer_is_the_equation_of_the_paper() -> None:
+    module = adapted("adaptformer", width=3).double()
+    train_width = module.blocks[0].adaptformer.down.out_features
+    assert train_width == 3
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    block, x = module.eval().blocks[2], torch.randn(2, 5, 192, dtype=torch.float64)
+    found = block(x)
+    middle = x + block.attn(block.norm1(x))
+    one = block.adaptformer
+    mean, var = middle.mean(-1, keepdim=True), middle.var(-1, unbiased=False, keepdim=True)
+    normed = (middle - mean) / (var + one.norm.eps).sqrt() * one.norm.weight + one.norm.bias
+    hidden = (normed @ one.down.weight.T + one.down.bias).clamp(min=0)
+    added = one.scale * (hidden @ one.up.weight.T + one.up.bias)
+    torch.testing.assert_close(found, middle + block.mlp(block.norm2(middle)) + added)
+
+
+@pytest.mark.parametrize(("classes", "blocks"), [(10, 12), (100, 12), (1000, 12), (365, 24)])
+def test_the_bottleneck_is_lifts(classes, blocks) -> None:
+    width = adapters.adaptformer_width(classes, blocks)
+    power = [2**k for k in range(20) if 2**k <= classes / (2 * blocks)]
+    assert width == max([1, *power])
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_what_is_saved_alone_and_merged_gives_what_was_trained(name, tmp_path) -> None:
+    module = adapted(name)
+    train(module)
+    settings = {"init": "x", **Adapter(name=name).model_dump(mode="json")}
+    save_adapted(module, tmp_path, CARD | {"backbone": "vit_tiny", "adapter": settings})
+    with torch.no_grad():
+        expected = module(images())
+        assert not torch.allclose(expected, backbone().eval()(images()), atol=1e-3)
+        again, _ = load_backbone(tmp_path)
+        torch.testing.assert_close(again(images()), expected, atol=1e-5, rtol=1e-5)
+        alone = load_adapter(backbone(), tmp_path / "adapter.safetensors", image_size=SIDE)
+        assert torch.equal(alone(images()), expected)
+    if name != "blocks":
+        small, whole = (
+            (tmp_path / f).stat().st_size for f in ("adapter.safetensors", "backbone.safetensors")
+        )
+        assert small < 0.03 * whole
+
+
+@pytest.mark.parametrize("name", ["lora", "norm"])
+def test_merged_weights_load_strictly_into_plain_timm(name, tmp_path) -> None:
+    module = adapted(name)
+    train(module)
+    card = CARD | {"backbone": "vit_tiny", "adapter": {"init": "x", "name": [name]}}
+    save_adapted(module, tmp_path, card)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=SIDE, patch_size=2)
+    plain.load_state_dict(load_file(tmp_path / "backbone.safetensors"), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(images()), module(images()), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adaptformer_does_not_merge_and_its_card_builds_it(tmp_path, caplog) -> None:
+    module = adapted("adaptformer", width=2)
+    card = CARD | {"backbone": "vit_tiny", "adapter": {"init": "x", "name": ["adaptformer"]}}
+    save_adapted(module, tmp_path, card)
+    assert "an AdaptFormer cannot be merged into a network without one" in caplog.text
+    assert json.loads((tmp_path / "backbone.json").read_text())["adaptformer"] == 2
+    with pytest.raises(ValueError, match="have an AdaptFormer already"):
+        add_adapter(load_backbone(tmp_path)[0], Adapter(name="adaptformer"), image_size=SIDE)
+
+
+def test_frozen_norms_keep_their_statistics_and_trained_ones_follow_the_batch() -> None:
+    module = adapted(("norm", "blocks"), "resnet18")
+    trained = {n.rpartition(".")[0] for n, p in module.named_parameters() if p.requires_grad}
+    assert "layer4.0.conv1" in trained
+    assert "layer3.0.conv1" not in trained
+    assert "bn1" in trained
+    module = adapted("blocks", "resnet18")
+    moved = train(module)
+    statistics = {name for name in moved if "running" in name}
+    assert statistics
+    assert all(name.startswith("layer4") for name in statistics)
+    assert not any(name.startswith(("bn1", "layer1", "layer2", "layer3")) for name in moved)
+
+
+def test_a_copy_such_as_a_teacher_has_an_adapter_of_its_own() -> None:
+    module = adapted("adaptformer")
+    teacher = copy.deepcopy(module)
+    with torch.no_grad():
+        before = teacher.eval()(images())
+    train(module)
+    with torch.no_grad():
+        assert torch.equal(teacher.eval()(images()), before)
+    teacher.train()(images())
+    norms = [m for m in teacher.modules() if isinstance(m, nn.LayerNorm)]
+    training = [norm for norm in norms if norm.training]
+    assert training == [block.adaptformer.norm for block in teacher.blocks]
+
+
+def test_lora_is_w_plus_b_times_a() -> None:
+    module = adapted("lora", rank=2)
+    train(module)
+    layer = module.blocks[3].attn.qkv
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    weight = merged(module).blocks[3].attn.qkv.weight
+    torch.testing.assert_close(weight, layer.base_layer.weight + b @ a)
+    assert (a.shape, b.shape) == ((2, 192), (576, 2))
+
+
+def test_statistics_of_trained_norms_are_saved_with_them() -> None:
+    names = set(adapter_tensors(adapted("norm", "resnet18")))
+    assert {"bn1.weight", "bn1.running_mean", "layer4.1.bn2.running_var"} <= names
+    assert not any("conv" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "settings", "sentence"),
+    [
+        ("lora", "resnet18", {}, "ScaledResNet has no layer named qkv"),
+        ("adaptformer", "resnet18", {}, "no blocks whose MLP follows a LayerNorm"),
+        ("adaptformer", "timm:swinv2_tiny_window8_256", {}, "no blocks whose MLP follows"),
+        ("blocks", "resnet18", {"blocks": 5}, r"blocks is 5, but ScaledResNet has 4"),
+        ("blocks", "torchvision:squeezenet1_1", {}, "the order of the layers of SqueezeNet"),
+        ("norm", "torchvision:squeezenet1_1", {}, "has no norm to train"),
+    ],
+)
+def test_an_adapter_that_a_network_has_no_place_for_is_refused(
+    name, model, settings, sentence
+) -> None:
+    side = 64 if ":" in model else SIDE
+    module = build_backbone(model, image_size=side)
+    with pytest.raises(ValueError, match=sentence) as refused:
+        add_adapter(module, Adapter(name=name, **settings), image_size=side)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_library_is_named_with_its_command(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(ValueError, match=r"pip install 'sslgh\[lora\]'"):
+        adapted("lora")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, "holds no adapter"),
+        ({"adapter": "{}"}, "holds no adapter"),
+        ({"adapter": '{"init": "x", "name": ["bias"]}'}, "the adapter of another network"),
+    ],
+)
+def test_a_file_that_is_no_adapter_of_this_network_is_refused(content, sentence, tmp_path) -> None:
+    save_file({"x.bias": torch.zeros(3)}, tmp_path / "a.safetensors", content or None)
+    with pytest.raises(ValueError, match=sentence):
+        load_adapter(backbone(), tmp_path / "a.safetensors", image_size=SIDE)
+
+
+def test_a_setting_that_is_not_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank is read by lora only"):
+        Adapter(name="norm", rank=4)
+    assert math.isclose(Adapter(name="lora").rank, 8)
