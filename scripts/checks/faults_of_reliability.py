@@ -27,7 +27,7 @@ FAULTS = [
     Fault("training waits for the disk", WRITER, "        self._queue.put(snapshot)\n", "        self._queue.put(snapshot)\n        self._queue.join()\n", "engine/test_checkpoint_manager.py"),
     Fault("milestone passed over", WRITER, "                self._queue.put(waiting)\n", "                pass\n", "engine/test_checkpoint_manager.py"),
     Fault("snapshot that waits never replaced", WRITER, "if waiting is not None and is_kept(waiting.progress, self.keep_every):", "if True:", "engine/test_checkpoint_manager.py"),
-    Fault("failed run drops its snapshot", WRITER, "if kind is not KeyboardInterrupt:", "if kind is None:", "engine/test_checkpoint_manager.py"),
+    Fault("failed run drops its snapshot", WRITER, "self.active and kind is not KeyboardInterrupt:", "self.active and kind is None:", "engine/test_checkpoint_manager.py"),
     Fault("bug in the thread unheard", WRITER, "        if self._error is not None:\n            raise self._error\n", "", "engine/test_checkpoint_manager.py"),
     Fault("gradient not watched", TRAINER, "torch.stack([*watched, grad_norm.float()])", "torch.stack(watched)", "engine/test_finite.py"),
     Fault("buffers not put back", TRAINER, "            buffer.copy_(before)\n", "            pass\n", "engine/test_finite.py"),

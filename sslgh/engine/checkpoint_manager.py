@@ -169,6 +169,7 @@ class CheckpointWriter:
         report: Function that prints a message.
         keep_last: Number of the latest checkpoints to keep.
         keep_every: Epochs between checkpoints that are kept for good, or None.
+        active: Whether this is rank 0; the writers of the others do nothing.
     """
 
     def __init__(
@@ -178,17 +179,21 @@ class CheckpointWriter:
         *,
         keep_last: int,
         keep_every: int | None,
+        active: bool = True,
     ) -> None:
-        self.directory, self.report = directory, report
+        self.directory, self.report, self.active = directory, report, active
         self.keep_last, self.keep_every = keep_last, keep_every
         self._error: BaseException | None = None
         self._queue: Queue[Snapshot | None] = Queue(maxsize=1)
         # A daemon: a second Ctrl-C ends the process at once, and a partial checkpoint is harmless.
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-        self._thread.start()
+        if active:
+            self._thread.start()
 
     def submit(self, snapshot: Snapshot) -> None:
         """Hand over a snapshot to be written."""
+        if not self.active:
+            return
         with contextlib.suppress(Empty):
             waiting = self._queue.get_nowait()
             if waiting is not None and is_kept(waiting.progress, self.keep_every):
@@ -213,7 +218,7 @@ class CheckpointWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the snapshot that waits, also after an error; a second Ctrl-C does not wait."""
-        if kind is not KeyboardInterrupt:
+        if self.active and kind is not KeyboardInterrupt:
             self._queue.put(None)
             self._thread.join()
 

@@ -104,14 +104,14 @@ def launch_environment() -> dict[str, str]:
     return found | {"python": sys.version.split()[0], "program": Path(sys.argv[0]).name}
 
 
-def run_on_main(work: Callable[[], T] | None, accelerator: Accelerator) -> T:
-    """Run a function on rank 0 and broadcast its result; other ranks may give None. Collective: call it on every rank.
+def run_on_main(work: Callable[[], T], accelerator: Accelerator) -> T:
+    """Run a function on rank 0 and broadcast its result. Collective: call it on every rank.
 
     Raises:
         ValueError, OSError: The error of ``work``, on every rank, so that none waits for the others.
     """
     try:
-        answer: list[Any] = [work() if accelerator.is_main_process and work else None]
+        answer: list[Any] = [work() if accelerator.is_main_process else None]
     except (ValueError, OSError) as error:
         answer = [error]
     found: T | Exception = broadcast_object_list(answer)[0]

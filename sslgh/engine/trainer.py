@@ -5,7 +5,7 @@ A stage, `Pretraining` or `Finetuning`, says what is computed; this file says wh
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -110,10 +110,17 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
         images_per_step=recipe.train.batch_size,
         within_epoch=progress.step_in_epoch > 0,
     )
+    writer = CheckpointWriter(
+        run.checkpoints,
+        logger.info,
+        keep_last=recipe.train.keep_last,
+        keep_every=recipe.train.keep_every,
+        active=run.accelerator.is_main_process,
+    )
     with (
         closing(run),
         logger,
-        _checkpoint_writer(run, logger) as writer,
+        writer,
         StopRequest() as stop,
         closing(batches),
         determinism() if recipe.train.deterministic else nullcontext(),
@@ -136,13 +143,13 @@ def train(stage: Stage, batches: BrokenImages, progress: Progress) -> None:
                     report_broken_images(run, batches, progress, logger)
                 if result.stop:
                     save(run, batches, progress, logger, writer)
-                    finish_writing(run, writer)
+                    run_on_main(writer.finish, run.accelerator)
                     raise Stopped(STOP_MESSAGE.format(step.global_step))
             progress = progress._replace(epoch=epoch + 1, step_in_epoch=0)
             if _is_checkpoint_due(recipe.train, epoch + 1):
                 stage.end_epoch(epoch, progress.global_step, logger)
                 save(run, batches, progress, logger, writer)
-        finish_writing(run, writer)
+        run_on_main(writer.finish, run.accelerator)
         # A probe or the next recipe must not begin in a job that is about to end.
         if any_rank(stop.asked, run.accelerator.device):
             raise Stopped("stopped after the last step; run the same command to finish")
@@ -267,7 +274,7 @@ def save(
     batches: BrokenImages,
     progress: Progress,
     logger: MetricLogger,
-    writer: CheckpointWriter | None,
+    writer: CheckpointWriter,
 ) -> None:
     """Hand a copy of the run's state to the checkpoint writer. Collective: call it on every rank.
 
@@ -283,27 +290,10 @@ def save(
         raise NotFiniteError(
             f"a weight is not finite after step {progress.global_step}; lower optim.lr or set optim.clip"
         )
-    if writer is not None or run.accelerator.is_fsdp2:
-        snapshot = copy_to_cpu(progress, run.environment, run.module, run.aux_state, run.optimizer)
-        if writer is not None:
-            writer.submit(snapshot)
-
-
-def finish_writing(run: Run, writer: CheckpointWriter | None) -> None:
-    """Wait for the last checkpoint; OSError on every rank if it cannot be written. Collective: call it on every rank."""
-    run_on_main(None if writer is None else writer.finish, run.accelerator)
-
-
-def _checkpoint_writer(
-    run: Run, logger: MetricLogger
-) -> AbstractContextManager[CheckpointWriter | None]:
-    """The writer on rank 0, None elsewhere."""
-    if not run.accelerator.is_main_process:
-        return nullcontext()
-    train = run.recipe.train
-    return CheckpointWriter(
-        run.checkpoints, logger.info, keep_last=train.keep_last, keep_every=train.keep_every
-    )
+    if writer.active or run.accelerator.is_fsdp2:  # with FSDP a copy is a collective
+        writer.submit(
+            copy_to_cpu(progress, run.environment, run.module, run.aux_state, run.optimizer)
+        )
 
 
 def _is_checkpoint_due(train: Train, epochs: int) -> bool:
