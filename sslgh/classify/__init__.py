@@ -2,7 +2,7 @@
 
 from sslgh.classify.adam_heads import HeadTraining
 from sslgh.classify.converged_heads import Convergence
-from sslgh.classify.embedding_terms import EmbeddingTerm, TermSettings
+from sslgh.classify.embedding_terms import EmbeddingTerm, TermInput, TermSettings
 from sslgh.classify.ensemble import Head, HeadEnsemble
 from sslgh.classify.estimator import LongTailProbe
 from sslgh.classify.objectives import OBJECTIVES, Objective
@@ -18,6 +18,7 @@ __all__ = [
     "HeadTraining",
     "LongTailProbe",
     "Objective",
+    "TermInput",
     "TermSettings",
     "Training",
     "select_heads",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sslgh.classify.embedding_terms import TermInput
 from sslgh.classify.ensemble import Classifier, FeatureScaler, Head, HeadEnsemble
 from sslgh.classify.heads import (
     Heads,
@@ -166,7 +167,7 @@ def _embedding_loss(
     assert objective.embedding is not None
     settings = objective.term._replace(tau=head.tau)
     terms = [
-        objective.embedding(z[:, None], y, w, prior, settings, None).mean()
+        objective.embedding(TermInput(z[:, None], y, w, prior, settings, None)).mean()
         for z, y, w in zip(embeddings, labels, weights, strict=True)
     ]
     return objective.embedding_weight * torch.stack(terms)

@@ -41,113 +41,87 @@ class TermSettings(NamedTuple):
     scale: float = 1.0
 
 
-# (embeddings (N, V, D), target (N,), proxies (C, D), prior (C,), settings, gather) to a loss (N,) whose plain mean is
-# what is minimized.
-EmbeddingTerm = Callable[[Tensor, Tensor, Tensor, Tensor, TermSettings, Gather | None], Tensor]
+class TermInput(NamedTuple):
+    """What a term is computed from.
+
+    Attributes:
+        embeddings: Shape (N, V, D).
+        target: Classes, shape (N,).
+        proxies: Class weights, shape (C, D).
+        prior: Class shares, shape (C,).
+        settings: Settings of the term.
+        gather: Stacks a tensor over all ranks; None: this rank alone.
+    """
+
+    embeddings: Tensor
+    target: Tensor
+    proxies: Tensor
+    prior: Tensor
+    settings: TermSettings
+    gather: Gather | None
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every view as a row (N V, D), with its class (N V,), and the class shares (C,)."""
+        views = self.embeddings.shape[1]
+        return self.embeddings.flatten(0, 1), self.target.repeat_interleave(views), self.prior
+
+    def mean_over_views(self, loss: Tensor) -> Tensor:
+        """Loss (N,) of every sample, of the loss (N V,) of the rows."""
+        return loss.view(self.embeddings.shape[:2]).mean(1)
 
 
-def margin_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+# A loss (N,) whose plain mean is what is minimized.
+EmbeddingTerm = Callable[[TermInput], Tensor]
+
+
+def margin_term(given: TermInput) -> Tensor:
     """E2: the contrast between classes with a margin by the ratio of their shares."""
+    tau, temperature, *_ = given.settings
     loss = embedding_margin(
-        z.flatten(0, 1),
-        _repeated(target, z),
-        prior,
-        tau=settings.tau,
-        temperature=settings.temperature,
-        proxies=proxies,
-        gather=gather,
+        *given.rows, tau=tau, temperature=temperature, proxies=given.proxies, gather=given.gather
     )
-    return loss.view(z.shape[:2]).mean(1)
+    return given.mean_over_views(loss)
 
 
-def contrast_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+def contrast_term(given: TermInput) -> Tensor:
     """E1: the same contrast without a margin."""
-    return margin_term(z, target, proxies, prior, settings._replace(tau=0.0), gather)
+    return margin_term(given._replace(settings=given.settings._replace(tau=0.0)))
 
 
-def hinge_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+def hinge_term(given: TermInput) -> Tensor:
     """E3: a hinge on distances, its margin growing with rarity."""
-    labels = _repeated(target, z)
-    loss = embedding_hinge(
-        z.flatten(0, 1), labels, prior, tau=settings.tau, proxies=proxies, gather=gather
-    )
-    return loss.view(z.shape[:2]).mean(1)
+    tau = given.settings.tau
+    loss = embedding_hinge(*given.rows, tau=tau, proxies=given.proxies, gather=given.gather)
+    return given.mean_over_views(loss)
 
 
-def pull_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+def pull_term(given: TermInput) -> Tensor:
     """E4: a pull to the class, stronger for rare ones, and no rivals."""
-    labels = _repeated(target, z)
-    loss = embedding_pull(
-        z.flatten(0, 1), labels, prior, tau=settings.tau, proxies=proxies, gather=gather
-    )
-    return loss.view(z.shape[:2]).mean(1)
+    tau = given.settings.tau
+    loss = embedding_pull(*given.rows, tau=tau, proxies=given.proxies, gather=given.gather)
+    return given.mean_over_views(loss)
 
 
-def supervised_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+def supervised_term(given: TermInput) -> Tensor:
     """SupCon, scaled so that the mean over the batch is the mean over the anchors with a mate."""
-    loss = supervised_contrastive(z, target, temperature=settings.temperature, gather=gather)
+    z, target, temperature = given.embeddings, given.target, given.settings.temperature
+    loss = supervised_contrastive(z, target, temperature=temperature, gather=given.gather)
     if z.shape[1] > 1:  # the other view is a mate
         return loss
-    mates = has_mate(target, gather=gather).sum().clamp(min=1)
+    mates = has_mate(target, gather=given.gather).sum().clamp(min=1)
     return loss * (len(target) / mates)
 
 
-def balanced_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+def balanced_term(given: TermInput) -> Tensor:
     """E5, BCL: the denominator averages each class."""
+    z, target, proxies, _, settings, gather = given
     return balanced_contrastive(z, target, proxies, temperature=settings.temperature, gather=gather)
 
 
-def rebalanced_term(
-    z: Tensor,
-    target: Tensor,
-    proxies: Tensor,
-    prior: Tensor,
-    settings: TermSettings,
-    gather: Gather | None,
-) -> Tensor:
+def rebalanced_term(given: TermInput) -> Tensor:
     """RCL: the averages are weighted by the class shares, which differ from counts by a constant only."""
+    z, target, proxies, prior, settings, gather = given
     return rebalanced_contrastive(
         z,
         target,
@@ -158,7 +132,3 @@ def rebalanced_term(
         scale=settings.scale,
         gather=gather,
     )
-
-
-def _repeated(target: Tensor, z: Tensor) -> Tensor:
-    return target.repeat_interleave(z.shape[1])

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sslgh.classify.embedding_terms import TermSettings
+from sslgh.classify.embedding_terms import TermInput, TermSettings
 from sslgh.classify.network import Network
 from sslgh.classify.objectives import DEFERRED_FROM, OBJECTIVES
 from sslgh.data import (
@@ -221,7 +221,7 @@ class Finetuning:
             term = TermSettings(settings.tau, settings.temperature, settings.gamma, settings.scale)
             # Every anchor has a mate: the proxy of its class, or the other view.
             per_sample = objective.embedding(
-                found.embeddings, batch.target, found.proxies, prior, term, gather
+                TermInput(found.embeddings, batch.target, found.proxies, prior, term, gather)
             )
             metrics["embedding"] = weighted_mean(per_sample)
             weight = settings.embedding_weight

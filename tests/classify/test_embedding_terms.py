@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sslgh.classify import OBJECTIVES
-from sslgh.classify.embedding_terms import TermSettings, supervised_term
+from sslgh.classify.embedding_terms import TermInput, TermSettings, supervised_term
 from sslgh.functional import embedding_margin, has_mate
 from sslgh.functional.supervised_contrastive import supervised_contrastive
 
@@ -31,19 +31,21 @@ def test_a_term_is_one_number_an_image_and_ignores_the_order_of_images_views_and
 ):
     z, target, proxies = problem(views)
     settings = TermSettings(tau=0.7)
-    loss = TERMS[name](z, target, proxies, PRIOR, settings, None)
+    loss = TERMS[name](TermInput(z, target, proxies, PRIOR, settings, None))
     assert loss.shape == target.shape
     assert loss.isfinite().all()
     assert (loss > 0).any()
 
     rows, classes = torch.tensor([3, 1, 6, 0, 5, 2, 4]), torch.tensor([2, 0, 1])
     permuted = TERMS[name](
-        z[rows].flip(1),
-        classes.argsort()[target[rows]],
-        proxies[classes],
-        PRIOR[classes],
-        settings,
-        None,
+        TermInput(
+            z[rows].flip(1),
+            classes.argsort()[target[rows]],
+            proxies[classes],
+            PRIOR[classes],
+            settings,
+            None,
+        )
     )
     torch.testing.assert_close(permuted, loss[rows])
 
@@ -60,10 +62,10 @@ def test_what_a_term_reads_changes_it_and_nothing_else_does(name):
         "bcl": {"temperature"},
         "rcl": {"temperature", "gamma", "scale"},
     }[name]
-    base = TERMS[name](z, target, proxies, PRIOR, TermSettings(), None)
+    base = TERMS[name](TermInput(z, target, proxies, PRIOR, TermSettings(), None))
     for field in TermSettings._fields:
         settings = TermSettings()._replace(**{field: 0.3})
-        other = TERMS[name](z, target, proxies, PRIOR, settings, None)
+        other = TERMS[name](TermInput(z, target, proxies, PRIOR, settings, None))
         assert (not torch.equal(base, other)) == (field in read)
 
 
@@ -78,7 +80,7 @@ def test_the_margin_term_averages_its_views_and_the_contrast_has_no_margin():
             temperature=0.1,
             proxies=proxies,
         )
-        term = TERMS[name](z, target, proxies, PRIOR, TermSettings(tau=0.7), None)
+        term = TERMS[name](TermInput(z, target, proxies, PRIOR, TermSettings(tau=0.7), None))
         torch.testing.assert_close(term, rows.view(2, -1).mean(0))
 
 
@@ -86,8 +88,8 @@ def test_rcl_without_balance_and_scale_is_bcl():
     z, target, proxies = problem(views=2)
     plain = TermSettings(gamma=0.0)
     torch.testing.assert_close(
-        TERMS["rcl"](z, target, proxies, PRIOR, plain, None),
-        TERMS["bcl"](z, target, proxies, PRIOR, TermSettings(), None),
+        TERMS["rcl"](TermInput(z, target, proxies, PRIOR, plain, None)),
+        TERMS["bcl"](TermInput(z, target, proxies, PRIOR, TermSettings(), None)),
         atol=1e-14,
         rtol=0,
     )
@@ -97,7 +99,7 @@ def test_images_without_a_mate_are_left_out_of_the_mean_and_never_counted_as_zer
     z, _, proxies = problem()
     lonely = torch.tensor([0, 0, 0, 1, 1, 1, 2])
     loss = supervised_contrastive(z, lonely, temperature=0.1)
-    term = supervised_term(z, lonely, proxies, PRIOR, TermSettings(), None)
+    term = supervised_term(TermInput(z, lonely, proxies, PRIOR, TermSettings(), None))
     assert not has_mate(lonely)[-1]
     torch.testing.assert_close(term.mean(), loss[:-1].mean())
 
@@ -106,7 +108,7 @@ def test_images_without_a_mate_are_left_out_of_the_mean_and_never_counted_as_zer
 def test_a_batch_of_one_image_a_class_is_finite_with_its_gradient(name):
     z, _, proxies = problem(rows=3)
     z.requires_grad_()
-    loss = TERMS[name](z, torch.arange(3), proxies, PRIOR, TermSettings(), None).mean()
+    loss = TERMS[name](TermInput(z, torch.arange(3), proxies, PRIOR, TermSettings(), None)).mean()
     assert loss.isfinite()
     if name == "supcon":
         assert loss == 0

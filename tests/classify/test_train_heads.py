@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sslgh.classify import OBJECTIVES, Head, HeadTraining, train_heads
 from sslgh.classify.adam_heads import sample_orders
-from sslgh.classify.embedding_terms import TermSettings
+from sslgh.classify.embedding_terms import TermInput, TermSettings
 from sslgh.evaluation.protocols import GH_HEADS
 from sslgh.functional import embedding_margin
 from sslgh.functional.groups import class_accuracy
@@ -330,7 +330,9 @@ def loop(features, labels, head, training, start, seed):
             ).mean()
             if objective.embedding is not None:
                 settings = TermSettings(tau=head.tau)
-                term = objective.embedding(z[:, None], y, layers[0].weight, prior, settings, None)
+                term = objective.embedding(
+                    TermInput(z[:, None], y, layers[0].weight, prior, settings, None)
+                )
                 loss = loss + 0.35 * term.mean()
             optimizer.zero_grad()
             loss.backward()
