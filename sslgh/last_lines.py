@@ -1,11 +1,11 @@
 """The last lines of a command: what it wrote, how good that is, and what comes next."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from sslgh.data import DataError
+from sslgh.engine.run_dir import read_metrics
 from sslgh.evaluation import Result, check_probes
 from sslgh.evaluation.tables import percent
 from sslgh.recipe import Recipe, RecipeError, make_recipe
@@ -27,7 +27,7 @@ def last_lines(recipe: Recipe, results: Sequence[Result], *, details: bool) -> l
     """
     run = recipe.directory
     found = [name for name in WRITTEN if (run / name).exists()]
-    quality = _accuracy(results[0]) if results else _loss(run / "metrics.jsonl")
+    quality = _accuracy(results[0]) if results else _loss(run)
     return [
         f"{shlex.quote(str(run))}: {', '.join(found)}",
         *([quality] if quality else []),
@@ -47,12 +47,9 @@ def _accuracy(result: Result) -> str:
     )
 
 
-def _loss(metrics: Path) -> str:
+def _loss(run: Path) -> str:
     """First and last logged training loss; empty if none was logged."""
-    lines = (
-        [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    )
-    losses = [line["loss"] for line in lines if line.get("kind") == "train"]
+    losses = [line["loss"] for line in read_metrics(run) if line.get("kind") == "train"]
     if not losses:
         return ""
     return f"loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last; no accuracy was measured"

@@ -1,6 +1,8 @@
 """A module of one's own, pretrained in Python."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -66,15 +68,15 @@ def test_a_stopped_run_resumes_to_the_same_bits_whatever_weights_the_module_has(
         tiny("train.epochs=2", f"run_dir={tmp_path}/a"), backbone=drawn()
     )
     recipe = tiny("train.epochs=2", f"run_dir={tmp_path}/b")
-    save = trainer.save
+    step_as_it_is = trainer.train_step
 
-    def save_and_stop(*arguments):
-        save(*arguments)
-        trainer.finish_writing(arguments[0], arguments[-1])
-        raise Stopped("here")
+    def signalled(stage, batches, step, stop):
+        if step.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_as_it_is(stage, batches, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save", save_and_stop)
+        patch.setattr(trainer, "train_step", signalled)
         with pytest.raises(Stopped):
             sslgh.pretrain_backbone(recipe, backbone=drawn())
     sslgh.pretrain_backbone(recipe, backbone=drawn(5))

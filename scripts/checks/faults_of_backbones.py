@@ -120,8 +120,8 @@ FAULTS = [
     Fault(
         "statistics of black images",
         LIBRARIES,
-        "            buffer.copy_(before)\n",
-        "            pass\n",
+        "name: buffer.clone() for",
+        "name: buffer for",
         "models/test_library_backbones.py",
     ),
     Fault(

@@ -5,7 +5,7 @@ from fault import Fault
 FOLDER = WRITER = "engine/checkpoint_manager.py"
 CHECKPOINT = "engine/checkpoint.py"
 TRAINER = "engine/trainer.py"
-NEED = "engine/memory_need.py"
+NEED = "engine/memory.py"
 IMAGES, QUARANTINE = "data/run_images.py", "engine/broken_images.py"
 
 FAULTS = [
@@ -36,7 +36,7 @@ FAULTS = [
     Fault("skips for ever", TRAINER, "if skipped_in_a_row >= MAX_SKIPPED:", "if False:", "engine/test_finite.py"),
     Fault("skips not in a row add up", TRAINER, "progress.skipped_in_a_row + 1 if result.skipped else 0", "progress.skipped_in_a_row + (result.skipped is not None)", "engine/test_finite.py"),
     Fault("lines lost on a full disk", "engine/logger.py", "            return error\n", '            self._pending = b""\n            return error\n', "engine/test_logger.py"),
-    Fault("torn line written again", "engine/logger.py", "self._pending = self._pending[self._file.write(self._pending) or 0 :]", 'self._file.write(self._pending)\n                self._pending = b""', "engine/test_logger.py"),
+    Fault("torn line written again", "engine/logger.py", "self._pending = self._pending[file.write(self._pending) or 0 :]", 'file.write(self._pending)\n                    self._pending = b""', "engine/test_logger.py"),
     Fault("SIGUSR1 kills", "data/loader.py", '"SIGINT", "SIGUSR1")', '"SIGINT")', "test_launch.py"),
     Fault("second interrupt waits", "engine/launch.py", "if self.asked and number == signal.SIGINT:", "if False:", "test_launch.py"),
     Fault("signal not answered", "engine/launch.py", "os.write(2, STOPPING)", "pass", "engine/test_stopping.py -k answered"),
@@ -64,9 +64,9 @@ FAULTS = [
     Fault("probes cut anew", IMAGES, "    record = read_record(directory)\n    if record is not None and data.source", "    record = None\n    if record is not None and data.source", "evaluation/test_changed_folders.py"),
     Fault("other data not seen", IMAGES, "        if (old := _setting(before, key)) != (new := _setting(data, key)):", "        if (old := _setting(before, key)) != (new := old):", "data/test_run_images.py -k choice"),
     Fault("another place is the same place", IMAGES, "return _other_place(record, data, moved) if moved else None", "return None", "data/test_run_images.py -k other_pictures"),
-    Fault("names without content", "data/file_sample.py", "if now != before and MISSING not in (now, before):", "if False:", "data/test_run_images.py -k other_pictures"),
-    Fault("place without images", "data/file_sample.py", "if len(missing) > most_missing * len(sample):", "if False:", "data/test_run_images.py -k without_most"),
-    Fault("sample from the start alone", "data/file_sample.py", "return items[:: max(1, len(items) // SAMPLE)]", "return items[:SAMPLE]", "data/test_run_images.py -k spread"),
+    Fault("names without content", "data/run_record.py", "if now != before and MISSING not in (now, before):", "if False:", "data/test_run_images.py -k other_pictures"),
+    Fault("place without images", "data/run_record.py", "if len(missing) > most_missing * len(sample):", "if False:", "data/test_run_images.py -k without_most"),
+    Fault("sample from the start alone", "data/run_record.py", "return items[:: max(1, len(items) // SAMPLE)]", "return items[:SAMPLE]", "data/test_run_images.py -k spread"),
     Fault("another list passes", IMAGES, 'if "list" in moved and image_fingerprint', 'if "list" not in moved and image_fingerprint', "data/test_run_images.py -k list_that_has_moved"),
     Fault("tested on its training images", IMAGES, "    if found:\n        raise DataError(\n            f\"data.test_root", "    if not test:\n        raise DataError(\n            f\"data.test_root", "data/test_run_images.py -k among"),
     Fault("work taken over", "engine/run_dir.py", "if differing and took_a_step(directory):", "if differing and not directory:", "engine/test_run_dir.py -k work"),
@@ -132,18 +132,18 @@ FAULTS = [
     Fault("names counted once", QUARANTINE, "sum(name in names for name in self.images.names)", "len(names)", "engine/test_broken_images.py"),
     Fault("share rounded down", QUARANTINE, "> ROUNDING or", "> 0 or", "engine/test_broken_images.py"),
     Fault("average forgotten", "doctor/memory_estimate.py", "return _bytes(network) if averaged else 0", "return 0", "doctor/test_memory_estimate.py"),
-    Fault("bank counted with a gradient", "engine/memory_guard.py", "if trained and not torch", "if not torch", "engine/test_memory_guard.py"),
+    Fault("bank counted with a gradient", "engine/memory.py", "if trained and not torch", "if not torch", "engine/test_memory_need.py"),
     Fault("resumed without its images", "data/run_images.py", "if len(missing) > MAX_MISSING * len(sample):", "if False:", "data/test_run_images.py"),
     Fault("reporter ends the writer", "engine/checkpoint_manager.py", "with contextlib.suppress(Exception):", "with contextlib.suppress(OSError):", "engine/test_checkpoint_manager.py"),
     Fault("outputs keep the graph", "methods/base.py", "embeddings=(z1.detach(), z2.detach())", "embeddings=(z1, z2)", "methods/test_base.py"),
-    Fault("gradients not counted", "engine/memory_guard.py", "2 + COPIES[recipe.optim.name] if trained", "COPIES[recipe.optim.name] if trained", "engine/test_memory_guard.py"),
+    Fault("gradients not counted", "engine/memory.py", "2 + COPIES[recipe.optim.name] if trained", "COPIES[recipe.optim.name] if trained", "engine/test_memory_need.py"),
     Fault("size for content", "data/decoding.py", "file, partial(hashlib.blake2b, digest_size=HASH_BYTES)", '__import__("io").BytesIO(str(path.stat().st_size).encode()), partial(hashlib.blake2b, digest_size=HASH_BYTES)', "data/test_image_set.py"),
     Fault("full disk ends the probe", "evaluation/features.py", "    except (OSError, SafetensorError) as error:\n        log.warning(\n", "    except ZeroDivisionError as error:\n        log.warning(\n", "evaluation/test_features.py"),
     Fault("half a cache left", "evaluation/features.py", "            temporary.unlink(missing_ok=True)\n", "            pass\n", "evaluation/test_features.py"),
     Fault("probes share a temporary", "evaluation/features.py", 'f"{path.name}.{uuid4().hex}.tmp"', 'f"{path.name}.tmp"', "evaluation/test_features.py"),
     Fault("results of other data lost", "evaluation/results.py", "    return path if same else path.with_name", "    return path if path else path.with_name", "evaluation/test_results.py -k overwrite"),
     Fault("older results lost", "evaluation/results.py", "        same = all(getattr(held, name)", "        same = any(getattr(held, name)", "evaluation/test_results.py -k older"),
-    Fault("training sets alike", "evaluation/measured_data.py", 'f"{self.train_fingerprint} {self.fingerprint}"', 'f"{self.fingerprint}"', "evaluation/test_results.py -k differ"),
+    Fault("training sets alike", "evaluation/results.py", 'f"{self.train_fingerprint} {self.fingerprint}"', 'f"{self.fingerprint}"', "evaluation/test_results.py -k differ"),
     Fault("test sets mixed", "evaluation/tables.py", "tested = None if result.data is None else result.data.fingerprint", "tested = None", "evaluation/test_tables.py -k headers"),
     Fault("test sets unnamed", "evaluation/tables.py", "    if section.test_set:\n", "    if False:\n", "evaluation/test_tables.py -k headers"),
     Fault("results share a temporary", "evaluation/results.py", 'f"{path.name}.{uuid4().hex}.tmp"', 'f"{path.name}.tmp"', "evaluation/test_results.py"),
@@ -176,8 +176,8 @@ FAULTS = [
     Fault("batch beyond the images", NEED, "min(recipe.train.batch_size, len(run.images))", "recipe.train.batch_size", "engine/test_memory_need.py"),
     Fault("recomputed activations free", NEED, "if run.recipe.model.checkpointing:", "if False:", "engine/test_memory_need.py"),
     Fault("storage counted per view", NEED, "if storage not in self._seen:", "if True:", "engine/test_memory_need.py"),
-    Fault("copies of a module free", "engine/memory_guard.py", "elif func in COPYING:", "elif False:", "engine/test_memory_need.py"),
-    Fault("pages of files fill a container", "engine/memory_guard.py", "used.read_text()) + files]", "used.read_text())]", "engine/test_memory_need.py"),
+    Fault("copies of a module free", "engine/memory.py", "elif func in COPYING:", "elif False:", "engine/test_memory_need.py"),
+    Fault("pages of files fill a container", "engine/memory.py", "used.read_text()) + files]", "used.read_text())]", "engine/test_memory_need.py"),
     Fault("first step timed", "engine/logger.py", "passed / (steps - 1)", "passed / steps", "engine/test_logger.py"),
     Fault("killed for ever running", "engine/run_dir.py", '    write_status(directory, "failed", message)\n', "", "engine/test_run_dir.py"),
     Fault("running for killed", "engine/run_dir.py", "    except BusyError:\n        return None\n", "    except BusyError:\n        lock = None\n", "engine/test_run_dir.py"),

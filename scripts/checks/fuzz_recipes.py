@@ -40,7 +40,7 @@ from sslgh.engine.build import build_method, build_network
 from sslgh.engine.exit_codes import run_command
 from sslgh.engine.finetuning import dry_run_finetuning
 from sslgh.engine.launch import init_accelerator
-from sslgh.engine.memory_guard import memory_guard
+from sslgh.engine.memory import memory_guard
 from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.optim import build_optimizer
 from sslgh.engine.pretraining import dry_run_pretraining

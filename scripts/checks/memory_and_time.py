@@ -28,7 +28,7 @@ from sslgh.data import num_workers, training_set
 from sslgh.doctor.training_time import build_stage, seconds_per_image
 from sslgh.engine import trainer
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.memory_need import WORKER, memory_need
+from sslgh.engine.memory import WORKER, memory_need
 from sslgh.engine.run import open_run
 from sslgh.recipe import load_recipe
 

@@ -44,7 +44,7 @@ ONE_PROBE = "probe=[{protocol: longtail, objectives: [la]}]"
 COMMANDS = {
     "pretrain": ("pretrain", f"{DIGITS}/simclr.yaml", "train.epochs=2", SHORT, "run_dir={}/plain"),
     "run": (
-        *("run", f"{DIGITS}/simclr-gh.yaml", "train.epochs=4", SHORT),
+        *("run", f"{DIGITS}/simclr-gh.yaml", "train.epochs=4", SHORT, "harmonize.warmup_epochs=2"),
         *("run_dir={}/gh", ONE_PROBE),
     ),
     "probe": ("probe", "{}/gh"),

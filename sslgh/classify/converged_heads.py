@@ -3,7 +3,7 @@
 Shapes: N samples, F features, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -50,10 +50,14 @@ class Convergence:
         keys = {head: trained_head(head, self)._replace(lr=None) for head in heads}
         wanted = list(dict.fromkeys(keys.values()))
         linear = [head for head in wanted if OBJECTIVES[head.objective].embedding is None]
+        bases = [base_head(head) for head in linear if OBJECTIVES[head.objective].rescales]
         design = with_ones(features)
+        trained: dict[Head, Classifier] = {}
         disable = None if problem.progress else True  # None: no bar in a log file
-        bar = tqdm(linear, desc="heads", unit="head", disable=disable, leave=False)
-        trained = {head: self._linear(problem, design, head) for head in bar}
+        # Each once, and before the heads that rescale it.
+        order = dict.fromkeys([*bases, *linear])
+        for head in tqdm(order, desc="heads", unit="head", disable=disable, leave=False):
+            trained[head] = self._linear(problem, design, head, trained)
         if layered := [head for head in wanted if head not in trained]:
             trained |= plateau_heads(problem, layered, self.embedding)
         return HeadEnsemble(
@@ -64,8 +68,10 @@ class Convergence:
             scaler=scaler,
         )
 
-    def _linear(self, problem: Problem, design: Tensor, head: Head) -> Classifier:
-        """The head without an embedding layer at its optimum."""
+    def _linear(
+        self, problem: Problem, design: Tensor, head: Head, trained: Mapping[Head, Classifier]
+    ) -> Classifier:
+        """The head without an embedding layer at its optimum; ``trained`` holds the one that it rescales, if any."""
         objective = OBJECTIVES[head.objective]
         if objective.decision == "means":
             return class_means(problem.features, problem.labels, len(problem.counts), 1)
@@ -76,8 +82,8 @@ class Convergence:
         limits = Limits(self.max_iterations, self.tolerance)
         if not objective.rescales:
             return _classifier(optimum(loss, limits))
-        base = self._linear(problem, design, base_head(head))
-        return _classifier(rescaled_optimum(loss, limits, _parameters(base)))
+        base = _parameters(trained[base_head(head)])
+        return _classifier(rescaled_optimum(loss, limits, base))
 
 
 def _margins(problem: Problem, head: Head) -> Margins:

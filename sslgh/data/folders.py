@@ -271,14 +271,14 @@ def find_images(folder: Path, without: Path | None = None) -> Tree:
     if found.unreadable:
         path, reason = found.unreadable[0]
         raise _unlistable(path, reason)
-    if words := left_out_words(kinds(found), len(found.hidden)):
+    if words := skipped_words(kinds(found), len(found.hidden)):
         warn_once(f"{printable(folder)}: skipped {words}")
     found.images.sort(key=lambda path: path.relative_to(folder).parts)
     _check_found(folder, found.images)
     return found
 
 
-def left_out_words(counts: dict[str, int], hidden: int) -> str:
+def skipped_words(counts: dict[str, int], hidden: int) -> str:
     """Counts of what is left out of a tree in words; empty if there is nothing.
 
     Args:
@@ -286,7 +286,7 @@ def left_out_words(counts: dict[str, int], hidden: int) -> str:
         hidden: Number of hidden files and folders.
 
     Examples:
-        >>> left_out_words({".txt": 12, "": 1, ".heic": 3}, 2)
+        >>> skipped_words({".txt": 12, "": 1, ".heic": 3}, 2)
         '3 .heic (photos that are not read: convert them to JPEG or PNG), 12 .txt, 1 without suffix, 2 hidden'
     """
     photos = [f"{n} {printable(kind)}" for kind, n in counts.items() if kind in UNREAD]

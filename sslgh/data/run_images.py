@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslgh.data.file_sample import difference
 from sslgh.data.folders import folder_of_record, warn_once
 from sslgh.data.image_set import DataError, ImageSet
-from sslgh.data.run_record import IMAGES, Record, image_fingerprint, read_record
+from sslgh.data.run_record import IMAGES, Record, difference, image_fingerprint, read_record
 from sslgh.data.sources import load_images, training_set
 from sslgh.distributed import dist_info
 from sslgh.recipe import Recipe

@@ -1,18 +1,26 @@
-"""The record of the images that a run began with: ``images.json``. Shapes: N images, C classes."""
+"""The record of the images that a run began with: ``images.json``.
+
+A sample of the files is known by its content, at another place too. Shapes: N images, C classes.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from sslgh.data.file_sample import sample_hashes
+from sslgh.data.decoding import HASH_BYTES, hash_files
 from sslgh.data.image_set import DataError, ImageSet
+from sslgh.recipe.errors import printable
 
 IMAGES = "images.json"
 FORMAT = 3
+# Files whose content is recorded, at least, or all.
+SAMPLE = 256
+MISSING = bytes(HASH_BYTES).hex()
+T = TypeVar("T")
 
 
 class Record(NamedTuple):
@@ -103,3 +111,38 @@ def _read_record(path: Path) -> Record:
 def _check_fingerprint(record: Record) -> None:
     if _hash(record.names, record.class_names, record.labels) != record.fingerprint:
         raise ValueError("the list does not fit its fingerprint")
+
+
+def sample_hashes(paths: Sequence[Path]) -> list[str]:
+    """Hashes of the bytes of a few hundred files, evenly spread; `MISSING` for what is no file."""
+    found = hash_files(tuple(_sample(paths)))
+    return [found[i : i + HASH_BYTES].hex() for i in range(0, len(found), HASH_BYTES)]
+
+
+def difference(
+    names: Sequence[str], paths: Sequence[Path], hashes: Sequence[str], *, most_missing: float
+) -> str | None:
+    """Why files are not those of a run, in words; None if they are.
+
+    Args:
+        names: Names of the run's images.
+        paths: Where they are looked for.
+        hashes: Their `sample_hashes` when the run began; empty for a run that recorded none.
+        most_missing: Largest share of the sample that may be missing.
+    """
+    found, sample = sample_hashes(paths), list(_sample(names))
+    missing = [name for name, now in zip(sample, found, strict=True) if now == MISSING]
+    if len(missing) > most_missing * len(sample):
+        return (
+            f"{len(missing)} of {len(sample)} images of the run that were looked for are missing there, the first is "
+            f"{printable(missing[0])}"
+        )
+    known = zip(sample, found, hashes, strict=True) if hashes else ()
+    for name, now, before in known:
+        if now != before and MISSING not in (now, before):
+            return f"{printable(name)} is another file there"
+    return None
+
+
+def _sample(items: Sequence[T]) -> Sequence[T]:
+    return items[:: max(1, len(items) // SAMPLE)]

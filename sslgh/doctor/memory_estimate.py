@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sslgh.engine.build import build_method, build_network
-from sslgh.engine.memory_guard import COPIES
+from sslgh.engine.memory import COPIES
 from sslgh.engine.monitor.labels import MAX_TRACKED
 from sslgh.recipe import Recipe
 

@@ -33,8 +33,7 @@ from sslgh.doctor.storage import (
 from sslgh.doctor.training_time import build_stage, seconds_per_image
 from sslgh.engine.launch import has_accelerator
 from sslgh.engine.logger import duration
-from sslgh.engine.memory_guard import gigabytes
-from sslgh.engine.memory_need import check_memory, free_bytes
+from sslgh.engine.memory import check_memory, free_bytes, gigabytes
 from sslgh.engine.precision import has_amx
 from sslgh.recipe import Recipe, make_recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sslgh.data import ImageSet, PretrainDataset, SampleKey
 from sslgh.doctor.check_result import CheckResult
-from sslgh.engine.memory_guard import gigabytes
+from sslgh.engine.memory import gigabytes
 from sslgh.recipe import Recipe
 
 SMALL_SHARED_MEMORY = 10**9

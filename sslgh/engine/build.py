@@ -183,7 +183,8 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     card = initial_card(recipe.model)
     rebuild = {key: card[key] for key in ("backbone", "stem", "width")}
     patch = resolve_patch(card["backbone"], patch=card.get("patch"), image_size=image_size)
-    rebuild |= {"patch": patch, "image_size": image_size, **Preprocessing.from_card(card).card()}
+    preprocessing = {key: card.get(key, usual) for key, usual in Preprocessing().card().items()}
+    rebuild |= {"patch": patch, "image_size": image_size, **preprocessing}
     rebuild |= {key: card[key] for key in (ADAPTFORMER,) if key in card}
     if card["backbone"].startswith(OWN):
         rebuild["load"] = "sslgh.models.load_backbone(Path(RUN), module=YOURS)"

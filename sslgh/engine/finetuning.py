@@ -35,8 +35,7 @@ from sslgh.engine.checkpoint import Progress
 from sslgh.engine.class_means import start_from_class_means
 from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.memory_guard import memory_guard
-from sslgh.engine.memory_need import check_memory
+from sslgh.engine.memory import check_memory, memory_guard
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import took_a_step, write_status

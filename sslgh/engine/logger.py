@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from contextlib import ExitStack, closing
-from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,7 +82,8 @@ class MetricLogger:
         repeated = {"refresh", "health"} if within_epoch else {"refresh"}
         path = directory / METRICS
         kept = _drop_after(path, start, repeated) if path.is_file() else []
-        self.file = self._open.enter_context(closing(JsonlWriter(path)))
+        self.file = JsonlWriter(path)
+        self._open.callback(self.file.flush)
         board = TensorBoardWriter(directory / "tensorboard", start)
         self.board = self._open.enter_context(closing(board))
         for line in kept:
@@ -221,39 +221,26 @@ class JsonlWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._pending = b""
-        self._file: FileIO | None = None
+        self.path, self._pending = path, b""
 
     def write(self, line: str) -> OSError | None:
         """Append a line; returns the error if it has to wait."""
         self._pending += line.encode() + b"\n"
         if len(self._pending) > MAX_PENDING:
             self._pending = self._pending[-MAX_PENDING:].partition(b"\n")[2]
-        return self._flush()
+        return self.flush()
 
-    def _flush(self) -> OSError | None:
+    def flush(self) -> OSError | None:
+        """Write what is pending; returns the error if it still has to wait."""
         try:
-            if self._file is None:
-                self._file = self.path.open("ab", buffering=0)
-            # A disk that fills up writes a part without an error.
-            while self._pending:
-                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+            # Opened anew: a lost mount comes back under another descriptor.
+            with self.path.open("ab", buffering=0) as file:
+                # A disk that fills up writes a part without an error.
+                while self._pending:
+                    self._pending = self._pending[file.write(self._pending) or 0 :]
         except OSError as error:
-            self._close()  # the descriptor may be stale: a lost mount comes back under a new one
             return error
         return None
-
-    def _close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-        self._file = None
-
-    def close(self) -> None:
-        """Write what is pending once more, and close the file."""
-        self._flush()
-        self._close()
 
 
 class TensorBoardWriter:

@@ -17,8 +17,7 @@ from sslgh.engine.checkpoint import Progress
 from sslgh.engine.harmonizing import HarmonizedTraining
 from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.memory_guard import memory_guard
-from sslgh.engine.memory_need import check_memory
+from sslgh.engine.memory import check_memory, memory_guard
 from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm
 from sslgh.engine.precision import with_precision
@@ -51,7 +50,8 @@ def pretrain(
     """
     if is_done(recipe, accelerator):
         return recipe.directory
-    recipe = with_precision(recipe, accelerator)
+    if recipe.train.precision != "fp32":
+        recipe = with_precision(recipe, accelerator)
     images = run_images(recipe)
     start = recipe
     if recipe.model.init is not None:

@@ -312,6 +312,12 @@ def read_status(directory: Path) -> dict[str, Any]:
         return {}
 
 
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; empty if nothing was logged."""
+    path = directory / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: a reader sees the old text or the new, never a part."""
     temporary = path.with_name(path.name + ".tmp")

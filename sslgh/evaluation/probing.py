@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sslgh.classify import Head, HeadEnsemble, HeadTraining, train_heads
 from sslgh.data import DataError, ImageSet, input_size
 from sslgh.evaluation.features import cached_features, check_features, unreadable_names, without
-from sslgh.evaluation.measured_data import measured_on, measured_on_features
 from sslgh.evaluation.out_of_fold import out_of_fold
 from sslgh.evaluation.probe_settings import ProbePlan, plan_probes
 from sslgh.evaluation.protocols import (
@@ -28,7 +27,13 @@ from sslgh.evaluation.protocols import (
     training_rows,
     warn_of_few_steps,
 )
-from sslgh.evaluation.results import Result, Scores, write_results
+from sslgh.evaluation.results import (
+    Result,
+    Scores,
+    measured_on,
+    measured_on_features,
+    write_results,
+)
 from sslgh.evaluation.scoring import (
     Predictions,
     evaluate_predictions,

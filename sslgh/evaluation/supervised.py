@@ -19,8 +19,7 @@ from sslgh.data.folds import fold_data, fold_files
 from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
 from sslgh.evaluation.five_crop import five_crop_features
-from sslgh.evaluation.measured_data import measured_on
-from sslgh.evaluation.results import Result, write_results
+from sslgh.evaluation.results import Result, measured_on, write_results
 from sslgh.evaluation.scoring import (
     Predictions,
     evaluate_predictions,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import typer
 
-from sslgh.data.folders import left_out_words
+from sslgh.data.folders import skipped_words
 from sslgh.engine.exit_codes import is_main, run_command
 from sslgh.engine.launch import StopRequest, init_accelerator, shutdown_distributed
 from sslgh.evaluation.features import forward_features, frozen
@@ -134,5 +134,5 @@ def skipped_lines(found: Embeddings) -> Iterator[str]:
         yield f"  {printable(name)}: {why}"
     if len(broken) > MOST_BROKEN:
         yield f"  ... {len(broken) - MOST_BROKEN} more (array skipped of the file)"
-    if words := left_out_words(found.left_out, 0):
+    if words := skipped_words(found.left_out, 0):
         yield f"no photos: {words}"

@@ -19,7 +19,7 @@ from sslgh.functional.geometry import (
     neighborhood_uniformity,
     uniformity,
 )
-from sslgh.functional.harmonization import harmonization_loss
+from sslgh.functional.harmonization import harmonization_loss, vertex_scores
 from sslgh.functional.info_nce import info_nce, queued_info_nce
 from sslgh.functional.margin_rules import (
     Margins,
@@ -48,7 +48,6 @@ from sslgh.functional.supervised_contrastive import (
     supervised_contrastive,
 )
 from sslgh.functional.swapped_assignment import swapped_assignment
-from sslgh.functional.vertices import vertex_scores
 from sslgh.functional.vicreg import vicreg
 
 __all__ = [

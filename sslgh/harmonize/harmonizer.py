@@ -14,12 +14,13 @@ from sslgh.harmonize.alignment import align_vertices, keep_identity
 from sslgh.harmonize.balanced_epochs import balanced_epoch, level_counts, weighted_epoch
 from sslgh.harmonize.instance_weights import instance_weights
 from sslgh.harmonize.population import (
-    LEAST_IMAGES_PER_CLUSTER,
     LEAST_VISIBILITY,
     CleanRows,
     ClusterPopulation,
     Estimate,
     PrototypePopulation,
+    check_sizes,
+    target_prior,
 )
 from sslgh.harmonize.refresh import Refresh, State, described
 from sslgh.recipe.harmonize import Harmonize
@@ -27,10 +28,6 @@ from sslgh.recipe.loading import check_block
 
 # Share of a new estimate in the averages over refreshes, once there were four.
 LEAST_RATE = 0.25
-# Share of the flat prior in an estimated one: without it, vertices of no sample would repel all (their
-# part of the term has no target, and its gradient points into the cone of the others).
-FLAT = 0.5
-POWER = 0.5  # of the power-law prior, k^-1/2
 CENTER_MOMENTUM = 0.99
 LARGEST_STEP = 1.1  # of the adapted weight, per epoch
 
@@ -108,14 +105,9 @@ class GeometricHarmonizer(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        block = {
-            "vertices": num_vertices,
-            "warmup_epochs": warmup_epochs,
-            "clean": clean,
-            **settings,
-        }
-        gh = check_block(Harmonize, block, prefix="harmonize")
-        _check_sizes(gh, num_samples, dim)
+        settings |= {"vertices": num_vertices, "warmup_epochs": warmup_epochs, "clean": clean}
+        gh = check_block(Harmonize, settings, prefix="harmonize")
+        check_sizes(gh, num_samples, dim)
         self.settings, self.warmup_epochs, self.seed = gh, warmup_epochs, seed
         self.population: ClusterPopulation | PrototypePopulation
         if gh.population == "faiss":
@@ -321,20 +313,11 @@ class GeometricHarmonizer(nn.Module):
         self.sequences[epoch % 2] = torch.from_numpy(shown)
 
     def _target_marginal(self) -> Tensor:
-        """Shares of the vertices that the term expects in a batch of the epoch, (K,); with clusters never 0."""
-        flat = torch.full_like(self.prior, 1 / len(self.prior))
-        if self.settings.prior == "flat":
-            return flat
-        if self.settings.prior == "power":
-            law = torch.arange(1, len(flat) + 1, device=flat.device) ** -POWER
-            return law / law.sum()
-        if isinstance(self.population, PrototypePopulation):
-            return self.prior
-        nearest = (
-            self.nearest[self.sequences[int(self.epoch) % 2]] if self.resample else self.nearest
-        )
-        counts = torch.bincount(nearest[nearest >= 0], minlength=len(flat))
-        return flat.lerp(counts / counts.sum(), 1 - FLAT) if counts.any() else flat
+        """Shares of the vertices that the term expects in a batch of the epoch, (K,)."""
+        shown = self.sequences[int(self.epoch) % 2] if self.resample else slice(None)
+        clustered = isinstance(self.population, ClusterPopulation)
+        nearest = self.nearest[shown] if clustered else None
+        return target_prior(self.settings.prior, self.prior, nearest)
 
     @torch.no_grad()
     def _refresh(self, epoch: int, clean: CleanRows | None) -> None:
@@ -408,31 +391,9 @@ class GeometricHarmonizer(nn.Module):
         self.quality[0].lerp_(self.quality[1], rate)
 
     def _weigh(self) -> None:
-        gh = self.settings
-        self.instance_weight.copy_(
-            instance_weights(
-                self.log_share.exp(),
-                self.labels >= 0,
-                power=gh.weight_power * float(self.quality[0]),
-                # An image is shown a whole number of times.
-                max_weight=gh.max_weight if gh.resample is None else int(gh.max_weight),
-            )
-        )
-
-
-def _check_sizes(gh: Harmonize, num_samples: int, dim: int) -> None:
-    if gh.vertices > num_samples:
-        raise ValueError(f"num_vertices is {gh.vertices}, but there are {num_samples} samples")
-    if gh.classes is not None and gh.classes > gh.vertices:
-        raise ValueError(f"classes is {gh.classes}, but there are only {gh.vertices} vertices")
-    most = num_samples // LEAST_IMAGES_PER_CLUSTER
-    if gh.classes is not None and gh.classes > most:
-        raise ValueError(
-            f"harmonize.classes is {gh.classes}, but {num_samples} images make at most {most} clusters "
-            f"({LEAST_IMAGES_PER_CLUSTER} images each); lower it"
-        )
-    if gh.structure == "etf" and gh.vertices > dim + 1:
-        raise ValueError(
-            f"a simplex of {gh.vertices} vertices does not fit into {dim} dimensions; lower "
-            f"harmonize.vertices to {dim + 1} or use structure: frame"
-        )
+        gh, known = self.settings, self.labels >= 0
+        # With resample an image is shown a whole number of times.
+        most = gh.max_weight if gh.resample is None else int(gh.max_weight)
+        power = gh.weight_power * float(self.quality[0])
+        weights = instance_weights(self.log_share.exp(), known, power=power, max_weight=most)
+        self.instance_weight.copy_(weights)

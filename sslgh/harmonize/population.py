@@ -1,4 +1,4 @@
-"""Estimators of the population: clusters of its embeddings, or the paper's vertex scores.
+"""Estimators of the population, clusters of its embeddings or the paper's vertex scores, and the prior of the term.
 
 Shapes: N training samples, n samples of a batch, F feature width, D embedding width, K vertices, C clusters.
 """
@@ -24,6 +24,10 @@ LEAST_VISIBILITY = 0.25
 # Recurrence is measured on at most so many samples: eight clusterings of more would take minutes on a CPU.
 MOST_MEASURED = 20_000
 FEWEST = 10  # samples that can be clustered
+# Share of the flat prior in an estimated one: without it, vertices of no sample would repel all (their
+# part of the term has no target, and its gradient points into the cone of the others).
+FLAT = 0.5
+POWER = 0.5  # of the power-law prior, k^-1/2
 
 
 class CleanRows(NamedTuple):
@@ -212,3 +216,51 @@ def _centered(rows: Tensor) -> Tensor:
     """Directions from the mean: embeddings share a direction, which alone would decide which are alike."""
     rows = rows.detach().float().cpu()
     return F.normalize(rows - rows.mean(0), dim=1)
+
+
+def target_prior(kind: str, histogram: Tensor, nearest: Tensor | None) -> Tensor:
+    """Shares of the vertices that the GH term expects in a batch, shape (K,); with clusters never 0.
+
+    Args:
+        kind: ``harmonize.prior``: ``flat``, ``power`` or ``estimate``.
+        histogram: Estimated shares of the surrogate classes, shape (K,): the paper's estimate.
+        nearest: Nearest vertex of every image that the epoch shows, shape (N,), -1 for an image never seen; None:
+            the histogram is the estimate.
+
+    Examples:
+        >>> target_prior("estimate", torch.tensor([0.9, 0.1]), torch.tensor([0, 0, 1, 0, -1]))
+        tensor([0.6250, 0.3750])
+    """
+    flat = torch.full_like(histogram, 1 / len(histogram))
+    if kind == "flat":
+        return flat
+    if kind == "power":
+        law = torch.arange(1, len(flat) + 1, device=flat.device) ** -POWER
+        return law / law.sum()
+    if nearest is None:
+        return histogram
+    counts = torch.bincount(nearest[nearest >= 0], minlength=len(flat))
+    return flat.lerp(counts / counts.sum(), 1 - FLAT) if counts.any() else flat
+
+
+def check_sizes(gh: Harmonize, num_samples: int, dim: int) -> None:
+    """Refuse numbers of vertices and classes that N samples of width D cannot have.
+
+    Raises:
+        ValueError: One sentence with both figures.
+    """
+    if gh.vertices > num_samples:
+        raise ValueError(f"num_vertices is {gh.vertices}, but there are {num_samples} samples")
+    if gh.classes is not None and gh.classes > gh.vertices:
+        raise ValueError(f"classes is {gh.classes}, but there are only {gh.vertices} vertices")
+    most = num_samples // LEAST_IMAGES_PER_CLUSTER
+    if gh.classes is not None and gh.classes > most:
+        raise ValueError(
+            f"harmonize.classes is {gh.classes}, but {num_samples} images make at most {most} clusters "
+            f"({LEAST_IMAGES_PER_CLUSTER} images each); lower it"
+        )
+    if gh.structure == "etf" and gh.vertices > dim + 1:
+        raise ValueError(
+            f"a simplex of {gh.vertices} vertices does not fit into {dim} dimensions; lower "
+            f"harmonize.vertices to {dim + 1} or use structure: frame"
+        )

@@ -64,23 +64,33 @@ def initial_backbone(model: Model, image_size: int) -> nn.Module:
     Raises:
         ValueError: If it cannot be built, or there are no such weights.
     """
-    if model.init is not None and (run := _run_directory(model.init)) is not None:
-        initial_card(model)
+    if model.init is not None:
+        return _trained_backbone(model, model.init, image_size)
+    shape = model.model_dump(include={"stem", "width", "patch"})
+    backbone = build_backbone(model.backbone, **shape, image_size=image_size)
+    backbone.preprocessing = Preprocessing().at(image_size)  # type: ignore[assignment]
+    return backbone
+
+
+def _trained_backbone(model: Model, init: str, image_size: int) -> nn.Module:
+    """The backbone with the weights that ``init`` names; as `initial_backbone`."""
+    card = initial_card(model)
+    if (run := _run_directory(init)) is not None:
         return load_backbone(run, image_size=image_size)[0]
-    preprocessing = Preprocessing.from_card(initial_card(model) | {"image_size": image_size})
-    if model.init is not None and is_library(model.init):
-        backbone = pretrained_backbone(model.init, image_size)
-    elif model.init == PRETRAINED and is_library(model.backbone):
+    if is_library(init):
+        backbone = pretrained_backbone(init, image_size)
+    elif init == PRETRAINED and is_library(model.backbone):
         backbone = pretrained_backbone(model.backbone, image_size)
     else:
         shape = model.model_dump(include={"stem", "width", "patch"})
-        pretrained = model.init == PRETRAINED  # refused: ours have no weights of their own
+        pretrained = init == PRETRAINED  # refused: ours have no weights of their own
         backbone = build_backbone(
             model.backbone, **shape, image_size=image_size, pretrained=pretrained
         )
-        if model.init not in (None, PRETRAINED):
-            file = Path(model.init).expanduser()
+        if init != PRETRAINED:
+            file = Path(init).expanduser()
             log.warning("%s", load_weights(backbone, file, least=model.init_least))
+    preprocessing = Preprocessing.from_card(card | {"image_size": image_size})
     backbone.preprocessing = preprocessing  # type: ignore[assignment]
     return backbone
 

@@ -4,14 +4,14 @@ What stands before the classifier stays: pool, norm and flatten of its head, und
 names. F is the width of what comes out, whatever the library says.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from sslgh.recipe.errors import RecipeError
@@ -121,18 +121,9 @@ def _pooled(
 
 def try_images(model: nn.Module, side: int) -> Any:
     """What a model in training mode gives for two black images; buffers and random state stay as they are."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(model):
-        return model(torch.zeros(2, 3, side, side))
-
-
-@contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Give a module's buffers their values back, such as batch statistics, when the block ends without an error."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    yield
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return functional_call(model, buffers, torch.zeros(2, 3, side, side))
 
 
 def _timm(kind: str, pretrained: bool) -> tuple[list[Build], int]:

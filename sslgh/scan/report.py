@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sslgh.data.folders import SPLITS, left_out_words
+from sslgh.data.folders import SPLITS, skipped_words
 from sslgh.data.tree import kinds
 from sslgh.functional.groups import shot_groups
 from sslgh.recipe.errors import printable
@@ -128,7 +128,7 @@ def _faults(record: dict[str, Any]) -> list[str]:
     spare = sum(len(group) - 1 for group in record["duplicates"])
     words = f"exact duplicates: {spare} files are redundant copies"
     lines += _equal(words, record["duplicates"])
-    if words := left_out_words(record["skipped"], record["hidden"]):
+    if words := skipped_words(record["skipped"], record["hidden"]):
         lines.append(f"skipped files: {words}")
     return lines
 

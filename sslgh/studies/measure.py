@@ -1,12 +1,9 @@
 """What an arm reached: its probes, and what its log shows."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sslgh.engine.run_dir import METRICS
 from sslgh.evaluation import Result
 from sslgh.evaluation.results import CONVENTIONS
 from sslgh.functional.groups import GROUPS
@@ -35,11 +32,6 @@ def result_metrics(results: Sequence[Result]) -> Metrics:
 
 def _mean(spread: Any) -> float | None:
     return None if spread is None else round(spread.mean, 6)
-
-
-def log_lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
 
 
 def diagnostics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

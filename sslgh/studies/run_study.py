@@ -20,13 +20,13 @@ from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.logger import print_stderr
 from sslgh.engine.precision import with_precision
 from sslgh.engine.pretraining import pretrain
-from sslgh.engine.run_dir import BusyError, acquire_lock
+from sslgh.engine.run_dir import BusyError, acquire_lock, read_metrics
 from sslgh.evaluation import check_probes, probe_backbone
 from sslgh.models import load_backbone
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.loading import PACKAGE
 from sslgh.studies.branch import branch, branched_from, find_warmup, train_warmup, warmup_hash
-from sslgh.studies.measure import diagnostics, log_lines, result_metrics, training_seconds
+from sslgh.studies.measure import diagnostics, result_metrics, training_seconds
 from sslgh.studies.oracles import ORACLES
 from sslgh.studies.plan import WARMUP, Arm, Study, StudyBlock, block_recipes
 from sslgh.studies.records import ArmResult, Records, read_records, write_record
@@ -192,7 +192,7 @@ class StudyRun:
         results = probe_backbone(
             backbone, recipe, directory=directory, accelerator=self.accelerator
         )
-        lines = log_lines(directory)
+        lines = read_metrics(directory)
         training = training_seconds(lines, recipe, self.study.warmup_epochs)
         versions = json.loads((directory / "environment.json").read_text())["versions"]
         return ArmResult(

@@ -7,7 +7,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sslgh.classify import OBJECTIVES, Convergence, Head, solver, train_heads
+from sslgh.classify import OBJECTIVES, Convergence, Head, converged_heads, solver, train_heads
 from sslgh.classify.plateau_heads import Plateau
 
 DECAY = 1e-2
@@ -104,6 +104,16 @@ def test_lws_is_the_best_multiple_of_the_head_of_cross_entropy():
     penalized = loss + DECAY / 2 * (scale[:, None] * biases[0][0]).square().sum()
     assert torch.autograd.grad(penalized, scale)[0].abs().max() < 1e-7
     assert scale.min() < 0.9 * scale.max()
+
+
+def test_a_head_that_lws_rescales_is_solved_once_also_where_it_is_asked_for(monkeypatch):
+    solved, original = [], converged_heads.optimum
+    monkeypatch.setattr(
+        converged_heads, "optimum", lambda *given: solved.append(given) or original(*given)
+    )
+    heads = [Head("lws"), Head("ce"), Head("lws", tau=0.5), Head("lws", weight_decay=0.1)]
+    train_heads(FEATURES, LABELS, num_classes=len(COUNTS), heads=heads, training=EXACT)
+    assert len(solved) == 2  # one for each decay
 
 
 def test_a_class_without_images_is_never_predicted_and_changes_no_other(caplog):

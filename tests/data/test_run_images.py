@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 
 from sslgh.data import DataError, ImageSet, SampleKey, training_set
-from sslgh.data.file_sample import SAMPLE, sample_hashes
 from sslgh.data.image_set import load_or_replace
 from sslgh.data.run_images import check_files, other_images, probe_images, run_images
-from sslgh.data.run_record import image_fingerprint, record_text
+from sslgh.data.run_record import SAMPLE, image_fingerprint, record_text, sample_hashes
 from sslgh.recipe import make_recipe
 from sslgh.recipe.run_recipe import run_text
 

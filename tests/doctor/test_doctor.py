@@ -18,7 +18,7 @@ from sslgh.doctor.machine import (
     world,
 )
 from sslgh.doctor.run_checks import run_checks
-from sslgh.engine import memory_need
+from sslgh.engine import memory
 
 GPU = "OPTIMIZE AVX2 GPU "
 GB = 10**9
@@ -208,7 +208,7 @@ def test_a_run_that_memory_cannot_hold_is_a_fault_with_the_batch_that_fits(
     tiny, monkeypatch
 ) -> None:
     monkeypatch.setattr(storage, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(memory_need, "free_bytes", lambda _: 5 * 10**6)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 5 * 10**6)
     recipe = tiny("train.batch_size=118")
     findings = {finding.subject: finding for finding in run_checks(recipe)}
     assert findings["memory"].state == "FAIL"

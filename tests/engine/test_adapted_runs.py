@@ -1,7 +1,9 @@
 """Adapters in both stages of training: what moves, what resumes, LIFT from end to end."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from sslgh.engine.class_means import start_from_class_means
 from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finetuning import Finetuning, finetune
 from sslgh.engine.launch import init_accelerator
-from sslgh.engine.memory_need import memory_need
+from sslgh.engine.memory import memory_need
 from sslgh.engine.pretraining import Pretraining, pretrain
 from sslgh.evaluation import evaluate_run
 from sslgh.models import build_backbone, load_classifier
@@ -85,15 +87,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 ) -> None:
     stage = finetune if labels else pretrain
     whole = stage(adapted(name, f"run_dir={tmp_path}/a", labels=labels), init_accelerator())
-    recipe, save = adapted(name, f"run_dir={tmp_path}/b", labels=labels), trainer.save
+    recipe, step_as_it_is = (
+        adapted(name, f"run_dir={tmp_path}/b", labels=labels),
+        trainer.train_step,
+    )
 
-    def save_and_stop(*arguments):
-        save(*arguments)
-        trainer.finish_writing(arguments[0], arguments[-1])
-        raise Stopped("here")
+    def signalled(stage, batches, step, stop):
+        if step.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_as_it_is(stage, batches, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save", save_and_stop)
+        patch.setattr(trainer, "train_step", signalled)
         with pytest.raises(Stopped):
             stage(recipe, init_accelerator())
     stage(recipe, init_accelerator())

@@ -1,7 +1,7 @@
 import errno
 import json
 import os
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,19 +14,24 @@ from sslgh.engine.logger import JsonlWriter, MetricLogger, TensorBoardWriter
 def test_lines_that_find_no_room_are_kept_and_written_later(tmp_path) -> None:
     path = tmp_path / "lines"
     path.symlink_to("/dev/full")
-    with closing(JsonlWriter(path)) as file:
-        assert file.write("first").errno == errno.ENOSPC
-        path.unlink()
-        assert file.write("second") is None
+    file = JsonlWriter(path)
+    assert file.write("first").errno == errno.ENOSPC
+    path.unlink()
+    assert file.write("second") is None
     assert path.read_text() == "first\nsecond\n"
 
 
 def test_a_line_that_a_full_disk_has_cut_is_finished_when_there_is_room(tmp_path) -> None:
     class Narrow:
-        """Takes four bytes, then nothing, then all."""
+        """A file that takes four bytes, then nothing, then all; and its path."""
 
-        def __init__(self, file) -> None:
-            self.file, self.answers = file, iter([4, None])
+        def __init__(self) -> None:
+            self.answers = iter([4, None])
+
+        @contextmanager
+        def open(self, mode: str, *, buffering: int):
+            with (tmp_path / "lines").open(mode, buffering=buffering) as self.file:
+                yield self
 
         def write(self, data: bytes) -> int:
             count = next(self.answers, len(data))
@@ -34,23 +39,19 @@ def test_a_line_that_a_full_disk_has_cut_is_finished_when_there_is_room(tmp_path
                 raise OSError(errno.ENOSPC, "No space left on device")
             return self.file.write(data[:count])
 
-        def close(self) -> None:
-            self.file.close()
-
-    with closing(JsonlWriter(tmp_path / "lines")) as file:
-        file._file = Narrow((tmp_path / "lines").open("ab", buffering=0))
-        assert file.write("a long line") is not None
-        assert file.write("another") is None
+    file = JsonlWriter(Narrow())
+    assert file.write("a long line") is not None
+    assert file.write("another") is None
     assert (tmp_path / "lines").read_text() == "a long line\nanother\n"
 
 
 def test_lines_that_wait_at_the_end_are_tried_once_more(tmp_path) -> None:
-    path = tmp_path / "lines"
+    path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
-    with closing(JsonlWriter(path)) as file:
-        assert file.write("the last") is not None
+    with journal(tmp_path) as log:
+        log.log_event("health", 1, 0, {"knn": 0.5})
         path.unlink()
-    assert path.read_text() == "the last\n"
+    assert json.loads(path.read_text())["knn"] == 0.5
 
 
 def journal(directory: Path) -> MetricLogger:

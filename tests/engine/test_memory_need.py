@@ -1,4 +1,4 @@
-"""What a run is predicted to need, against other ways to count it."""
+"""What a run is predicted to need, against other ways to count it, and what is refused."""
 
 import os
 import warnings
@@ -11,13 +11,13 @@ from torch import nn
 
 from sslgh.data import training_set
 from sslgh.distributed import dist_info
-from sslgh.engine import memory_guard, memory_need
+from sslgh.engine import memory
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.exit_codes import run_command
 from sslgh.engine.finetuning import Finetuning
 from sslgh.engine.launch import init_accelerator
-from sslgh.engine.memory_need import MemoryNeed, check_memory, too_large
-from sslgh.engine.pretraining import Pretraining, pretrain
+from sslgh.engine.memory import MemoryNeed, check_memory, free_memory, memory_guard, too_large
+from sslgh.engine.pretraining import Pretraining, dry_run_pretraining, pretrain
 from sslgh.engine.trainer import step_info
 from sslgh.methods import METHODS
 from sslgh.recipe import RecipeError, make_recipe
@@ -66,7 +66,7 @@ def saved_for_the_backward(recipe) -> int:
 def test_activations_of_a_batch_are_predicted_from_a_few_images(tiny, words) -> None:
     recipe = tiny("train.batch_size=96", "data.size=16", *words)
     predicted = need(recipe)
-    activations = predicted.per_image * predicted.images / memory_need.WORKSPACE
+    activations = predicted.per_image * predicted.images / memory.WORKSPACE
     assert activations == pytest.approx(saved_for_the_backward(recipe), rel=0.15)
 
 
@@ -127,7 +127,7 @@ def test_measuring_leaves_the_run_as_it_was(tiny, name) -> None:
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(tiny, monkeypatch) -> None:
     large = need(tiny("train.batch_size=96"))
     free = large.fixed + 50 * large.per_image
-    monkeypatch.setattr(memory_need, "free_bytes", lambda _: free)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: free)
     with pytest.raises(RecipeError, match=r"^train\.batch_size 96 needs about .* are free; set"):
         pretrain(tiny("train.batch_size=96"), init_accelerator())
     assert not tiny().directory.exists()
@@ -162,9 +162,9 @@ def need_of_a_rank(free: list[int]) -> str:
     }
     with warnings.catch_warnings():  # what Accelerate sets on ranks but the first
         stage = built(make_recipe(settings))
-    memory_need.free_bytes = lambda _: free[rank]
+    memory.free_bytes = lambda _: free[rank]
     try:
-        return str(memory_need.check_memory(stage, stage.image_size).images)
+        return str(memory.check_memory(stage, stage.image_size).images)
     except RecipeError as error:
         return str(error)
     finally:  # the worker serves other tests, without Accelerate
@@ -208,19 +208,79 @@ def test_running_out_of_memory_in_training_names_a_smaller_batch(tiny, error, ca
 
 
 def test_copies_of_a_module_are_counted_without_a_gradient(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(memory_guard, "free_memory", lambda: (3 + 1) * 4 * 10**6 + 100)
-    with memory_guard.memory_guard(tiny()):
+    monkeypatch.setattr(memory, "free_memory", lambda: (3 + 1) * 4 * 10**6 + 100)
+    with memory_guard(tiny()):
         layer = nn.Linear(1000, 1000, bias=False)
         deepcopy(layer)
     refused = pytest.raises(RecipeError, match="needs about 20")
-    with refused, memory_guard.memory_guard(tiny()):
+    with refused, memory_guard(tiny()):
         deepcopy(deepcopy(nn.Linear(1000, 1000, bias=False)))
 
 
 def test_a_container_leaves_what_its_limit_and_its_pages_of_files_leave(tmp_path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory_guard._left_in_container(tmp_path) == []
+    assert memory._left_in_container(tmp_path) == []
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\nactive_file 50\n")
-    assert memory_guard._left_in_container(tmp_path) == [1000 - 700 + 200]
+    assert memory._left_in_container(tmp_path) == [1000 - 700 + 200]
+
+
+@pytest.mark.parametrize(
+    "word", ["model.projector.hidden=2000000000", "model.width=1e5", "model.width=1e300"]
+)
+def test_a_network_beyond_memory_is_refused_before_it_is_built(tiny, word) -> None:
+    with pytest.raises(RecipeError, match=r"^model: the network .* lower model\.width"):
+        dry_run_pretraining(tiny(word), init_accelerator())
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 3), ("adamw", 4)])
+def test_a_weight_counts_with_its_gradient_and_its_optimizer_state(
+    tiny, monkeypatch, optimizer, copies
+) -> None:
+    recipe = tiny(f"optim.name={optimizer}")
+    monkeypatch.setattr(memory, "free_memory", lambda: copies * 4 * 10**6)
+    with memory_guard(recipe):
+        torch.nn.Linear(1000, 1000, bias=False)
+    refused = pytest.raises(
+        RecipeError, match=r"needs about \d.* MB, but 1[26]\.00 MB of memory are free"
+    )
+    with refused, memory_guard(recipe):
+        torch.nn.Linear(1001, 1000, bias=False)
+    with memory_guard(recipe, trained=False):  # a bank has no gradient
+        torch.zeros(1000, 1000 * copies)
+
+
+@pytest.mark.parametrize("make", [torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn])
+def test_no_tensor_is_allocated_that_does_not_fit(tiny, make) -> None:
+    with pytest.raises(RecipeError, match="of memory are free"), memory_guard(tiny()):
+        make(2**38, 2)
+
+
+def test_the_random_numbers_of_a_network_are_those_without_the_guard(tiny) -> None:
+    found = []
+    for guarded in (False, True):
+        torch.manual_seed(0)
+        if guarded:
+            with memory_guard(tiny()):
+                found.append(
+                    (
+                        torch.nn.Linear(3, 3).weight,
+                        torch.randn(2, generator=torch.default_generator),
+                    )
+                )
+        else:
+            found.append((torch.nn.Linear(3, 3).weight, torch.randn(2)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_other_errors_of_a_network_pass_through(tiny) -> None:
+    with pytest.raises(RuntimeError, match="negative dimension"), memory_guard(tiny()):
+        torch.empty(-1)
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch) -> None:
+    alone = free_memory()
+    assert 10**8 < alone < 10**15
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory() == pytest.approx(alone / 4, rel=0.2)

@@ -9,8 +9,15 @@ import torch
 
 from sslgh.data import ImageSet
 from sslgh.evaluation import read_results, write_results
-from sslgh.evaluation.measured_data import MeasuredData, measured_on, measured_on_features
-from sslgh.evaluation.results import METRICS, Result, Scores, Spread
+from sslgh.evaluation.results import (
+    METRICS,
+    MeasuredData,
+    Result,
+    Scores,
+    Spread,
+    measured_on,
+    measured_on_features,
+)
 from sslgh.recipe.data import Data
 
 SCORES = {name: Spread(0.5, None) for name in METRICS}

@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from sslgh.evaluation import comparison_table
-from sslgh.evaluation.measured_data import MeasuredData
-from sslgh.evaluation.results import METRICS, Result, Scores, Spread
+from sslgh.evaluation.results import METRICS, MeasuredData, Result, Scores, Spread
 
 
 def spread(mean, std=None):
