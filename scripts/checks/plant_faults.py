@@ -19,6 +19,7 @@ from fault import Fault
 from faults_of_backbones import FAULTS as OF_BACKBONES
 from faults_of_harmonization import FAULTS as OF_HARMONIZATION
 from faults_of_input import FAULTS as OF_INPUT
+from faults_of_labels import FAULTS as OF_LABELS
 from faults_of_photos import FAULTS as OF_PHOTOS
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
 from faults_of_reliability import FAULTS as OF_RELIABILITY
@@ -170,6 +171,7 @@ FAULTS = [
 FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT + OF_STUDIES
 FAULTS += OF_BACKBONES + OF_WEIGHTS + OF_PHOTOS
 FAULTS += OF_HARMONIZATION
+FAULTS += OF_LABELS
 
 
 def notice(fault: Fault, folder: Path) -> str:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from sslgh.explore.bare_weights import file_model, is_weights_file
+from sslgh.explore.classifier_folder import is_classifier_folder
+from sslgh.explore.classifier_model import folder_model
 from sslgh.explore.default_model import default_model
 from sslgh.explore.loaded_model import LoadedModel, library_model, run_model
 from sslgh.models.pretrained import LIBRARIES, is_library
@@ -16,7 +18,7 @@ def load_model(spec: str | None) -> LoadedModel:
     """A frozen backbone with its own preprocessing.
 
     Args:
-        spec: A run directory, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``local-dir:FOLDER``,
+        spec: A run directory, a folder of ``sslgh classify``, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``local-dir:FOLDER``,
             ``package:efficientnet-lite0``, a file of weights, FILE@BACKBONE; or None for `default_model`.
 
     Raises:
@@ -26,6 +28,8 @@ def load_model(spec: str | None) -> LoadedModel:
         return default_model()
     if is_library(spec):
         return library_model(spec)
+    if is_classifier_folder(spec):
+        return folder_model(spec, load_model)
     if (run := run_of(spec)) is not None:
         return run_model(spec, run)
     if Path(spec).expanduser().is_dir():

@@ -1,0 +1,199 @@
+"""Labels of photos from a table as spreadsheets and web pages write it.
+
+The table decides how it is read: by the separator and the column with which the most cells name photos of the folder.
+"""
+
+import codecs
+import csv
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from sslgh.data.image_set import DataError
+from sslgh.data.list_table import LABELS, PATHS
+from sslgh.recipe.errors import located, printable, some_of
+
+# Names of the column of kinds in a first line; `select` and `look` write the first.
+KINDS = ("kind", *LABELS)
+SEPARATORS = (",", ";", "\t")
+# A name in a cell, and a table of photos with long reasons, stay far below it.
+LONGEST_CELL = 2**20
+
+
+class TableRow(NamedTuple):
+    """A line of a table: its number, from 1, and its cells."""
+
+    number: int
+    cells: list[str]
+
+
+class Labels(NamedTuple):
+    """Kinds of photos, in the order of the table.
+
+    Attributes:
+        kinds: Kind of each labeled photo by its name.
+        unlabeled: Number of rows whose kind is empty.
+    """
+
+    kinds: dict[str, str]
+    unlabeled: int
+
+    @property
+    def names(self) -> list[str]:
+        """The kinds, sorted."""
+        return sorted(set(self.kinds.values()))
+
+
+def read_labels(path: Path, folder: Path, files: Collection[str]) -> Labels:
+    """Kinds of the photos of a folder.
+
+    Args:
+        path: CSV or TSV: separated by commas, semicolons or tabs, with a first line of names or, of two columns,
+            without. Rows with an empty kind, and other columns, are allowed.
+        folder: Folder of the photos; names in the table start there, or are absolute.
+        files: Names of its photos.
+
+    Raises:
+        DataError: If it cannot be read, names files that are missing, or gives one photo two kinds.
+    """
+    names = frozenset(files)
+    rows, column = _rows(path, folder, names)
+    kind = _kind_column(path, rows[0], column, names, folder)
+    if kind is None:  # two columns without names
+        kind = 1 - column
+    elif len(rows) > 1:
+        rows = rows[1:]
+    return _labels(path, folder, names, rows, (column, kind))
+
+
+def _labels(
+    path: Path,
+    folder: Path,
+    names: frozenset[str],
+    rows: Sequence[TableRow],
+    columns: tuple[int, int],
+) -> Labels:
+    kinds: dict[str, str] = {}
+    missing, conflicts, unlabeled = [], [], 0
+    for row in rows:
+        file, kind = (row.cells[c].strip() if c < len(row.cells) else "" for c in columns)
+        if not kind:
+            unlabeled += 1
+        elif (name := _name(file, folder, names)) is None:
+            missing.append(file)
+        elif kinds.setdefault(name, kind) != kind:
+            conflicts.append(f"{name} (line {row.number}: {kind}, before it {kinds[name]})")
+    if missing:
+        raise DataError(
+            f"{printable(path)} labels {_files(len(missing))} not among the photos of {located(folder)}: "
+            f"{some_of(missing)}; give the folder where these names start, or take the rows out"
+        )
+    if conflicts:
+        raise DataError(
+            f"{printable(path)} gives {_files(len(conflicts))} two kinds: {some_of(conflicts)}; keep one row for each"
+        )
+    if not kinds:
+        raise DataError(
+            f"{printable(path)} holds no label ({unlabeled} rows, all without a kind); fill the kinds of some photos"
+        )
+    return Labels(kinds, unlabeled)
+
+
+def _files(count: int) -> str:
+    return "a file" if count == 1 else f"{count} files"
+
+
+def _name(cell: str, folder: Path, names: frozenset[str]) -> str | None:
+    """The photo that a cell names, or None."""
+    for text in (cell, cell.replace("\\", "/")):
+        if text in names:
+            return text
+        path = PurePosixPath(text)
+        for root in (folder, folder.resolve()):
+            if path.is_relative_to(root.as_posix()):
+                path = path.relative_to(root.as_posix())
+                break
+        if path.as_posix() in names:  # without "./" too
+            return path.as_posix()
+    return None
+
+
+def _rows(path: Path, folder: Path, names: frozenset[str]) -> tuple[list[TableRow], int]:
+    """Rows that are not blank, and the column that names photos."""
+    text = _text(path)
+    best: tuple[int, list[TableRow], int] = (-1, [], 0)
+    fault = ""
+    for separator in SEPARATORS:
+        try:
+            rows = _split(text, separator)
+        except csv.Error as error:
+            fault = str(error)
+            continue
+        for column in range(max((len(row.cells) for row in rows), default=0)):
+            cells = [row.cells[column].strip() for row in rows if column < len(row.cells)]
+            found = sum(_name(cell, folder, names) is not None for cell in cells)
+            # Of two separators that fit, the one that separates.
+            if (found, column, len(rows[0].cells)) > (best[0], best[2], _width(best[1])):
+                best = (found, rows, column)
+    _, rows, column = best
+    if rows:
+        return rows, _named_files(rows[0], column) if best[0] == 0 else column
+    why = f"cannot be read ({printable(fault)}); close its quotes" if fault else "is empty"
+    raise DataError(f"{located(path)} {why}; it needs a line 'file,kind', and a row for each photo")
+
+
+def _width(rows: Sequence[TableRow]) -> int:
+    return len(rows[0].cells) if rows else 0
+
+
+def _named_files(header: TableRow, column: int) -> int:
+    """The column that a first line calls a file, where no cell names a photo."""
+    names = [cell.strip().lower() for cell in header.cells]
+    return next((place for place, name in enumerate(names) if name in PATHS), column)
+
+
+def _split(text: str, separator: str) -> list[TableRow]:
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    found, begin = [], 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            found.append(TableRow(begin, cells))
+        begin = reader.line_num + 1  # a quoted cell can hold line breaks
+    return found
+
+
+def _kind_column(
+    path: Path, first: TableRow, column: int, names: frozenset[str], folder: Path
+) -> int | None:
+    """The column that the first line calls a kind; None if that line is already a row of two columns."""
+    cells = [cell.strip().lower() for cell in first.cells]
+    is_header = _name(first.cells[min(column, len(cells) - 1)].strip(), folder, names) is None
+    if is_header:
+        for kind in KINDS:
+            if kind in cells and cells.index(kind) != column:
+                return cells.index(kind)
+    if len(cells) == 2:
+        return 1 - column if is_header and cells[column] in PATHS else None
+    raise DataError(
+        f"{printable(path)} has {len(cells)} {'column' if len(cells) == 1 else 'columns'} and none called 'kind'; name "
+        "the columns in a first line, two of them 'file' and 'kind'"
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{located(path)} cannot be read ({error.strerror}); give a table of files and kinds"
+        ) from None
+    # What spreadsheets call Unicode text.
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{located(path)} is not UTF-8 text; save it as CSV in UTF-8 from the spreadsheet"
+        ) from None
