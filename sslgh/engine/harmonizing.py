@@ -12,12 +12,12 @@ from sslgh.data import DataError, EvalDataset, ImageSet, num_workers
 from sslgh.distributed import dist_info, gather
 from sslgh.engine.fsdp import FSDPError
 from sslgh.engine.logger import MetricLogger
+from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import gh_share
-from sslgh.engine.monitor.harm import HarmAlarm
 from sslgh.engine.monitor.refresh import describe_refresh
 from sslgh.engine.run import Run
 from sslgh.engine.trainer import Metrics, StepInfo
-from sslgh.harmonize import CleanRows, GeometricHarmonizer
+from sslgh.harmonize import CleanRows
 from sslgh.methods import Method, MethodOutput
 from sslgh.preprocessing import Preprocessing
 
@@ -30,23 +30,22 @@ class HarmonizedTraining:
     Args:
         run: The objects of the run.
         method: Method whose backbone and projector embed the clean images.
-        gh: The harmonizer.
-        harm: Alarm of the run.
+        aux: The harmonizer, and the alarm of the run.
         image_size: S (pixels).
 
     Raises:
         FSDPError: If a clean pass is asked for with sharded weights.
     """
 
-    def __init__(
-        self, run: Run, method: Method, gh: GeometricHarmonizer, harm: HarmAlarm, *, image_size: int
-    ) -> None:
+    def __init__(self, run: Run, method: Method, aux: AuxiliaryState, image_size: int) -> None:
+        gh, self.harm = aux.harmonizer, aux.harm
+        assert gh is not None
         if run.accelerator.is_fsdp2 and gh.settings.clean:
             raise FSDPError(
                 "harmonize.clean embeds the training set outside of the sharded forward pass; set "
                 "harmonize.clean: false"
             )
-        self.run, self.method, self.gh, self.harm = run, method, gh, harm
+        self.run, self.method, self.gh = run, method, gh
         self.preprocessing = Preprocessing.of(method.backbone).at(image_size)
         self.adapted = -1  # epoch
 

@@ -24,7 +24,7 @@ from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import took_a_step, write_status
 from sslgh.engine.trainer import Metrics, StepInfo
-from sslgh.harmonize import GeometricHarmonizer, faiss_device
+from sslgh.harmonize import faiss_device
 from sslgh.methods import MethodOutput
 from sslgh.models import save_backbone
 from sslgh.models.initial import initial_card
@@ -116,17 +116,12 @@ class Pretraining:
         if recipe.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last)
         gh = self.aux.harmonizer
-        epoch_indices = gh.epoch_indices if gh is not None and gh.resample else None
-        self.run = Run(
-            recipe, accelerator, images, self.method, self.aux, epoch_indices=epoch_indices
-        )
-        self.harmonizing = None if gh is None else self._harmonizing(gh)
+        indices = gh.epoch_indices if gh is not None and gh.resample else None
+        self.run = Run(recipe, accelerator, images, self.method, self.aux, epoch_indices=indices)
+        self.harmonizing: HarmonizedTraining | None = None
+        if gh is not None:
+            self.harmonizing = HarmonizedTraining(self.run, self.method, self.aux, self.image_size)
         self.outputs: list[tuple[MethodOutput, Tensor]] = []
-
-    def _harmonizing(self, gh: GeometricHarmonizer) -> HarmonizedTraining:
-        return HarmonizedTraining(
-            self.run, self.method, gh, self.aux.harm, image_size=self.image_size
-        )
 
     def batches(self, progress: Progress, directory: Path | None) -> BrokenImages:
         """Batches of this rank from ``progress`` on; broken images are reported in ``directory``."""

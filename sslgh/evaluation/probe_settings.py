@@ -45,15 +45,7 @@ class ProbePlan:
         """
         probe, name = self.probe, self.protocol.name
         if isinstance(probe.test_prior, tuple):
-            if len(probe.test_prior) != num_classes:
-                raise RecipeError(
-                    f"test_prior has {len(probe.test_prior)} class shares, but there are {num_classes} classes; give one "
-                    "per class"
-                )
-            try:
-                check_shares(torch.tensor(probe.test_prior))
-            except ValueError as error:
-                raise RecipeError(f"test_prior: {error}") from error
+            _check_test_prior(probe.test_prior, num_classes)
         several = max(map(len, (probe.tau, probe.lr, probe.weight_decay))) > 1
         if several and probe.folds > num_images:
             raise DataError(
@@ -182,6 +174,17 @@ def _names_and_settings(probe: Probe, protocol: Protocol) -> tuple[Sequence[str]
         return ("ce",), ["seeds"] if drawn else []
     unread = {"protocol", "neighbors"} if drawn else {"protocol", "neighbors", "lr"}
     return probe.objectives, [name for name in Probe.model_fields if name not in unread]
+
+
+def _check_test_prior(shares: tuple[float, ...], num_classes: int) -> None:
+    if len(shares) != num_classes:
+        raise RecipeError(
+            f"test_prior has {len(shares)} class shares, but there are {num_classes} classes; give one per class"
+        )
+    try:
+        check_shares(torch.tensor(shares))
+    except ValueError as error:
+        raise RecipeError(f"test_prior: {error}") from error
 
 
 def _check_shiftable(names: Sequence[str]) -> None:

@@ -115,9 +115,7 @@ def test_a_clean_pass_with_sharded_weights_is_refused(tiny) -> None:
 
     stage.run.accelerator = Sharded()
     with pytest.raises(FSDPError, match=r"set harmonize\.clean: false"):
-        HarmonizedTraining(
-            stage.run, stage.method, stage.aux.harmonizer, stage.aux.harm, image_size=8
-        )
+        HarmonizedTraining(stage.run, stage.method, stage.aux, 8)
 
 
 def test_the_weight_is_adapted_once_per_epoch_however_many_micro_batches(tiny, monkeypatch) -> None:
