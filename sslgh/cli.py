@@ -140,6 +140,25 @@ def embed(
 
 
 @app.command()
+def baselines(
+    words: Words,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Pretrained weights, as model.init; default: the recipe's, else package:efficientnet-lite0."
+        ),
+    ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Only the rows that train no network.")
+    ] = False,
+) -> None:
+    """Compare random and pretrained weights, own runs and adapters on the recipe's images, in one table."""
+    from sslgh.studies.baselines import run_baselines
+
+    raise typer.Exit(run_baselines(words, weights, frozen=frozen))
+
+
+@app.command()
 def scan(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of images.")],
     as_json: Annotated[

@@ -229,4 +229,32 @@ FAULTS = [
         "mode=mode",
         "methods/test_distill.py",
     ),
+    Fault(
+        "features of the last layer twice",
+        "models/last_two.py",
+        "    number = layers[HEADS] - 2\n",
+        "    number = layers[HEADS] - 1\n",
+        "studies/test_baselines.py -k last_two",
+    ),
+    Fault(
+        "the layer before the last is not pooled",
+        "models/last_two.py",
+        "earlier = pooled(channels_last, layer, (), earlier)",
+        "earlier = earlier.flatten(1)",
+        "studies/test_baselines.py -k last_two",
+    ),
+    Fault(
+        "frozen rows are trained",
+        "studies/baselines.py",
+        "        if row.trains and frozen:\n",
+        "        if False:\n",
+        "studies/test_baselines.py -k frozen",
+    ),
+    Fault(
+        "all parameters counted as trained",
+        "studies/baselines.py",
+        "for p in network.parameters() if p.requires_grad",
+        "for p in network.parameters()",
+        "studies/test_baselines.py -k one_table",
+    ),
 ]

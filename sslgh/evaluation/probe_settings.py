@@ -60,6 +60,8 @@ class ProbePlan:
     def settings(self) -> dict[str, object]:
         """``settings`` of a result: all that the protocol reads; of several values all."""
         probe, settings = self.probe, asdict(self.protocol)
+        if probe.features != "last":
+            settings["features"] = probe.features
         if not self.heads:
             return settings | {"neighbors": probe.neighbors, "temperature": NEIGHBOR_TEMPERATURE}
         settings["objectives"] = list(self.heads)
@@ -155,7 +157,7 @@ def check_settings(probe: Probe, key: str) -> Sequence[str]:
         # By value: a full config, as a run keeps it, sets every key.
         given = getattr(probe, name)
         trained = name == "objectives" and given == names
-        if name not in {"protocol", *read} and given != field.default and not trained:
+        if name not in {"protocol", "features", *read} and given != field.default and not trained:
             only = f", but only {', '.join(read)}" if read else ""
             raise RecipeError(
                 f"probe {probe.protocol} does not read {name}{only}; leave {name} out"
@@ -172,7 +174,7 @@ def _names_and_settings(probe: Probe, protocol: Protocol) -> tuple[Sequence[str]
         return (), ["neighbors"]
     if protocol.train != "longtail":  # all else is fixed
         return ("ce",), ["seeds"] if drawn else []
-    unread = {"protocol", "neighbors"} if drawn else {"protocol", "neighbors", "lr"}
+    unread = {"protocol", "features", "neighbors", *(() if drawn else ("lr",))}
     return probe.objectives, [name for name in Probe.model_fields if name not in unread]
 
 

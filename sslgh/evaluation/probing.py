@@ -42,6 +42,7 @@ from sslgh.evaluation.scoring import (
     rows_at_once,
 )
 from sslgh.functional.neighbors import nearest_neighbor_votes
+from sslgh.models.last_two import LastTwo
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
 from sslgh.recipe.schema import Probe, Recipe
@@ -134,9 +135,10 @@ def probe_backbone(
         return []
     images = labeled_images(recipe.data, directory)
     size = input_size(recipe.data, images.full_train, Preprocessing.of(backbone).size)
+    kinds = dict.fromkeys(plan.probe.features for plan in plans)
+    networks = {kind: backbone if kind == "last" else LastTwo(backbone) for kind in kinds}
     extract = partial(
         cached_features,
-        backbone,
         data=recipe.data,
         size=size,
         directory=directory,
@@ -147,14 +149,17 @@ def probe_backbone(
     # Every set is selected, and refused, before the first image goes through the network.
     train_sets = _training_images(plans, images)
     broken = unreadable_names(images.full_train, directory, accelerator)
-    test = None if images.test is None else extract(images.test)
+    tests = {}
+    if images.test is not None:
+        tests = {kind: extract(network, images.test) for kind, network in networks.items()}
     classes = Classes(images.full_train.class_names, torch.from_numpy(images.class_counts))
     device = _device_of_heads(accelerator.device)
     results: list[Result] = []
     for plan, train_set in zip(plans, train_sets, strict=True):
         part = without(train_set, broken)
-        train = extract(part, weak=plan.protocol.weak)
-        plain = extract(part) if images.test is None else None
+        network, test = networks[plan.probe.features], tests.get(plan.probe.features)
+        train = extract(network, part, weak=plan.protocol.weak)
+        plain = extract(network, part) if images.test is None else None
         if train is None:  # another rank than 0
             continue
         seen = Features.of(train, part)

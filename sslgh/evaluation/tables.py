@@ -93,7 +93,8 @@ def sections(runs: Sequence[Run], convention: Convention) -> list[Section]:
             tested = None if result.data is None else result.data.fingerprint
             folds = result.settings.get("out_of_fold")
             key = result.protocol, result.version, expected, tested, folds, *result.group_counts
-            found.setdefault(key, []).append((printable(name), result))
+            layers = ", last two layers" if result.settings.get("features") == "last-two" else ""
+            found.setdefault(key, []).append((printable(name) + layers, result))
     return [_section(entries, convention, _test_set(key, found)) for key, entries in found.items()]
 
 

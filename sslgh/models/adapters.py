@@ -91,7 +91,7 @@ def add_adapter(
     if "lora" in settings.name:  # first: it turns gradients off
         _add_lora(backbone, settings)
     if "adaptformer" in settings.name:
-        count = sum(1 for _ in _blocks(backbone))
+        count = len(list(_blocks(backbone)))
         width = settings.width or adaptformer_width(num_classes, max(count, 1))
         add_adaptformers(backbone, width, image_size=image_size)
     for name in settings.name:
@@ -182,6 +182,11 @@ def _blocks(backbone: nn.Module) -> Iterator[tuple[nn.Module, nn.LayerNorm, nn.M
             before, after = getattr(block, norm, None), getattr(block, mlp, None)
             if isinstance(before, nn.LayerNorm) and isinstance(after, nn.Module):
                 yield block, before, getattr(block, "ls2", after)  # behind a layer scale
+
+
+def has_mlp_blocks(backbone: nn.Module) -> bool:
+    """Whether a backbone has blocks that take an AdaptFormer."""
+    return next(_blocks(backbone), None) is not None
 
 
 def add_adaptformers(backbone: nn.Module, width: int, *, image_size: int) -> None:

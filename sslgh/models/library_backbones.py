@@ -106,15 +106,13 @@ def with_features(model: nn.Module, side: int) -> nn.Module:
         raise ValueError(f"it gives {type(output).__name__}, not one row of floats per image")
     if output.ndim > 2:
         channels_last = output.ndim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
-        model.register_forward_hook(partial(_pooled, channels_last))
-        output = _pooled(channels_last, model, (), output)
+        model.register_forward_hook(partial(pooled, channels_last))
+        output = pooled(channels_last, model, (), output)
     model.num_features = output.shape[1]  # type: ignore[assignment]
     return model
 
 
-def _pooled(
-    channels_last: bool, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-) -> Tensor:
+def pooled(channels_last: bool, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Mean over all places of maps (N, F, H, W) or (N, H, W, F), or of tokens (N, T, F)."""
     return output.flatten(1, -2).mean(1) if channels_last else output.flatten(2).mean(2)
 

@@ -213,6 +213,10 @@ class Probe(ConfigModel):
     seeds: Count = Field(
         1, description="heads trained from different starts; mean and spread are reported"
     )
+    features: Literal["last", "last-two"] = Field(
+        "last",
+        description="features of the backbone, or those of the layer before the last next to them",
+    )
     neighbors: Count = Field(20, description="knn: neighbors that vote")
 
 
