@@ -95,7 +95,8 @@ def each_recipe(
 def _finish(rows: Sequence[Row], code: int, *, details: bool) -> int:
     """Print the tables on rank 0 and leave the process group."""
     if is_main():
-        _print_tables([row[:2] for row in rows if row.results], details=details)
+        if measured := [row[:2] for row in rows if row.results]:
+            _print_tables(measured, details=details)
         for recipe, results in [(row.recipe, row.results) for row in rows]:
             if recipe is not None:
                 typer.echo("\n" + "\n".join(last_lines(recipe, results, details=details)))
@@ -104,8 +105,6 @@ def _finish(rows: Sequence[Row], code: int, *, details: bool) -> int:
 
 
 def _print_tables(rows: Sequence[tuple[str, Sequence[Result]]], *, details: bool) -> None:
-    if not rows:
-        return
     typer.echo("\n" + comparison_table(rows))
     if details:
         typer.echo("\n" + details_table(rows))

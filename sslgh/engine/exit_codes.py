@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import torch
 from torch.distributed import DistError
 
-from sslgh.engine.finite import NotFiniteError
 from sslgh.engine.logger import print_stderr
 from sslgh.engine.run_dir import (
     OtherRunError,
@@ -28,6 +27,10 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 # the launcher ends this process meanwhile.
 GRACE_SECONDS = 3
 INTERRUPTED = "interrupted; run the same command to resume from the last checkpoint"
+
+
+class NotFiniteError(RuntimeError):
+    """A number became NaN or infinite; it is in no checkpoint."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run resumes when started again

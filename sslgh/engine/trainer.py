@@ -16,8 +16,7 @@ from sslgh.distributed import any_of, any_rank, gather_full, local_shard
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_manager import CheckpointWriter
-from sslgh.engine.exit_codes import Stopped
-from sslgh.engine.finite import MAX_SKIPPED, WATCHED, NotFiniteError, first_not_finite
+from sslgh.engine.exit_codes import NotFiniteError, Stopped
 from sslgh.engine.fsdp import unshard_
 from sslgh.engine.launch import StopRequest, determinism, run_on_main
 from sslgh.engine.logger import MetricLogger
@@ -26,6 +25,17 @@ from sslgh.engine.run import Run
 from sslgh.recipe.schema import Train
 
 Metrics = dict[str, Tensor]
+# The metrics that must be finite, in the order of cause and effect.
+WATCHED = {
+    "embedding_norm": "an embedding",
+    "ssl": "the loss of the method",
+    "gh": "the GH term",
+    "logit": "the loss of the logits",
+    "embedding": "the loss of the embeddings",
+    "loss": "the loss",
+}
+# A run that skips this many steps in a row will not recover.
+MAX_SKIPPED = 10
 STOP_MESSAGE = "stopped after step {}; run the same command to resume"
 
 
@@ -225,7 +235,17 @@ def non_finite_reason(parts: Sequence[Metrics], grad_norm: Tensor, model: nn.Mod
     """Which value of a step's micro-batches is NaN or infinite, in words; None if none is. Waits for the device."""
     watched = [part[name].float() for part in parts for name in WATCHED if name in part]
     finite = bool(torch.stack([*watched, grad_norm.float()]).isfinite().all())
-    return None if finite else first_not_finite(parts, model)
+    return None if finite else _first_not_finite(parts, model)
+
+
+def _first_not_finite(parts: Sequence[Metrics], model: nn.Module) -> str:
+    for name, words in WATCHED.items():
+        if any(name in part and not bool(part[name].isfinite()) for part in parts):
+            return f"{words} is not finite"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(local_shard(parameter.grad).isfinite().all()):
+            return f"the gradient of {name.removeprefix('module.')} is not finite"
+    return "the gradient is too long for its precision"
 
 
 def log_metrics(stage: Stage, step: StepInfo, metrics: Metrics, logger: MetricLogger) -> None:

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslgh.engine.exit_codes import Stopped
-from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.exit_codes import NotFiniteError, Stopped
 from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.logger import print_stderr
 from sslgh.engine.precision import with_precision

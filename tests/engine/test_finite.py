@@ -8,7 +8,7 @@ from torch import nn
 import sslgh.engine.pretraining as module
 from sslgh.data import training_set
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.exit_codes import NotFiniteError
 from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.engine.trainer import gradient_norm, non_finite_reason, step_info, train_step

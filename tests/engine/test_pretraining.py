@@ -15,8 +15,7 @@ from sslgh.data import training_set
 from sslgh.distributed import weighted_mean
 from sslgh.engine import pretraining
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.exit_codes import Stopped
-from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.exit_codes import NotFiniteError, Stopped
 from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.pretraining import Pretraining, pretrain
 from sslgh.engine.trainer import step_info, train_step

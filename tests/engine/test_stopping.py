@@ -12,8 +12,7 @@ from sslgh.data import DataError
 from sslgh.engine import run as run_module
 from sslgh.engine import trainer
 from sslgh.engine.checkpoint_manager import CheckpointWriter
-from sslgh.engine.exit_codes import BAD_INPUT, Stopped, run_command
-from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.exit_codes import BAD_INPUT, NotFiniteError, Stopped, run_command
 from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.pretraining import pretrain
 

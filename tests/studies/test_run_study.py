@@ -11,8 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from sslgh.cli import main
-from sslgh.engine.exit_codes import Stopped
-from sslgh.engine.finite import NotFiniteError
+from sslgh.engine.exit_codes import NotFiniteError, Stopped
 from sslgh.engine.launch import StopRequest
 from sslgh.recipe import RecipeError
 from sslgh.studies.plan import load_study
