@@ -159,6 +159,26 @@ def baselines(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Any of timm, torchvision, onnx, hf, with commas.")
+    ] = "timm,onnx",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for one folder per target; default: RUN/export."),
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Leave the classifier of a finetuned run out.")
+    ] = False,
+) -> None:
+    """Write the network for other libraries, reload it there, and print the lines that load it."""
+    from sslgh.export.command import export_command
+
+    raise typer.Exit(export_command(run, to, out, features=features))
+
+
+@app.command()
 def scan(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of images.")],
     as_json: Annotated[

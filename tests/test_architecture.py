@@ -17,7 +17,7 @@ FLOORS = [
     ["models", "data"],
     ["methods", "harmonize", "classify"],
     ["engine", "evaluation"],
-    ["explore", "scan", "doctor", "studies"],
+    ["explore", "export", "scan", "doctor", "studies"],
     ["cli", "commands", "last_lines", "own_backbone", "pretrain", "__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

@@ -185,16 +185,24 @@ def _torchvision(kind: str, pretrained: bool) -> tuple[list[Build], int]:
     return [build, lambda side: build(side, input_size=(side, side))], USUAL_SIDE  # MaxViT's
 
 
-def _remove_classifier(model: nn.Module) -> None:
-    """Replace all that classifies by identities; what pools, flattens and normalizes stays."""
+def classifying_layers(model: nn.Module) -> list[str]:
+    """Dotted names of all that classifies in a model of torchvision; what pools, flattens and normalizes is not in it.
+
+    Examples:
+        >>> classifying_layers(torchvision.models.get_model("convnext_tiny"))
+        ['classifier.2']
+    """
     name = next(head for head in HEADS if hasattr(model, head))
     head = getattr(model, name)
     if isinstance(head, nn.Sequential) and any(isinstance(layer, KEPT) for layer in head):
-        for position, layer in enumerate(head):
-            if not isinstance(layer, KEPT):
-                head[position] = nn.Identity()
-    else:
-        setattr(model, name, nn.Identity())
+        return [f"{name}.{i}" for i, layer in enumerate(head) if not isinstance(layer, KEPT)]
+    return [name]
+
+
+def _remove_classifier(model: nn.Module) -> None:
+    """Replace all that classifies by identities."""
+    for name in classifying_layers(model):
+        model.set_submodule(name, nn.Identity())
     if hasattr(model, "aux_logits"):
         model.aux_logits = False  # type: ignore[assignment]
         for part in AUXILIARY:

@@ -82,6 +82,21 @@ def build_patched(name: str, *, patch: int | None, image_size: int | None) -> nn
     image_size = image_size or USUAL_SIZE
     patch = patch or patch_for(name, image_size)
     check_patch(name, patch, image_size)
+    kind, options = timm_arguments(name, patch=patch, image_size=image_size)
+    model: nn.Module = timm.create_model(kind, pretrained=False, num_classes=0, **options)
+    if needs_stem(name, patch):
+        _give_stem(model, patch)
+    model.register_forward_pre_hook(partial(_check_input, name, patch))
+    return model
+
+
+def timm_arguments(name: str, *, patch: int, image_size: int) -> tuple[str, dict[str, Any]]:
+    """Name and keyword arguments of `timm.create_model` for a key of ``FAMILIES``.
+
+    Examples:
+        >>> timm_arguments("vit_tiny", patch=4, image_size=32)[1]
+        {'img_size': 32, 'patch_size': 4, 'dynamic_img_size': True}
+    """
     kind, family = FAMILIES[name]
     options: dict[str, Any] = {}
     if family is VIT:
@@ -89,11 +104,13 @@ def build_patched(name: str, *, patch: int | None, image_size: int | None) -> nn
     elif family is SWIN:
         options = {"img_size": image_size, "patch_size": patch, "strict_img_size": False}
         options |= {"window_size": window_for(image_size // patch), "drop_path_rate": 0.0}
-    model: nn.Module = timm.create_model(kind, pretrained=False, num_classes=0, **options)
-    if family is CONVNEXT and patch != family.largest:
-        _give_stem(model, patch)
-    model.register_forward_pre_hook(partial(_check_input, name, patch))
-    return model
+    return kind, options
+
+
+def needs_stem(name: str, patch: int) -> bool:
+    """Whether the first layer is one that no argument of timm gives."""
+    family = FAMILIES[name][1]
+    return family is CONVNEXT and patch != family.largest
 
 
 def resize_patched(model: nn.Module, name: str, *, patch: int, image_size: int) -> None:

@@ -1,0 +1,1 @@
+"""Trained networks for timm, torchvision, ONNX and the Hugging Face hub."""
