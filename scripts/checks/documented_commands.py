@@ -145,6 +145,8 @@ RULES = (
         add=f"--only simclr {SHORT} {TAIL} data.source=arrays data.root=images-10",
     ),
     Rule(r"supervised_table\.py", add=f"--seeds 1 --main-only {SHORT} {TAIL} data.root=images-10"),
+    Rule(r"which_start\.py", replace=((r"--seeds \d+", "--seeds 1 --frozen"),)),
+    Rule(r"sslgh baselines", add=f"--frozen data.size=32 {SHORT}"),
     Rule(r"divide_and_contrast\.py", replace=((r"--clusters \d+", "--clusters 2"),), add=SHORT),
     Rule(r"studies/toy\.py", add="--seeds 1 --arms plain --out toy.json"),
     Rule(r"documented_commands\.py", skip="this script"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslgh.export.source import Source, drawn_images
+from sslgh.models.adapters import ADAPTFORMER
 from sslgh.models.backbones import LAYERS
 from sslgh.models.classifier import CosineClassifier
 from sslgh.models.library_backbones import TIMM, TORCHVISION, UNFIT
@@ -99,6 +100,7 @@ def held_by(
             return Held(constructor, model)
     card = source.card
     shape = "" if card["backbone"].startswith((TIMM, TORCHVISION)) else _shape(card)
+    shape += " with an AdaptFormer, which cannot be merged," if ADAPTFORMER in card else ""
     raise ValueError(
         f"{library} builds no {card['backbone']}{shape} for {source.size} pixels; export it to onnx, or train a backbone "
         "that the library has (model.backbone=timm:NAME or torchvision:NAME)"

@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
     Attributes:
         run: The run directory.
-        card: Its card: architecture and training.
+        card: Card of the backbone: architecture and training.
         backbone: (N, 3, S, S) to (N, F), in eval mode.
         classifier: (N, F) to (N, C), or None.
         class_names: C names; empty without a classifier.
