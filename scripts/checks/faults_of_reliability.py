@@ -142,7 +142,7 @@ FAULTS = [
     Fault("half a cache left", "evaluation/features.py", "            temporary.unlink(missing_ok=True)\n", "            pass\n", "evaluation/test_features.py"),
     Fault("probes share a temporary", "evaluation/features.py", 'f"{path.name}.{uuid4().hex}.tmp"', 'f"{path.name}.tmp"', "evaluation/test_features.py"),
     Fault("results of other data lost", "evaluation/results.py", "    return path if same else path.with_name", "    return path if path else path.with_name", "evaluation/test_results.py -k overwrite"),
-    Fault("older results lost", "evaluation/results.py", "        same = all(getattr(held, name)", "        same = any(getattr(held, name)", "evaluation/test_results.py -k older"),
+    Fault("older results lost", "evaluation/results.py", "        same = all(held[name]", "        same = any(held[name]", "evaluation/test_results.py -k older"),
     Fault("training sets alike", "evaluation/results.py", 'f"{self.train_fingerprint} {self.fingerprint}"', 'f"{self.fingerprint}"', "evaluation/test_results.py -k differ"),
     Fault("test sets mixed", "evaluation/tables.py", "tested = None if result.data is None else result.data.fingerprint", "tested = None", "evaluation/test_tables.py -k headers"),
     Fault("test sets unnamed", "evaluation/tables.py", "    if section.test_set:\n", "    if False:\n", "evaluation/test_tables.py -k headers"),

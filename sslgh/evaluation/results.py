@@ -200,15 +200,20 @@ def _path(path: Path, result: Result) -> Path:
     if result.data is None or not path.is_file():
         return path
     try:
-        held = _read(path)
-    except ValueError:  # damaged: probing again is the remedy
+        held = json.loads(path.read_text())
+        if held.get("data") is None:
+            # Written by an older version, without data: equal counts are taken for the same data.
+            counts = ("class_names", "train_counts", "test_counts")
+            same = all(held[name] == getattr(result, name) for name in counts)
+        else:
+            same = MeasuredData(**held["data"]).key == result.data.key
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # damaged: probing again is the remedy
         return path
-    if held.data is None:
-        # Written by an older version, without data: equal counts are taken for the same data.
-        counts = ("class_names", "train_counts", "test_counts")
-        same = all(getattr(held, name) == getattr(result, name) for name in counts)
-    else:
-        same = held.data.key == result.data.key
     return path if same else path.with_name(f"{path.stem}-{result.data.key}.json")
 
 
