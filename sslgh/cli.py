@@ -179,6 +179,27 @@ def export(
 
 
 @app.command()
+def look(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of photos.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: FOLDER-look next to it.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="As for embed; default: the best to be had here."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Number of photos to label first.")] = 60,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Loader processes; default: one per core, at most 8.")
+    ] = None,
+) -> None:
+    """Show what a folder of photos holds, without training: groups, copies, odd ones, what to label."""
+    from sslgh.report.look_command import look_command
+
+    raise typer.Exit(look_command(folder, out, model, budget=budget, workers=workers))
+
+
+@app.command()
 def scan(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of images.")],
     as_json: Annotated[

@@ -18,6 +18,7 @@ FLOORS = [
     ["methods", "harmonize", "classify"],
     ["engine", "evaluation"],
     ["explore", "export", "scan", "doctor", "studies"],
+    ["report"],
     ["cli", "commands", "last_lines", "own_backbone", "pretrain", "__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

@@ -20,6 +20,7 @@ from faults_of_backbones import FAULTS as OF_BACKBONES
 from faults_of_harmonization import FAULTS as OF_HARMONIZATION
 from faults_of_input import FAULTS as OF_INPUT
 from faults_of_labels import FAULTS as OF_LABELS
+from faults_of_look import FAULTS as OF_LOOK
 from faults_of_photos import FAULTS as OF_PHOTOS
 from faults_of_pretraining import FAULTS as OF_PRETRAINING
 from faults_of_reliability import FAULTS as OF_RELIABILITY
@@ -169,7 +170,7 @@ FAULTS = [
     Fault("part of one image with one view", "data/batch_sampler.py", "rest >= max(2, smallest_part * world_size * accumulation)", "rest >= max(2, world_size * accumulation)", "data/test_batch_sampler.py"),
 ]  # fmt: skip
 FAULTS += OF_PRETRAINING + OF_RELIABILITY + OF_INPUT + OF_STUDIES
-FAULTS += OF_BACKBONES + OF_WEIGHTS + OF_PHOTOS
+FAULTS += OF_BACKBONES + OF_WEIGHTS + OF_PHOTOS + OF_LOOK
 FAULTS += OF_HARMONIZATION
 FAULTS += OF_LABELS
 

@@ -18,7 +18,7 @@ def faiss_device() -> str:
     Raises:
         ImportError: If FAISS is missing.
     """
-    return "gpu" if _faiss().get_num_gpus() > 0 else "cpu"
+    return "gpu" if faiss_module().get_num_gpus() > 0 else "cpu"
 
 
 def spherical_kmeans(
@@ -60,8 +60,7 @@ def spherical_kmeans(
     """
     _check(points, num_clusters, start)
     num_clusters = int(num_clusters)  # FAISS takes no NumPy integers
-    faiss = _faiss()
-    faiss.omp_set_num_threads(torch.get_num_threads())  # its own OpenMP ignores torch's limit
+    faiss = faiss_module()
     rows = F.normalize(points.detach().float().cpu(), dim=1).contiguous().numpy()
     num_points, dim = rows.shape
     settings = faiss.ClusteringParameters()
@@ -87,7 +86,12 @@ def spherical_kmeans(
     return centroids.to(points.device), torch.from_numpy(labels[:, 0]).to(points.device)
 
 
-def _faiss() -> ModuleType:
+def faiss_module() -> ModuleType:
+    """FAISS, with as many threads as torch has.
+
+    Raises:
+        ImportError: If it is missing.
+    """
     try:
         import faiss  # noqa: PLC0415  heavy, and only clustering needs it
         # Without the CUDA libraries that its wheel depends on, FAISS raises RuntimeError, not ImportError.
@@ -96,6 +100,7 @@ def _faiss() -> ModuleType:
             f"FAISS cannot be imported ({error}): install faiss-gpu (Linux on x86-64) or faiss-cpu "
             "with its dependencies, never both, or use population: prototypes"
         ) from error
+    faiss.omp_set_num_threads(torch.get_num_threads())  # its own OpenMP ignores torch's limit
     return faiss
 
 

@@ -1,0 +1,188 @@
+"""Look at a folder of photos without training: tables, a sheet of pictures, and what a terminal shows of it."""
+
+import csv
+import os
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from sslgh.data.image_set import DataError
+from sslgh.engine.exit_codes import is_main
+from sslgh.engine.launch import StopRequest
+from sslgh.explore.embed import Plan, embed, plan_embedding
+from sslgh.explore.embed_command import duration, seconds_per_photo, skipped_lines
+from sslgh.explore.embeddings import Embeddings
+from sslgh.explore.extra import optional
+from sslgh.explore.findings import Findings, find_all
+from sslgh.explore.loaded_model import LoadedModel
+from sslgh.explore.look_tables import write_table, write_tables
+from sslgh.explore.model import load_model
+from sslgh.explore.photo_facts import photo_facts
+from sslgh.explore.photos import find_photos
+from sslgh.explore.select import Choice, select
+from sslgh.explore.sheet import contact_sheet
+from sslgh.recipe.errors import located, printable
+
+# Photos to label first, when no number is given: what a person names in ten minutes.
+BUDGET = 60
+FIRST_COLUMNS = ("file", "kind", "group", "reason")
+
+
+class LookResult(NamedTuple):
+    """A folder that was looked at.
+
+    Attributes:
+        folder: The folder.
+        out: The folder that holds what was written.
+        embeddings: Features of its photos.
+        findings: What was found.
+        first: Photos to label first.
+        model: Name of the network.
+    """
+
+    folder: Path
+    out: Path
+    embeddings: Embeddings
+    findings: Findings
+    first: list[Choice]
+    model: str
+
+
+def look_folder(
+    folder: Path,
+    out: Path | None = None,
+    model: LoadedModel | str | None = None,
+    *,
+    budget: int = BUDGET,
+    workers: int | None = None,
+) -> LookResult | None:
+    """Embed a folder, or what is new in it, and find groups, copies and outliers; files are written into ``out``.
+
+    Collective: call it on every rank.
+
+    Args:
+        folder: Any tree of photos.
+        out: Folder for the results; None: next to ``folder``, with ``-look`` appended.
+        model: Network, or its name; None: the best to be had here.
+        budget: Number of photos to label first.
+        workers: Loader processes per rank; a core each by default.
+
+    Returns:
+        The result on rank 0, None on other ranks.
+
+    Raises:
+        DataError: If the folder holds no photo that can be read, or ``out`` cannot be written or lies inside it.
+        ValueError: If imagehash is missing.
+    """
+    optional("imagehash")
+    out = results_folder(folder, out)
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    plan = plan_embedding(
+        loaded, lambda: find_photos(folder), out=out / "embeddings.npz", facts=photo_facts
+    )
+    if is_main():
+        typer.echo(first_line(folder, out, loaded, plan))
+    with StopRequest() as stop:
+        embeddings = embed(
+            loaded, plan, facts=photo_facts, workers=workers, stop=lambda: stop.asked
+        )
+    if not is_main():
+        return None
+    typer.echo(f"finding groups and copies among {len(embeddings.files):,} photos")
+    found = find_all(folder, embeddings.files, embeddings.features, embeddings.facts)
+    copies = found.copies.group_of(len(found.files))
+    first = select(found.rows, budget, groups=found.label, copies=copies)
+    write_tables(found, out)
+    _write_first(found, first, out)
+    contact_sheet(folder, found).save(out / "sheet.png")
+    return LookResult(folder, out, embeddings, found, first, loaded.name)
+
+
+def _write_first(found: Findings, first: list[Choice], out: Path) -> None:
+    """Write label_first.csv, whose column of kinds is to be filled; what a user has filled in is kept aside."""
+    path = out / "label_first.csv"
+    rows = [(found.files[one.row], "", one.group + 1, one.reason) for one in first]
+    if path.exists() and _is_filled(path):
+        path = out / "label_first_new.csv"
+    write_table(path, FIRST_COLUMNS, rows)
+
+
+def _is_filled(path: Path) -> bool:
+    """Whether a list has a kind, or is no longer the list that was written."""
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    return tuple(head) != FIRST_COLUMNS or any(len(row) < 2 or row[1].strip() for row in rows)
+
+
+def results_folder(folder: Path, out: Path | None) -> Path:
+    """The folder for the results, made if it is missing.
+
+    Raises:
+        DataError: If it lies inside ``folder``, whose photos it would join, or cannot be written.
+    """
+    folder = folder.expanduser().resolve()
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it must not look
+        raise DataError(f"{located(folder)} is not a folder; give the folder that holds the photos")
+    out = (out or folder.with_name(f"{folder.name or 'photos'}-look")).expanduser().resolve()
+    if out.is_relative_to(folder):
+        raise DataError(
+            f"{printable(out)} lies inside {printable(folder)}, whose photos its pictures would join; give --out another"
+            " folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise DataError(f"{printable(out)} cannot be written; give --out a folder that can be")
+    return out
+
+
+def first_line(folder: Path, out: Path, model: LoadedModel, plan: Plan) -> str:
+    """What is going to be done, with which model, and how long it takes."""
+    total, pending = len(plan.photos.names), len(plan.pending)
+    seconds = pending * seconds_per_photo(model) if pending else 0.0
+    known = f", {total - pending:,} of them known from before" if pending < total else ""
+    return (
+        f"looking at {total:,} photos in {printable(folder)}{known}, by {printable(model.name)} without training: about "
+        f"{duration(seconds)} by the network's speed, then some seconds; results in {printable(out)}"
+    )
+
+
+def last_lines(result: LookResult, seconds: float) -> list[str]:
+    """What was found and written, the number to know, and the next command."""
+    found = result.findings
+    names = sorted(path.name for path in result.out.iterdir() if path.is_file())
+    folder = shlex.quote(str(result.folder))
+    lines = [*skipped_lines(result.embeddings), *_counts(found)]
+    lines.append(f"{printable(result.out)}: {', '.join(map(printable, names))}")
+    lines.append(f"{_headline(found)} ({duration(seconds)})")
+    lines.append(
+        f"next: open {printable(result.out / 'report.html')}, label the first photos with the keys 1 to 9 and save "
+        f"labels.csv; then sslgh classify {folder} labels.csv --out kinds"
+    )
+    return lines
+
+
+def _counts(found: Findings) -> list[str]:
+    faults = ", ".join(f"{int(mask.sum())} {name}" for name, mask in found.faults.items())
+    leaks = f", {len(found.leaks)} groups of them across splits" if any(found.split) else ""
+    return [
+        f"near copies: {found.copies.spare:,} photos could go{leaks}",
+        f"odd: {len(found.odd):,} photos unlike all others; pictures: {faults}",
+    ]
+
+
+def _headline(found: Findings) -> str:
+    """How many groups recur, and how unequal they are."""
+    groups, tail = found.groups, found.tail
+    largest = f"the largest holds {100 * tail.sizes[0] / sum(tail.sizes):.0f} % of the photos"
+    if len(groups.groups) == 1:
+        return "one group: these photos show no gaps between kinds"
+    return (
+        f"{len(groups.recurring)} of {len(groups.groups)} groups recur; {largest}, the smaller half of the groups "
+        f"{100 * tail.rare_share:.1f} %"
+    )
