@@ -200,6 +200,22 @@ def look(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, done or under way.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The page; default: report.html in the first."),
+    ] = None,
+) -> None:
+    """Write one page on runs: results by group of classes, curves with a sentence each, views."""
+    from sslgh.report.report_command import report_command
+
+    raise typer.Exit(report_command(runs, out))
+
+
+@app.command()
 def scan(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of images.")],
     as_json: Annotated[

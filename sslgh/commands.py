@@ -41,6 +41,7 @@ from sslgh.recipe.errors import located, printable
 from sslgh.recipe.named import load_recipes, split_words
 from sslgh.recipe.run_recipe import absolute_path, load_run
 from sslgh.recipe.schema import Model
+from sslgh.report.report_command import report_of_finished
 
 NO_PROBE = "no probe in the recipe, so nothing is measured; for labeled data 'probe=[{protocol: knn}]' adds one"
 FOLDS_FOLLOW = (
@@ -139,12 +140,16 @@ def finetune(recipe: Recipe) -> Row:
 
 
 def run(recipe: Recipe) -> Row:
-    """Train, then probe."""
+    """Train, probe, and write the page of the run."""
     if recipe.finetune is not None:
-        return finetune(recipe)
-    check_probes(recipe.data, recipe.probe, recipe.directory)
-    pretrain(recipe)
-    return _probe_run(recipe)
+        row = finetune(recipe)
+    else:
+        check_probes(recipe.data, recipe.probe, recipe.directory)
+        pretrain(recipe)
+        row = _probe_run(recipe)
+    if is_main():
+        report_of_finished(recipe.directory)
+    return row
 
 
 def probe(
