@@ -221,6 +221,14 @@ def scan(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON.", show_default=False)
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Near duplicates and quality too, and their page, as look."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default: FOLDER-look next to it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the report, as for embed.")] = None,
 ) -> None:
     """Decode every image of a folder and name the broken ones; exit 1 if there are any."""
     from sslgh.engine.exit_codes import FAILED, run_command
@@ -232,7 +240,13 @@ def scan(
     def work() -> None:
         found = scan_folder(folder)
         faulty.append(not found.is_sound)
-        text = json.dumps(scan_record(found), indent=2) if as_json else scan_text(found)
+        record, text = scan_record(found), scan_text(found)
+        if report:
+            from sslgh.report.scan_command import likeness
+
+            more = likeness(folder, out, model)
+            record, text = record | more.record, f"{text}\n{more.text}"
+        text = json.dumps(record, indent=2) if as_json else text
         # A terminal without UTF-8 shows letters it lacks as escapes.
         encoding = sys.stdout.encoding or "utf-8"
         typer.echo(text.encode(encoding, "backslashreplace").decode(encoding))

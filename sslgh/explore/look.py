@@ -57,6 +57,7 @@ def look_folder(
     *,
     budget: int = BUDGET,
     workers: int | None = None,
+    quiet: bool = False,
 ) -> LookResult | None:
     """Embed a folder, or what is new in it, and find groups, copies and outliers; files are written into ``out``.
 
@@ -68,6 +69,7 @@ def look_folder(
         model: Network, or its name; None: the best to be had here.
         budget: Number of photos to label first.
         workers: Loader processes per rank; a core each by default.
+        quiet: Print nothing of what is going to be done.
 
     Returns:
         The result on rank 0, None on other ranks.
@@ -82,7 +84,7 @@ def look_folder(
     plan = plan_embedding(
         loaded, lambda: find_photos(folder), out=out / "embeddings.npz", facts=photo_facts
     )
-    if is_main():
+    if is_main() and not quiet:
         typer.echo(first_line(folder, out, loaded, plan))
     with StopRequest() as stop:
         embeddings = embed(
@@ -90,7 +92,8 @@ def look_folder(
         )
     if not is_main():
         return None
-    typer.echo(f"finding groups and copies among {len(embeddings.files):,} photos")
+    if not quiet:
+        typer.echo(f"finding groups and copies among {len(embeddings.files):,} photos")
     found = find_all(folder, embeddings.files, embeddings.features, embeddings.facts)
     copies = found.copies.group_of(len(found.files))
     first = select(found.rows, budget, groups=found.label, copies=copies)

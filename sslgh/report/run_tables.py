@@ -22,7 +22,7 @@ FURTHER = {
 LOWER_IS_BETTER = {"std", "balanced_error", "few_as_many", "many_as_few", "calibration_error"}
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A table of a page.
 
     Attributes:
@@ -36,7 +36,7 @@ class Table(NamedTuple):
     best: list[set[int]]
 
 
-class Comparison(NamedTuple):
+class ProtocolComparison(NamedTuple):
     """One protocol.
 
     Attributes:
@@ -47,16 +47,16 @@ class Comparison(NamedTuple):
     """
 
     words: list[str]
-    groups: Table
-    further: Table
+    groups: PageTable
+    further: PageTable
     pairs: list[str]
 
 
-def comparisons(runs: Sequence[RunRecord]) -> list[Comparison]:
+def comparisons(runs: Sequence[RunRecord]) -> list[ProtocolComparison]:
     """The probes of runs, those that are comparable together."""
     found = sections([(run.name, run.results) for run in runs], "thresholds")
     return [
-        Comparison(
+        ProtocolComparison(
             list(described(section)),
             _table(section, COLUMNS),
             _table(section, FURTHER),
@@ -66,7 +66,7 @@ def comparisons(runs: Sequence[RunRecord]) -> list[Comparison]:
     ]
 
 
-def _table(section: Section, columns: dict[str, str]) -> Table:
+def _table(section: Section, columns: dict[str, str]) -> PageTable:
     metrics = list(columns.values())
 
     def cells(scores: Scores) -> list[str]:
@@ -79,7 +79,7 @@ def _table(section: Section, columns: dict[str, str]) -> Table:
         for metric in metrics
     ]
     chosen = [{n for n, rows in enumerate(best, 2) if row in rows} for row in range(len(scores))]
-    return Table(["objective", "run", *columns], list(rows(section.entries, cells)), chosen)
+    return PageTable(["objective", "run", *columns], list(rows(section.entries, cells)), chosen)
 
 
 def _best(values: Sequence[Spread | None], metric: str) -> set[int]:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sslgh.cli import main
 from sslgh.explore.look import look_folder
 from sslgh.report.look_page import look_page
 from sslgh.report.page import percent, render, write_page
@@ -137,3 +138,15 @@ def test_a_page_replaces_the_one_before(tmp_path) -> None:
     write_page(path, "name \udcff")
     assert path.read_text() == "name ?"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_scan_with_report_adds_near_copies_and_quality(result, run, tmp_path, capsys) -> None:
+    words = ["scan", str(result.folder), "--report", "--out", str(tmp_path / "scan"), "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--model", str(run)])
+    assert ended.value.code == 1  # one photo is broken
+    record = json.loads(capsys.readouterr().out)
+    assert record["near_duplicates"] == [["a/1.png", "copy.png"]]
+    assert record["near_leaks"] == []
+    assert len(record["quality"]["tiny"]) == len(result.findings.files)
+    assert (tmp_path / "scan" / "report.html").stat().st_size > 1000
