@@ -12,8 +12,7 @@ from sslgh.data.folders import SPLITS, skipped_words
 from sslgh.data.tree import kinds
 from sslgh.functional.groups import shot_groups
 from sslgh.recipe.errors import printable
-from sslgh.scan.duplicates import Place, conflicts, leaks
-from sslgh.scan.scan import Scan
+from sslgh.scan.scan import Place, Scan
 
 # Lines of a kind in the text; the JSON holds all. Broken files are always named.
 MOST_LINES = 40
@@ -39,8 +38,8 @@ def scan_record(scan: Scan) -> dict[str, Any]:
         "classes": class_counts(scan.places.values()),
         "broken": {_name(scan, file.path): file.fault for file in scan.broken},
         "duplicates": _names(scan, scan.duplicates),
-        "leaks": _names(scan, leaks(scan.duplicates, scan.places)),
-        "conflicts": _names(scan, conflicts(scan.duplicates, scan.places)),
+        "leaks": _names(scan, scan.leaks),
+        "conflicts": _names(scan, scan.conflicts),
         "skipped": kinds(scan.tree),
         "hidden": len(scan.tree.hidden),
         "dangling": sorted(_name(scan, path) for path in scan.tree.dangling),

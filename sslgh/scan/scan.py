@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,6 @@ from sslgh.data.image_set import DataError
 from sslgh.data.loader import available_cores
 from sslgh.data.tree import Tree, tree
 from sslgh.recipe.errors import located
-from sslgh.scan.duplicates import Place, conflicts, leaks, places
 from sslgh.scan.processes import map_processes
 
 
@@ -50,6 +49,13 @@ class ScannedFile(NamedTuple):
     fault: str | None = None
 
 
+class Place(NamedTuple):
+    """Where an image lies: the name of its split's folder ("" without one) and of its class, if it has any."""
+
+    split: str
+    label: str | None
+
+
 class Scan(NamedTuple):
     """A folder: what was found by name, what each image file holds, and groups of equal files.
 
@@ -71,8 +77,21 @@ class Scan(NamedTuple):
     @property
     def is_sound(self) -> bool:
         """Whether every image can be read and every folder be listed, and none is in two splits or classes."""
-        wrong = leaks(self.duplicates, self.places) + conflicts(self.duplicates, self.places)
-        return not self.broken and not self.tree.unreadable and not wrong
+        return not (self.broken or self.tree.unreadable or self.leaks or self.conflicts)
+
+    @property
+    def leaks(self) -> list[list[Path]]:
+        """Groups of equal files that lie in more than one split."""
+        return [group for group in self.duplicates if len({p.split for p in self._of(group)}) > 1]
+
+    @property
+    def conflicts(self) -> list[list[Path]]:
+        """Groups of equal files that lie under different classes."""
+        found = [(group, {p.label for p in self._of(group)} - {None}) for group in self.duplicates]
+        return [group for group, labels in found if len(labels) > 1]
+
+    def _of(self, group: list[Path]) -> list[Place]:
+        return [self.places[path] for path in group if path in self.places]
 
 
 def scan_folder(folder: Path, *, workers: int | None = None) -> Scan:
@@ -151,3 +170,24 @@ def _duplicates(files: Iterable[ScannedFile]) -> list[list[Path]]:
         groups[found[i * HASH_BYTES : (i + 1) * HASH_BYTES]].append(path)
     groups.pop(bytes(HASH_BYTES), None)  # of files that have gone since they were decoded
     return [group for group in groups.values() if len(group) > 1]
+
+
+def places(paths: Sequence[Path], splits: Splits) -> dict[Path, Place]:
+    """Split and class of each image; without the images that belong to no split of a divided tree.
+
+    Labels are those of `sslgh.data.folders.read_folder`: the folders right in the training split, if there are at least
+    two and every image lies in one; another split then has classes too, if all its images lie in folders.
+    """
+    folders = list(splits.folders.values()) or [splits.root]
+    found: dict[Path, Place] = {}
+    shared = False  # whether the training split has classes
+    for folder in sorted(folders, key=lambda folder: folder != splits.train):
+        name = folder.name if splits.folders else ""
+        inside = [path for path in paths if path.is_relative_to(folder)]
+        parts = [path.relative_to(folder).parts for path in inside]
+        several = shared or len({part[0] for part in parts}) > 1
+        labeled = several and all(len(part) > 1 for part in parts)
+        shared = shared or (labeled and folder == splits.train)
+        for path, part in zip(inside, parts, strict=True):
+            found[path] = Place(name, part[0] if labeled else None)
+    return found
