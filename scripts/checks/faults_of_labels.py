@@ -26,4 +26,13 @@ FAULTS = [
     Fault("one file with two kinds", TABLE, "elif kinds.setdefault(name, kind) != kind:", "elif False:", "explore/test_label_table.py"),
     Fault("line breaks end quoted cells", TABLE, 'csv.reader(io.StringIO(text, newline=""), delimiter', 'csv.reader(text.replace("\\n", " \\n").splitlines(), delimiter', "explore/test_label_table.py"),
     Fault("labels of missing files dropped", TABLE, "            missing.append(file)\n", "            pass\n", "explore/test_label_table.py"),
+    Fault("copies in other folds", "explore/copy_folds.py", "return part[torch.from_numpy(unit)]", "return stratified_folds(labels, folds)", "explore/test_label_photos.py -k copies"),
+    Fault("head chosen by any gain", "explore/head_choice.py", "gain > largest * error", "gain > 0", "explore/test_label_photos.py -k clearly"),
+    Fault("one threshold for all kinds", "explore/wrong_labels.py", "probabilities >= thresholds", "probabilities >= 0.5", "explore/test_label_photos.py -k threshold"),
+    Fault("copies set the distance", NOVELTY, "        cosine[units[begin : begin + CHUNK, None] == units] = -torch.inf\n", "", "explore/test_label_photos.py -k distance"),
+    Fault("labeled photos listed as next", "explore/next_labels.py", "np.sort(pool[labels[pool] == NONE])", "np.sort(pool)", "explore/test_label_photos.py -k next"),
+    Fault("names written into the page as they are", "explore/prediction_page.py", "escape(printable(text), quote=True)", "printable(text)", "explore/test_label_commands.py -k gallery"),
+    Fault("changed weights accepted", "explore/classifier_model.py", 'if model.fingerprint != card["fingerprint"]:', "if False:", "explore/test_label_commands.py -k changed"),
+    Fault("head without its temperature", "explore/classifier_model.py", "head.weight / fitted.temperature", "head.weight", "explore/test_label_commands.py -k load_gives"),
+    Fault("list over what was filled in", "explore/select_command.py", "if os.path.lexists(out):", "if False:", "explore/test_label_commands.py -k goes_on"),
 ]  # fmt: skip

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
-# Cosine distance at which a row stands for another by 1/e. Chosen on steel-lt (docs/studies/select.md) with .1 and .3,
-# which do as well from 60 labels on.
+# Cosine distance at which a row stands for another by 1/e. Chosen on steel-lt (docs/studies/select.md) among .1, .2
+# and .3, which do as well from 60 labels on.
 REACH = 0.2
 # Similarities held at once: 64 MiB of float32.
 CHUNK = 2**24

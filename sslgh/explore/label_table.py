@@ -6,6 +6,7 @@ The table decides how it is read: by the separator and the column with which the
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -43,6 +44,12 @@ class Labels(NamedTuple):
     def names(self) -> list[str]:
         """The kinds, sorted."""
         return sorted(set(self.kinds.values()))
+
+    @property
+    def alike(self) -> list[str]:
+        """Kinds that are written in two ways, which differ in case only."""
+        ways = Counter(name.casefold() for name in self.names)
+        return [name for name in self.names if ways[name.casefold()] > 1]
 
 
 def read_labels(path: Path, folder: Path, files: Collection[str]) -> Labels:

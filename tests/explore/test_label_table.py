@@ -79,3 +79,9 @@ def test_what_cannot_be_meant_is_one_sentence_with_the_way_out(tmp_path, content
 def test_a_table_that_is_not_there_is_one_sentence(tmp_path) -> None:
     with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\); give a"):
         read_labels(tmp_path / "none.csv", tmp_path, FILES)
+
+
+def test_kinds_that_differ_in_case_only_are_named(tmp_path) -> None:
+    content = 'file,kind\na.jpg,Fox\nb/b 1.jpg,fox\n"b/c,d.jpg",owl\n'
+
+    assert read(tmp_path, content).alike == ["Fox", "fox"]

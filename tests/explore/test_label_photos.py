@@ -1,0 +1,232 @@
+"""From labels to heads: folds without copies, the rule, what is unlike, wrong or to be labeled next."""
+
+import numpy as np
+import pytest
+import torch
+
+from sslgh.classify import Convergence
+from sslgh.classify.plateau_heads import Plateau
+from sslgh.data import DataError
+from sslgh.explore import photo_heads
+from sslgh.explore.classifier_folder import classifier_of, load_fitted, save_fitted
+from sslgh.explore.copy_folds import copy_units, folds_of_units
+from sslgh.explore.head_choice import compare_heads, mean_over_kinds
+from sslgh.explore.label_photos import label_photos
+from sslgh.explore.next_labels import next_labels
+from sslgh.explore.novelty import fitted_novelty
+from sslgh.explore.wrong_labels import likely_wrong
+
+SIZES = {"ape": 40, "bee": 24, "cat": 12, "dog": 6, "eel": 1}
+
+
+def drawn(sizes=SIZES, *, seed=0, dims=12, spread=1.0, distance=4.0):
+    """Features around one mean per kind, names of files and their kinds."""
+    generator = np.random.default_rng(seed)
+    centers = distance * np.random.default_rng(7).normal(size=(len(sizes), dims)) / np.sqrt(dims)
+    kinds = [kind for kind, size in sizes.items() for _ in range(size)]
+    rows = np.repeat(centers, list(sizes.values()), axis=0)
+    features = (rows + spread * generator.normal(size=rows.shape) / 2).astype(np.float32)
+    files = [f"{kind}/{number}.jpg" for number, kind in enumerate(kinds)]
+    return features, files, dict(zip(files, kinds, strict=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_heads():
+    """Heads with an embedding layer end at their first plateau: their quality is tested elsewhere."""
+    plateau = Plateau(width=8, round_steps=5, improvement=0.5, fall=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        training = Convergence(weight_decay=1e-2, embedding=plateau)
+        patch.setattr(photo_heads, "CONVERGED_HEADS", training)
+        yield
+
+
+@pytest.fixture(scope="module")
+def labeled(short_heads):
+    features, files, kinds = drawn()
+    known = dict(kinds)
+    for file in files[30:40]:
+        del known[file]  # not labeled
+    known[files[0]] = "cat"  # a wrong label
+    return features, files, kinds, label_photos(features, files, known)
+
+
+def test_near_copies_share_a_fold() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    rows[20:30] = rows[:10] + 0.01
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    units = copy_units(rows)
+    part = folds_of_units(torch.tensor([0, 1] * 20), units, 5)
+
+    assert len(np.unique(units)) == 30
+    assert torch.equal(part[:10], part[20:30])
+    assert set(part.tolist()) == set(range(5))
+
+
+def test_a_kind_whose_photos_are_copies_of_one_is_never_held_out() -> None:
+    part = folds_of_units(torch.tensor([0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 3]), 5)
+
+    assert (part[:3] >= 0).all()
+    assert part[3:].tolist() == [-1, -1]
+
+
+def test_out_of_fold_estimates_do_not_profit_from_copies() -> None:
+    # Kinds that look the same, each photo twice: copies in other folds would all be right.
+    features = np.random.default_rng(1).normal(size=(60, 64)).astype(np.float32)
+    features = np.concatenate([features, features + 1e-3])
+    files = [f"{n}.jpg" for n in range(120)]
+    found = label_photos(features, files, {f: "ab"[i % 2] for i, f in enumerate(files)})
+
+    assert found.copies == 60
+    assert found.comparison.heads["la"].average < 0.75
+
+
+def test_figures_are_those_of_the_photos_that_were_held_out(labeled) -> None:
+    found = labeled[3]
+
+    assert found.held_out == 83 - 10 - 1
+    assert found.single == ["eel"]
+    assert set(found.comparison.heads) == {"ce", "la", "elm"}
+    assert found.comparison.heads["la"].average > 0.8
+    assert found.fitted.counts.tolist() == [29, 24, 13, 6, 1]
+
+
+def test_a_wrong_label_is_found(labeled) -> None:
+    _, files, _, found = labeled
+    names = found.fitted.class_names
+
+    first = found.wrong[0]
+    assert (files[first.row], names[first.given], names[first.likely]) == (files[0], "cat", "ape")
+    assert len(found.wrong) < 8
+
+
+def test_photos_to_label_next_have_no_label_and_give_a_reason(labeled) -> None:
+    _, _, _, found = labeled
+
+    chosen = [choice.row for choice in found.next]
+    assert set(chosen) == set(range(30, 40))
+    assert all("%" in choice.reason for choice in found.next)
+
+
+def test_a_folder_gives_back_what_was_saved(labeled, tmp_path) -> None:
+    features, _, _, found = labeled
+    save_fitted(found.fitted, tmp_path, {"model": "timm:x", "fingerprint": "f"})
+    again, card = load_fitted(tmp_path)
+
+    rows = torch.from_numpy(features)
+    before, after = (classifier_of(each, "").posterior(rows) for each in (found.fitted, again))
+    assert torch.allclose(before, after, atol=1e-4)
+    assert (card["model"], again.class_names, again.objective) == (
+        "timm:x",
+        found.fitted.class_names,
+        "la",
+    )
+    assert again.novelty.threshold == found.fitted.novelty.threshold
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": 1}', '{"format": 9, "objectives": []}'])
+def test_a_damaged_folder_is_one_sentence(labeled, tmp_path, damage) -> None:
+    save_fitted(labeled[3].fitted, tmp_path, {"model": "timm:x", "fingerprint": "f"})
+    (tmp_path / "photo_classifier.json").write_text(damage)
+
+    with pytest.raises(
+        DataError, match=r"cannot be read as a classifier \(.*\); run sslgh classify again"
+    ):
+        load_fitted(tmp_path)
+
+
+def test_labels_of_one_kind_are_refused() -> None:
+    features, files, _ = drawn({"ape": 4})
+
+    with pytest.raises(DataError, match="all 4 labels are of one kind, ape; a classifier needs"):
+        label_photos(features, files, dict.fromkeys(files, "ape"))
+
+
+def test_two_labels_in_all_make_a_head_that_is_not_evaluated() -> None:
+    features, files, _ = drawn({"ape": 3, "bee": 3})
+    found = label_photos(features, files, {files[0]: "ape", files[5]: "bee"})
+
+    assert (found.comparison.heads, found.held_out, found.calibration) == ({}, 0, None)
+    assert "nothing could be held out" in found.comparison.rule
+    best = classifier_of(found.fitted, "").posterior(torch.from_numpy(features)).argmax(1)
+    assert best[[0, 5]].tolist() == [0, 1]
+
+
+def test_photos_like_the_labeled_ones_are_unlike_at_the_stated_rate_at_most() -> None:
+    rates, strange = [], []
+    for seed in range(5):
+        # Other photos of the same kinds, and kinds that were never labeled.
+        features, _, _ = drawn({"ape": 60, "bee": 40}, seed=seed)
+        new, _, _ = drawn({"ape": 300, "bee": 200}, seed=100 + seed)
+        other, _, _ = drawn({"ape": 0, "bee": 0, "cat": 50, "dog": 50}, seed=seed)
+        known, center = torch.from_numpy(features), torch.from_numpy(features.mean(0))
+        every = torch.ones(100, dtype=torch.bool)
+        found = fitted_novelty(known, center, torch.arange(100), every)
+        assert found.rate == pytest.approx(0.05, abs=0.01)
+        rates.append(found.unlike(torch.from_numpy(new)).double().mean().item())
+        strange.append(found.unlike(torch.from_numpy(other)).double().mean().item())
+
+    assert np.mean(rates) < 0.08
+    assert np.mean(strange) > 0.5
+
+
+def test_copies_and_single_photos_do_not_set_the_distance_of_the_unlike() -> None:
+    rows = torch.tensor([[1.0, 0.0], [1.0, 1e-3], [0.6, 0.8], [-1.0, 0.0]])
+    held_out = torch.tensor([True, True, True, False])
+    found = fitted_novelty(rows, torch.zeros(2), torch.tensor([0, 0, 1, 2]), held_out)
+
+    assert found.threshold == pytest.approx(0.4, abs=1e-2)  # to (0.6, 0.8), not to the copy
+    assert found.rate == pytest.approx(1 / 4)
+
+
+def test_another_head_is_chosen_only_when_it_is_clearly_better() -> None:
+    labels = torch.arange(4).repeat_interleave(50)
+    wrong = (labels + 1) % 4
+    la = torch.where(torch.arange(200) % 10 < 5, wrong, labels)
+    little = la.clone()
+    little[0] = 0
+    counts = torch.full((4,), 50)
+
+    def chosen(ce):
+        return compare_heads({"ce": ce, "la": la}, labels, counts).chosen
+
+    assert chosen(little) == "la"
+    assert chosen(labels) == "ce"
+    assert chosen(wrong) == "la"
+
+
+def test_the_standard_error_is_that_of_the_mean_over_kinds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 100 + [1] * 10)
+    means = [
+        mean_over_kinds((torch.rand(110, generator=generator) < 0.7).double(), labels)
+        for _ in range(2000)
+    ]
+    values, errors = torch.tensor(means).T
+
+    assert values.std().item() == pytest.approx(errors.mean().item(), rel=0.05)
+    assert values.mean().item() == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_kind_that_is_never_confident_is_measured_by_its_own_threshold() -> None:
+    # All of kind 1 have a probability of .3 only: as many as usual for it.
+    table = torch.tensor([[0.9, 0.1]] * 5 + [[0.7, 0.3]] * 5)
+    labels = torch.tensor([0] * 5 + [1] * 5)
+    assert likely_wrong(table, labels) == []
+
+    labels[5] = 0
+    assert [(s.row, s.likely) for s in likely_wrong(table, labels)] == [(5, 1)]
+
+
+def test_the_next_labels_are_uncertain_of_rare_kinds_and_unlike_each_other() -> None:
+    rows = np.eye(8, dtype=np.float32)[[0, 0, 1, 1, 2, 3, 4, 5]]
+    labels = np.array([0, 0, 0, 1, -1, -1, -1, -1])
+    sure, common, rare = [0.99, 0.01], [0.6, 0.4], [0.4, 0.6]
+    table = np.array([sure, sure, sure, sure, sure, common, rare, sure])
+    unlike = np.array([False] * 7 + [True])
+
+    found = next_labels(rows, table, labels, ["ape", "bee"], unlike=unlike)
+
+    assert [choice.row for choice in found] == [7, 6, 5, 4]
+    assert found[0].reason == "unlike anything labeled; likely: ape 99% or bee 1%"
+    assert found[1].reason == "likely: bee 60% or ape 40%"
