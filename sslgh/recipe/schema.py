@@ -301,13 +301,9 @@ class Recipe(ConfigModel):
             )
 
     @model_validator(mode="after")
-    def _adapters_have_weights(self) -> Self:
+    def _parts_fit_together(self) -> Self:
         if self.model.adapter is not None and self.model.init is None:
             raise ValueError("model.adapter needs model.init: drawn weights would stay as they are")
-        return self
-
-    @model_validator(mode="after")
-    def _parts_fit_together(self) -> Self:
         last = self.train.epochs - 1
         if self.gh_start is not None and self.gh_start > last:
             raise ValueError(

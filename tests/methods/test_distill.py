@@ -173,15 +173,16 @@ def moments(mean, std, **settings) -> Preprocessing:
     return Preprocessing(mean=mean, std=std, **settings)
 
 
+@pytest.mark.parametrize("side", [12, 5])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_teacher_sees_the_same_pixels_with_its_own_moments_and_size(interpolation) -> None:
+def test_a_teacher_sees_the_same_pixels_with_its_own_moments_and_size(interpolation, side) -> None:
     student = moments((0.1, 0.2, 0.3), (0.5, 0.25, 0.125), size=8)
-    teacher = moments((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size=12, interpolation=interpolation)
+    teacher = moments((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size=side, interpolation=interpolation)
     pixels = torch.rand(3, 3, 8, 8, dtype=torch.float64)
     mode = tv.InterpolationMode(interpolation)
-    expected = torch.empty(3, 3, 12, 12, dtype=torch.float64)
+    expected = torch.empty(3, 3, side, side, dtype=torch.float64)
     for image in range(3):
-        large = tv.resize(pixels[image], [12, 12], mode, antialias=True)
+        large = tv.resize(pixels[image], [side, side], mode, antialias=True)
         for c in range(3):
             expected[image, c] = (large[c] - teacher.mean[c]) / teacher.std[c]
     found = as_teacher_sees(student.normalize(pixels), student, teacher)

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslgh.models import adapters, build_backbone, load_backbone
+from sslgh.models import (
+    GlobalBatchNorm,
+    adapters,
+    build_backbone,
+    load_backbone,
+    use_global_batch_norm,
+)
 from sslgh.models.adapters import adapter_tensors, add_adapter, merged
 from sslgh.models.serialization import load_adapter, save_adapted
 from sslgh.recipe.adapter import Adapter
@@ -157,6 +163,16 @@ def test_frozen_norms_keep_their_statistics_and_trained_ones_follow_the_batch() 
     assert statistics
     assert all(name.startswith("layer4") for name in statistics)
     assert not any(name.startswith(("bn1", "layer1", "layer2", "layer3")) for name in moved)
+
+
+def test_global_batch_norms_take_the_place_of_frozen_ones_and_stay_frozen() -> None:
+    module = use_global_batch_norm(adapted("blocks", "resnet18"))
+    norms = {n: m for n, m in module.named_modules() if isinstance(m, GlobalBatchNorm)}
+    assert len(norms) == 20
+    module.train()(images())
+    assert {name for name, norm in norms.items() if norm.training} == {
+        name for name in norms if name.startswith("layer4")
+    }
 
 
 def test_a_copy_such_as_a_teacher_has_an_adapter_of_its_own() -> None:
