@@ -89,4 +89,18 @@ FAULTS = [
         "[]",
         "export/test_export.py -k onnx",
     ),
+    Fault(
+        "HEIC counted as unread though the package is there",
+        "data/tree.py",
+        "(suffix in HEIC and reads_heic())",
+        "False",
+        "data/test_heic.py",
+    ),
+    Fault(
+        "HEIC of any name not decoded",
+        "data/decoding.py",
+        '(*_FORMATS, "HEIF") if reads_heic() else _FORMATS',
+        "_FORMATS",
+        "data/test_heic.py",
+    ),
 ]

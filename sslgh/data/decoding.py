@@ -1,6 +1,7 @@
 """Reading image files: an RGB image or one of the errors in `BROKEN`, and hashes of their bytes."""
 
 import hashlib
+import importlib.util
 import os
 import stat
 import struct
@@ -199,7 +200,8 @@ def _unknown(file: IO[bytes]) -> str:
     file.seek(0)
     head = file.read(_HEAD)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
-        return "a HEIC file, whatever its suffix, which is not read; convert it to JPEG"
+        way = "damaged" if reads_heic() else "which is read with pip install '.[heic]'"
+        return f"a HEIC file, {way}; convert it to JPEG"
     if head[:4] not in {b"II*\0", b"MM\0*"}:
         return "not a known image format"
     try:
@@ -244,9 +246,21 @@ def _check_size(width: int, height: int) -> None:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this build of Pillow reads (AVIF is young)."""
+    """The formats that this build of Pillow reads (AVIF is young), and HEIC where it is read."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    names = (*_FORMATS, "HEIF") if reads_heic() else _FORMATS
+    return tuple(name for name in names if name in Image.OPEN)
+
+
+@cache
+def reads_heic() -> bool:
+    """Whether HEIC photos are read: pillow-heif, of the extra heic, is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif  # noqa: PLC0415 - optional
+
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def hold_images(paths: tuple[Path, ...]) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sslgh.data.image_set import DataError, ImageSet
-from sslgh.data.tree import SUFFIXES, UNREAD, Tree, kinds, tree, visible_folders
+from sslgh.data.tree import HEIC, SUFFIXES, UNREAD, Tree, kinds, tree, visible_folders
 from sslgh.distributed import dist_info
 from sslgh.recipe.errors import located, printable
 
@@ -287,12 +287,15 @@ def skipped_words(counts: dict[str, int], hidden: int) -> str:
 
     Examples:
         >>> skipped_words({".txt": 12, "": 1, ".heic": 3}, 2)
-        '3 .heic (photos that are not read: convert them to JPEG or PNG), 12 .txt, 1 without suffix, 2 hidden'
+        "3 .heic (photos that are not read: pip install '.[heic]', or convert them to JPEG or PNG), 12 .txt, 1 without suffix, 2 hidden"
     """
     photos = [f"{n} {printable(kind)}" for kind, n in counts.items() if kind in UNREAD]
     words = []
     if photos:
-        words.append(f"{', '.join(photos)} (photos that are not read: convert them to JPEG or PNG)")
+        remedy = "pip install '.[heic]', or " if HEIC & counts.keys() else ""
+        words.append(
+            f"{', '.join(photos)} (photos that are not read: {remedy}convert them to JPEG or PNG)"
+        )
     others = [(kind, n) for kind, n in counts.items() if kind not in UNREAD]
     words += [f"{n} {printable(kind) or 'without suffix'}" for kind, n in others[:MOST_KINDS]]
     rest = sum(n for _, n in others[MOST_KINDS:])

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from sslgh.data.decoding import hold_images
+from sslgh.data.decoding import hold_images, reads_heic
 
 # Names of images, which are taken without a look inside: a million photos are listed, not opened. A file
 # of any other name is an image if it begins as one.
@@ -15,10 +15,12 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".png", ".apng", ".webp", ".bmp", ".gif"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpf", ".jpx"}
 )
+# Those of iPhones, which need a package.
+HEIC = frozenset({".heic", ".heif", ".hif"})
 # Photos that Pillow alone does not read. Raw ones begin as TIFF does and hold a small preview, which is not
 # the photo: they are not looked into.
 UNREAD = frozenset(
-    {".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw"}
+    {*HEIC, ".jxl", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw"}
     | {".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".erf", ".kdc"}
     | {".mrw", ".raw"}
 )
@@ -115,7 +117,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _sorted_in(entry: "os.DirEntry[str]", found: Tree) -> bool:
     """Put a file where it belongs; False for a folder, which is still to be walked."""
     path = Path(entry.path)
-    is_image = path.suffix.lower() in SUFFIXES
+    suffix = path.suffix.lower()
+    is_image = suffix in SUFFIXES or (suffix in HEIC and reads_heic())
     try:
         if _is_folder(entry):
             return False
