@@ -33,6 +33,10 @@ VERSION = 1
 # Photos of a shard, and seconds until one is written in any case: what a kill costs at most, per process.
 SHARD, SHARD_SECONDS = 512, 60.0
 STOPPED = "stopped; the same command goes on from the photos that are embedded"
+CRASHED = (
+    "a loader process was ended, by a damaged photo that crashes a decoder or for lack of memory; sslgh scan FOLDER names "
+    "such photos, and --workers 1 takes less memory"
+)
 
 
 class Plan(NamedTuple):
@@ -215,6 +219,10 @@ def _batches(
                 if stop():
                     yield None
                     return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(CRASHED) from error
         finally:
             end_workers(batches)
 

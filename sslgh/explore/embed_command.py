@@ -1,5 +1,6 @@
 """``sslgh embed [MODEL] FOLDER -o FILE``."""
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def _embed(words: Sequence[str], out: Path | None, workers: int | None, batch_si
         )
     out = out or Path(f"{folder.resolve().name or 'photos'}-embeddings.npz")
     check_suffix(out)
-    model = load_model(words[0] if len(words) == 2 else None)
+    spec = words[0] if len(words) == 2 else None
+    model = load_model(spec)
     # A table has no place for what resuming needs.
     plan = plan_embedding(model, lambda: find_photos(folder), out=out.with_suffix(".npz"))
     if is_main():
@@ -64,7 +66,9 @@ def _embed(words: Sequence[str], out: Path | None, workers: int | None, batch_si
     if is_main():
         if out.suffix != ".npz":
             write_table(found, out)
-        typer.echo("\n".join(last_lines(found, plan, out, time.monotonic() - begun)))
+        seconds = time.monotonic() - begun
+        lines = last_lines(found, plan, out, seconds, folder=folder, model=spec)
+        typer.echo("\n".join(lines))
 
 
 def first_line(folder: Path, model: LoadedModel, plan: Plan) -> str:
@@ -104,8 +108,10 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def last_lines(found: Embeddings, plan: Plan, out: Path, seconds: float) -> list[str]:
-    """What was written, what was not, how fast, and the next step."""
+def last_lines(
+    found: Embeddings, plan: Plan, out: Path, seconds: float, *, folder: Path, model: str | None
+) -> list[str]:
+    """What was written, what was not, how fast, and the next step with the same ``model``."""
     lines = list(skipped_lines(found))
     also = (
         f" and {printable(plan.out.name)}, from which the next call goes on"
@@ -119,9 +125,11 @@ def last_lines(found: Embeddings, plan: Plan, out: Path, seconds: float) -> list
     lines.append(f"{len(plan.pending)} embedded in {duration(seconds)}, {speed:.3g} per second")
     path = str(plan.out)
     lines.append(
-        f"next, in Python: from pathlib import Path; from sslgh.explore import load_embeddings; "
+        f"in Python: from pathlib import Path; from sslgh.explore import load_embeddings; "
         f"found = load_embeddings(Path({path!r}))"
     )
+    named = ["--model", model] if model else []
+    lines.append(f"next: {shlex.join(['sslgh', 'look', str(folder), *named])}")
     return lines
 
 

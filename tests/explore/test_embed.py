@@ -188,6 +188,15 @@ def test_weights_that_give_no_numbers_are_refused_by_the_photo(model, photos) ->
         embed_folder(broken, photos, workers=0)
 
 
+def end_the_process(image, path):
+    os._exit(1)
+
+
+def test_a_photo_that_crashes_its_loader_process_is_a_sentence(model, photos) -> None:
+    with pytest.raises(OSError, match=r"a loader process was ended, .*sslgh scan FOLDER"):
+        embed_folder(model, photos, facts=end_the_process, workers=1)
+
+
 def embed_on_each(run, photos, out):
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     # What a launcher sets; the process group itself is already there.

@@ -35,9 +35,10 @@ def test_the_command_says_what_it_does_writes_it_and_names_the_next_step(
     assert any(re.match(r"no photos: 1 \.nef .*1 \.pdf", line) for line in lines)
     assert "photos-embeddings.npz: 6 photos x 64 features" in lines
     scope = {}
-    exec(lines[-1].removeprefix("next, in Python: "), scope)
+    exec(lines[-2].removeprefix("in Python: "), scope)
     expected = sslgh.load(run, workers=0).embed(photos)
     np.testing.assert_allclose(scope["found"].features, expected.features, atol=1e-6)
+    assert lines[-1] == f"next: sslgh look {photos} --model {run}"
     assert call("embed", run, photos, "--workers", 0) == 0
     assert capsys.readouterr().out.startswith("embedding 1 of 7 photos")
 
