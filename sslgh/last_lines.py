@@ -12,7 +12,13 @@ from sslgh.recipe import Recipe, RecipeError, make_recipe
 from sslgh.recipe.loading import apply_overrides
 from sslgh.recipe.schema import Probe
 
-WRITTEN = ("backbone.safetensors", "classifier.safetensors", "metrics.jsonl", "probe")
+WRITTEN = (
+    "backbone.safetensors",
+    "classifier.safetensors",
+    "metrics.jsonl",
+    "probe",
+    "report.html",
+)
 LOAD = "from pathlib import Path; from sslgh.models import load_backbone; backbone, card = load_backbone(Path({!r}))"
 USUAL = "probe=[{protocol: longtail}, {protocol: knn}]"
 

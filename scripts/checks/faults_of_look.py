@@ -23,4 +23,9 @@ FAULTS = [
     Fault("results among the photos", LOOK, "if out.is_relative_to(folder):", "if out == folder:", "explore/test_look.py"),
     Fault("names end the script", LOOK_PAGE, '.replace("<", "\\\\u003c")', "", "explore/test_look_page.py"),
     Fault("names are markup", PAGE, "autoescape=True", "autoescape=False", "explore/test_look_page.py"),
+    Fault("ramp of GH taken from its first line", "report/run_curves.py", "if value != 0), None)", "if True), None)", "report/test_run_page.py -k ramp"),
+    Fault("random start taken for a collapse", "report/run_curves.py", "values[round(END * len(values)) :]", "values", "report/test_run_page.py -k collapse"),
+    Fault("highest error is the best", "report/run_tables.py", "min(known) if metric in LOWER_IS_BETTER else max(known)", "max(known)", "report/test_run_page.py -k best"),
+    Fault("spread over classes without their number", "report/run_tables.py", "float(values.std(ddof=1)) / math.sqrt(len(values))", "float(values.std(ddof=1))", "report/test_run_page.py -k paired"),
+    Fault("failed report fails the run", "report/report_command.py", "except (ValueError, OSError) as error:", "except ValueError as error:", "report/test_run_page.py -k cannot_be_written"),
 ]  # fmt: skip

@@ -69,7 +69,7 @@ class Groups(NamedTuple):
     @property
     def recurring(self) -> list[Group]:
         """Groups that at least half of the resamples found again."""
-        return [group for group in self.groups if 2 * group.found >= group.resamples]
+        return [group for group in self.groups if 2 * group.found >= group.resamples > 0]
 
 
 def modes(rows: Array, seed: int) -> Labels:

@@ -24,6 +24,7 @@ from sslgh.explore.photos import find_photos
 from sslgh.explore.select import Choice, select
 from sslgh.explore.sheet import contact_sheet
 from sslgh.recipe.errors import located, printable
+from sslgh.recipe.run_recipe import absolute_path
 
 # Photos to label first, when no number is given: what a person names in ten minutes.
 BUDGET = 60
@@ -79,7 +80,7 @@ def look_folder(
         ValueError: If imagehash is missing.
     """
     optional("imagehash")
-    out = results_folder(folder, out)
+    folder, out = Path(absolute_path(folder)), results_folder(folder, out)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     plan = plan_embedding(
         loaded, lambda: find_photos(folder), out=out / "embeddings.npz", facts=photo_facts
@@ -172,7 +173,7 @@ def last_lines(result: LookResult, seconds: float) -> list[str]:
 
 def _counts(found: Findings) -> list[str]:
     faults = ", ".join(f"{int(mask.sum())} {name}" for name, mask in found.faults.items())
-    leaks = f", {len(found.leaks)} groups of them across splits" if any(found.split) else ""
+    leaks = f", {len(found.leaks)} of their groups across splits" if any(found.split) else ""
     return [
         f"near copies: {found.copies.spare:,} photos could go{leaks}",
         f"odd: {len(found.odd):,} photos unlike all others; pictures: {faults}",

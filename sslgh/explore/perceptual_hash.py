@@ -16,8 +16,8 @@ def perceptual_hash(image: Image.Image) -> int:
         ValueError: If imagehash is not installed; the message has the command that installs it.
     """
     # Reduced first: the library's own filter goes over all pixels of a photo.
-    small = image.convert("L").resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    bits = optional("imagehash").phash(small).hash
+    small = image.resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    bits = optional("imagehash").phash(small.convert("L")).hash
     return int("".join("1" if bit else "0" for bit in bits.ravel()), 2)
 
 

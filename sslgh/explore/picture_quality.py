@@ -60,7 +60,7 @@ def picture_values(image: Image.Image) -> dict[str, float]:
     return {
         "brightest": float(high),
         "darkness": float(1 - low),
-        "sharpness": _sharpness(_reduced(image, BLUR_SIDE).convert("L")),
+        "sharpness": _sharpness(_reduced(small, BLUR_SIDE).convert("L")),
         "side": float(min(width, height)),
         "shape": min(width / height, height / width),
         "information": min(1.0, 0.1 * small.entropy()),

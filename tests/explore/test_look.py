@@ -50,7 +50,7 @@ def test_a_copy_across_splits_is_a_leak(looked) -> None:
         ("test/copy.png", "yes"),
         ("train/a/1.png", "yes"),
     ]
-    assert "1 groups of them across splits" in "\n".join(last_lines(looked, 3))
+    assert "1 of their groups across splits" in "\n".join(last_lines(looked, 3))
 
 
 def test_the_list_to_label_holds_no_copy_and_keeps_what_is_filled_in(looked, model, photos) -> None:
