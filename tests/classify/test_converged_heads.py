@@ -167,7 +167,8 @@ def test_more_steps_hardly_change_a_head_that_has_reached_its_plateau():
         for each in settings
     )
     torch.testing.assert_close(short.softmax(-1), longer.softmax(-1), atol=0.03, rtol=0)
-    assert (short.argmax(-1)[0] == LABELS).float().mean() > 0.8
+    always_the_largest = COUNTS[0] / sum(COUNTS)
+    assert (short.argmax(-1)[0] == LABELS).float().mean() > always_the_largest
 
 
 def test_a_head_that_is_still_improving_is_named():
