@@ -128,7 +128,9 @@ def profiled(output: Path, package: Path, words: Sequence[str]) -> int:
 
     def hook(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(prefix):
+        # A template that is compiled has a name in the package too.
+        inside = code.co_filename.startswith(prefix) and code.co_filename.endswith(".py")
+        if event == "call" and inside:
             entered.add((code.co_filename, code.co_firstlineno, code.co_name))
 
     sys.argv = ["sslgh", *words]
