@@ -195,7 +195,9 @@ def last_lines(
         yield (
             f"kinds with a single photo (or its copies), trained but not evaluated: {some_of(result.single)}"
         )
-    yield from comparison_lines(result.comparison, len(result.fitted.class_names))
+    yield from comparison_lines(
+        result.comparison, len(result.fitted.class_names) - len(result.single)
+    )
     yield f"likely wrong labels: {len(result.wrong)}; look at {WRONG} first"
     novelty = result.fitted.novelty
     yield (
