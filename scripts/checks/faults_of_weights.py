@@ -257,4 +257,11 @@ FAULTS = [
         "for p in network.parameters()",
         "studies/test_baselines.py -k one_table",
     ),
+    Fault(
+        "random weights of any seed",
+        "studies/baselines.py",
+        "        torch.manual_seed(recipe.seed)  # of what is drawn\n",
+        "",
+        "studies/test_baselines.py -k those_of_the_seed",
+    ),
 ]

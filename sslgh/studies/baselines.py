@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from sslgh.data import input_size, training_set
 from sslgh.engine.build import recipe_backbone
 from sslgh.engine.exit_codes import is_main, run_command
@@ -162,6 +164,7 @@ def _measured(row: Baseline) -> tuple[list[Result], Cost]:
         training = float(read_status(recipe.directory).get("seconds", 0))
         backbone, _ = load_backbone(recipe.directory)
     else:
+        torch.manual_seed(recipe.seed)  # of what is drawn
         backbone = initial_backbone(recipe.model, size)
     started = time.perf_counter()
     results = [] if recipe.finetune is None else evaluate_run(recipe, accelerator)

@@ -92,6 +92,7 @@ def test_adaptformer_is_the_equation_of_the_paper() -> None:
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
     block, x = module.eval().blocks[2], torch.randn(2, 5, 192, dtype=torch.float64)
+    nn.init.normal_(block.norm2.weight)  # a norm of a norm would be the same norm
     found = block(x)
     middle = x + block.attn(block.norm1(x))
     one = block.adaptformer

@@ -10,6 +10,7 @@ from sslgh.cli import main
 from sslgh.models import build_backbone, save_backbone
 from sslgh.models.last_two import LastTwo
 from sslgh.recipe import load_recipe
+from sslgh.studies import baselines as study
 from sslgh.studies.baselines import baselines
 
 RECIPE = """
@@ -79,6 +80,19 @@ def test_frozen_rows_train_nothing(recipe, capsys) -> None:
     assert run("baselines", recipe, "--weights", "w", "--frozen") == 0
     assert "own run" not in capsys.readouterr().out
     assert not (recipe.parent / "runs" / "x").exists()
+
+
+def test_random_weights_are_those_of_the_seed(recipe, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        study, "probe_backbone", lambda backbone, *_, **__: seen.append(backbone.conv1.weight) or []
+    )
+    for seed in (0, 0, 1):
+        row = next(iter(baselines(load_recipe(recipe, [f"seed={seed}"]), "w")))
+        assert row.name == "random weights"
+        study._measured(row)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
 
 
 def test_a_recipe_that_begins_with_weights_has_them_as_given_and_is_drawn_for_its_twin(
