@@ -48,6 +48,7 @@ def test_run_pretrains_probes_and_prints_one_table_of_several_recipes(
         assert word in table
     for run in ("run", "gh"):
         assert json.loads((tmp_path / run / "status.json").read_text())["state"] == "done"
+        assert "Results" in (tmp_path / run / "report.html").read_text()
         assert {p.name for p in (tmp_path / run / "probe").iterdir()} == {
             "longtail.json",
             "knn.json",

@@ -233,6 +233,8 @@ def main() -> None:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--shots", type=Path, help="folder for screenshots")
     options = parser.parse_args()
+    if missing := [page for page in options.pages if not page.is_file()]:
+        parser.error(f"{missing[0]} is no file; sslgh look writes such a page")
     if options.shots is not None:
         options.shots.mkdir(parents=True, exist_ok=True)
     wrong = False
