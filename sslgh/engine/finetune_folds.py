@@ -3,19 +3,18 @@
 Each is a run of its own in ``folds/`` of the run, trained on the images of all folds but one. Shapes: N images.
 """
 
-import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from sslgh.classify.selection import NEVER, stratified_folds
 from sslgh.data import load_images, training_set
-from sslgh.data.folds import FOLDS, fold_data, fold_files
+from sslgh.data.folds import fold_data, read_folds, write_folds
 from sslgh.data.run_images import trained_images
 from sslgh.engine.finetuning import finetune
 from sslgh.engine.kept_init import with_kept_init
+from sslgh.engine.run_dir import write_text
 from sslgh.recipe import Recipe
 
 
@@ -35,48 +34,52 @@ def finetune_folds(recipe: Recipe, accelerator: Accelerator) -> None:
     Raises:
         Stopped: After saving, if a signal came; the other errors are those of `finetune`.
     """
-    if accelerator.is_main_process:
-        _write_folds(recipe)
+    if accelerator.is_main_process and not read_folds(recipe.directory):
+        _draw_folds(recipe)
     accelerator.wait_for_everyone()
     assert recipe.finetune is not None
     without_folds = recipe.finetune.model_copy(update={"folds": None})
-    start, files = recipe, fold_files(recipe.directory)
+    start, folds = recipe, read_folds(recipe.directory)
     if recipe.model.init is not None:
         start = with_kept_init(recipe, began=True)
-    for file in files:
+    for network, held_out in folds.items():
         accelerator.print(
-            f"{recipe.name}: network {file.stem} of {len(files)} for the out-of-fold estimate"
+            f"{recipe.name}: network {network.name} of {len(folds)} for the out-of-fold estimate"
         )
+        if accelerator.is_main_process:
+            _write_positions(recipe, network, held_out)
+        accelerator.wait_for_everyone()
         changes = {
-            "name": f"{recipe.name}-fold-{file.stem}",
-            "run_dir": file.with_suffix(""),
-            "data": fold_data(start.data, file),
+            "name": f"{recipe.name}-fold-{network.name}",
+            "run_dir": network,
+            "data": fold_data(start.data, network),
             "finetune": without_folds,
             "probe": (),
         }
         finetune(start.model_copy(update=changes), accelerator)
 
 
-def _write_folds(recipe: Recipe) -> None:
-    """For every fold the positions of the other folds' images, where that has not been done."""
-    folder = recipe.directory / FOLDS
-    if folder.is_dir():
-        return
+def _draw_folds(recipe: Recipe) -> None:
+    """Stratified folds of the run's images; an image that is listed twice is in one of them."""
     assert recipe.finetune is not None
     assert recipe.finetune.folds is not None
     images, _ = trained_images(recipe.directory, recipe.data)
     labels = torch.from_numpy(images.labels)
     if torch.bincount(labels).max() < 2:
         return
-    part = stratified_folds(labels, recipe.finetune.folds, seed=recipe.seed).numpy()
-    # The run may lack images that the source has by now: positions are those of the source.
+    part = stratified_folds(labels, recipe.finetune.folds, seed=recipe.seed).tolist()
+    fold_of: dict[str, int] = {}
+    for name, fold in zip(images.names, part, strict=True):
+        fold_of[name] = NEVER if NEVER in (fold, fold_of.get(name)) else fold_of.get(name, fold)
+    folds = sorted(set(fold_of.values()) - {NEVER})
+    names = [[name for name, of in fold_of.items() if of == fold] for fold in folds]
+    write_folds(recipe.directory, names)
+
+
+def _write_positions(recipe: Recipe, network: Path, held_out: frozenset[str]) -> None:
+    """Positions, in the source as it is now, of the run's images that a fold does not hold out."""
+    images, _ = trained_images(recipe.directory, recipe.data)
+    kept = set(images.names) - held_out
     whole = training_set(recipe.data.model_copy(update={"subset": None}))
-    place = {name: position for position, name in enumerate(whole.names)}
-    positions = np.array([place[name] for name in images.names])
-    temporary = Path(f"{folder}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for number, fold in enumerate(np.unique(part[part != NEVER]), 1):
-        lines = positions[part != fold].tolist()
-        (temporary / f"{number}.txt").write_text("\n".join(map(str, lines)) + "\n")
-    temporary.rename(folder)
+    lines = [str(position) for position, name in enumerate(whole.names) if name in kept]
+    write_text(network.with_suffix(".txt"), "\n".join(lines) + "\n")

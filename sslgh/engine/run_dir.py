@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from sslgh.engine.kept_init import INIT, is_kept_init
-from sslgh.recipe import Recipe, RecipeError
+from sslgh.recipe import Recipe, RecipeError, make_recipe
 from sslgh.recipe.errors import printable
 from sslgh.recipe.run_recipe import RECIPE, absolute_settings, run_settings, run_text
 
@@ -53,6 +53,7 @@ FREE = {
     ("train", "not_finite"),
     ("train", "log_every"),
     ("finetune", "five_crop"),
+    ("finetune", "folds"),
 }
 # Asked to choose one, a run keeps the precision that it began with.
 KEPT_PRECISION = (("train", "precision"), "auto")
@@ -130,13 +131,16 @@ def _is_left_over(path: Path) -> bool:
 def _recorded_settings(directory: Path) -> dict[str, Any]:
     """The settings of the run in a directory; paths of older runs may be relative to the working folder."""
     try:
-        old = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
-        return absolute_settings(old)
+        old = absolute_settings(yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError, AttributeError):
         raise RecipeError(
             f"{directory / RECIPE} is damaged, so it is not known whose run this is; put back the recipe it began "
             "with, or choose another run_dir"
         ) from None
+    try:  # keys that came since have their defaults
+        return make_recipe(old).model_dump(mode="json")
+    except RecipeError:  # keys that are no longer there
+        return old
 
 
 def took_a_step(directory: Path) -> bool:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from sslgh.data import ImageSet, input_size, load_images
-from sslgh.data.folds import fold_data, fold_files
+from sslgh.data.folds import fold_data, read_folds
 from sslgh.data.run_images import renumbered, trained_images
 from sslgh.evaluation.features import cached_features, unreadable_names, without
 from sslgh.evaluation.five_crop import five_crop_features
@@ -78,7 +78,7 @@ def evaluate_run(recipe: Recipe, accelerator: Accelerator) -> list[Result]:
 
 def _no_estimate(recipe: Recipe) -> str:
     """Why there is no out-of-fold estimate and what gives one; empty if there is one."""
-    networks = [file.with_suffix("") for file in fold_files(recipe.directory)]
+    networks = read_folds(recipe.directory)
     if not networks:
         return (
             "as the network has seen all others with their labels; "
@@ -121,14 +121,12 @@ def _out_of_fold(
     """The estimate by networks that have not seen what they predict; empty on other ranks than 0."""
     settings = recipe.finetune
     assert settings is not None
-    files = fold_files(recipe.directory)
+    folds = read_folds(recipe.directory)
     rows: list[int] = []
     found: list[dict[str, Predictions]] = []
-    for file in files:
-        directory = file.with_suffix("")
-        seen, fold_counts = trained_images(directory, fold_data(recipe.data, file))
-        names = set(seen.names)
-        held_out = [row for row, name in enumerate(train.names) if name not in names]
+    for directory, names in folds.items():
+        _, fold_counts = trained_images(directory, fold_data(recipe.data, directory))
+        held_out = [row for row, name in enumerate(train.names) if name in names]
         crops = _crops(directory, train.subset(held_out), recipe, accelerator)
         if not crops:
             continue
@@ -154,8 +152,8 @@ def _out_of_fold(
     return [
         replace(
             result,
-            summary=f"{result.summary}; no test set: out-of-fold estimate by {len(files)} further networks",
-            settings=result.settings | {"out_of_fold": len(files)},
+            summary=f"{result.summary}; no test set: out-of-fold estimate by {len(folds)} further networks",
+            settings=result.settings | {"out_of_fold": len(folds)},
             scores=scores,
         )
     ]

@@ -11,6 +11,7 @@ from PIL import Image
 from sslgh import commands
 from sslgh.classify.selection import stratified_folds
 from sslgh.data import training_set
+from sslgh.data.run_record import read_record
 from sslgh.engine import finetune_folds as folds
 from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finetuning import Finetuning
@@ -119,27 +120,46 @@ def test_a_stop_in_a_fold_is_resumed_and_probing_it_meanwhile_names_the_command(
     assert again[0].scores == estimated[1][0].scores
 
 
-def test_photos_that_came_during_the_training_are_in_no_fold(photos, tmp_path, monkeypatch):
-    root = tmp_path / "photos"
-    root.mkdir()
+def copied(photos, root):
     for kind in photos.iterdir():
-        (root / kind.name).mkdir()
+        (root / kind.name).mkdir(parents=True)
         for file in kind.iterdir():
             os.link(file, root / kind.name / file.name)
+
+
+def test_photos_that_come_while_folds_are_trained_are_in_none(photos, tmp_path, monkeypatch):
+    root = tmp_path / "photos"
+    copied(photos, root)
     recipe = recipe_of(root, tmp_path / "run")
-    real = folds._write_folds
+    real, begun = folds.finetune, []
 
-    def write(recipe):
-        os.link(root / "bee/0.png", root / "ape/00.png")  # shifts all positions
-        real(recipe)
+    def finetune(fold, accelerator):
+        real(fold, accelerator)
+        # Shifts all positions between two folds.
+        os.link(root / "bee/0.png", root / f"ape/00{len(begun)}.png")
+        begun.append(fold)
 
-    monkeypatch.setattr(folds, "_write_folds", write)
+    monkeypatch.setattr(folds, "finetune", finetune)
     (result,) = commands.finetune(recipe).results
     assert result.test_counts == [12, 6, 3, 0]
-    assert (
-        sum(len(file.read_text().split()) for file in (recipe.directory / "folds").glob("*.txt"))
-        == 2 * 21 + 3
-    )
+    images = [read_record(fold.directory).names for fold in begun]
+    assert sum(len(names) for names in images) == 2 * 21 + 3
+    assert not any("/00" in name for names in images for name in names)
+
+
+def test_a_photo_that_a_list_names_twice_is_held_out_by_one_fold(photos, tmp_path):
+    lines = [f"{file.relative_to(photos)},{file.parent.name}" for file in photos.rglob("*.png")]
+    (tmp_path / "list.csv").write_text("\n".join([*lines, "ape/0.png,ape", "ape/1.png,bee"]))
+    words = ("data.source=list", f"data.list={tmp_path}/list.csv", "train.epochs=1")
+    (result,) = commands.finetune(recipe_of(photos, tmp_path / "run", *words)).results
+    assert result.test_counts == [13, 7, 3, 0]
+
+
+def test_an_estimate_is_asked_for_later(photos, tmp_path):
+    words = ("train.epochs=1", "finetune.folds=null")
+    assert commands.finetune(recipe_of(photos, tmp_path / "run", *words)).results == []
+    again = recipe_of(photos, tmp_path / "run", "train.epochs=1", "finetune.folds=2")
+    assert commands.finetune(again).results[0].settings["out_of_fold"] == 2
 
 
 def test_with_labeled_test_images_there_are_no_folds(tiny, tmp_path):

@@ -172,6 +172,19 @@ def test_a_run_of_a_version_that_kept_relative_paths_is_the_same_run(
     assert check_directory(recipe)
 
 
+def test_a_run_begun_before_a_key_came_has_its_default(tiny) -> None:
+    recipe = tiny("method=null", "finetune.objective=la")
+    take_a_step(recipe)
+    file = recipe.directory / "recipe.yaml"
+    settings = yaml.safe_load(file.read_text())
+    del settings["finetune"]["ema"], settings["train"]["accumulation"]
+    file.write_text(yaml.safe_dump(settings))
+    assert check_directory(recipe)
+    other = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"ema": 0.9})})
+    with pytest.raises(OtherRunError, match=r"finetune\.ema is None there and 0\.9 here"):
+        check_directory(other)
+
+
 def test_a_directory_with_foreign_files_is_refused_and_left_alone(tiny) -> None:
     recipe = tiny()
     recipe.directory.mkdir()
