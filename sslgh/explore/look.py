@@ -3,6 +3,7 @@
 import csv
 import os
 import shlex
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from sslgh.explore.loaded_model import LoadedModel
 from sslgh.explore.look_tables import write_table, write_tables
 from sslgh.explore.model import load_model
 from sslgh.explore.photo_facts import photo_facts
-from sslgh.explore.photos import find_photos
+from sslgh.explore.photos import Photos, find_photos
 from sslgh.explore.select import Choice, select
 from sslgh.explore.sheet import contact_sheet
 from sslgh.recipe.errors import located, printable
@@ -28,7 +29,11 @@ from sslgh.recipe.run_recipe import absolute_path
 
 # Photos to label first, when no number is given: what a person names in ten minutes.
 BUDGET = 60
+EMBEDDINGS = "embeddings.npz"
 FIRST_COLUMNS = ("file", "kind", "group", "reason")
+# The first file that is written into a folder for results: only what holds it, or nothing, is written into.
+MARK = ".sslgh-look"
+MARK_TEXT = "sslgh look made this folder, and writes its files anew when it is run again.\n"
 
 
 class LookResult(NamedTuple):
@@ -76,14 +81,16 @@ def look_folder(
         The result on rank 0, None on other ranks.
 
     Raises:
-        DataError: If the folder holds no photo that can be read, or ``out`` cannot be written or lies inside it.
+        DataError: If the folder holds no photo that can be read, or ``out`` cannot be written, lies inside it or
+            holds other files.
         ValueError: If imagehash is missing.
     """
     optional("imagehash")
-    folder, out = Path(absolute_path(folder)), results_folder(folder, out)
+    folder = Path(absolute_path(folder.expanduser()))
+    out = results_folder(folder, out)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     plan = plan_embedding(
-        loaded, lambda: find_photos(folder), out=out / "embeddings.npz", facts=photo_facts
+        loaded, lambda: _photos(folder, out), out=out / EMBEDDINGS, facts=photo_facts
     )
     if is_main() and not quiet:
         typer.echo(first_line(folder, out, loaded, plan))
@@ -104,13 +111,23 @@ def look_folder(
     return LookResult(folder, out, embeddings, found, first, loaded.name)
 
 
+def _photos(folder: Path, out: Path) -> Photos:
+    """The photos; only once there are some is the folder for the results made."""
+    photos = find_photos(folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).write_text(MARK_TEXT, encoding="utf-8")
+    except OSError:
+        raise DataError(_cannot_be_written(out)) from None
+    return photos
+
+
 def _write_first(found: Findings, first: list[Choice], out: Path) -> None:
-    """Write label_first.csv, whose column of kinds is to be filled; what a user has filled in is kept aside."""
-    path = out / "label_first.csv"
+    """Write label_first.csv, whose column of kinds is to be filled; lists that a user has filled in stay."""
     rows = [(found.files[one.row], "", one.group + 1, one.reason) for one in first]
-    if path.exists() and _is_filled(path):
-        path = out / "label_first_new.csv"
-    write_table(path, FIRST_COLUMNS, rows)
+    paths = (out / f"label_first{f'_{number}' if number > 1 else ''}.csv" for number in count(1))
+    free = next(path for path in paths if not path.exists() or not _is_filled(path))
+    write_table(free, FIRST_COLUMNS, rows)
 
 
 def _is_filled(path: Path) -> bool:
@@ -121,10 +138,11 @@ def _is_filled(path: Path) -> bool:
 
 
 def results_folder(folder: Path, out: Path | None) -> Path:
-    """The folder for the results, made if it is missing.
+    """The folder for the results; nothing is made yet.
 
     Raises:
-        DataError: If it lies inside ``folder``, whose photos it would join, or cannot be written.
+        DataError: If it lies inside ``folder``, whose photos it would join, holds what is not of an earlier look, or
+            cannot be written.
     """
     folder = folder.expanduser().resolve()
     if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it must not look
@@ -135,14 +153,19 @@ def results_folder(folder: Path, out: Path | None) -> Path:
             f"{printable(out)} lies inside {printable(folder)}, whose photos its pictures would join; give --out another"
             " folder"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        writable = os.access(out, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise DataError(f"{printable(out)} cannot be written; give --out a folder that can be")
+    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
+    if not (os.path.isdir(there) and os.access(there, os.R_OK | os.W_OK)):  # noqa: PTH112
+        raise DataError(_cannot_be_written(out))
+    if there == out and any(out.iterdir()) and not (out / MARK).is_file():
+        raise DataError(
+            f"{printable(out)} holds files that are not of sslgh look, which might be overwritten; give --out a new or "
+            "empty folder"
+        )
     return out
+
+
+def _cannot_be_written(out: Path) -> str:
+    return f"{printable(out)} cannot be written; give --out a folder that can be"
 
 
 def first_line(folder: Path, out: Path, model: LoadedModel, plan: Plan) -> str:
@@ -159,16 +182,21 @@ def first_line(folder: Path, out: Path, model: LoadedModel, plan: Plan) -> str:
 def last_lines(result: LookResult, seconds: float) -> list[str]:
     """What was found and written, the number to know, and the next command."""
     found = result.findings
-    names = sorted(path.name for path in result.out.iterdir() if path.is_file())
-    folder = shlex.quote(str(result.folder))
+    names = sorted(path.name for path in result.out.glob("[!.]*") if path.is_file())
     lines = [*skipped_lines(result.embeddings), *_counts(found)]
     lines.append(f"{printable(result.out)}: {', '.join(map(printable, names))}")
     lines.append(f"{_headline(found)} ({duration(seconds)})")
     lines.append(
         f"next: open {printable(result.out / 'report.html')}, label the first photos with the keys 1 to 9 and save "
-        f"labels.csv; then sslgh classify {folder} labels.csv --out kinds"
+        f"labels.csv; then {classify_line(result)}"
     )
     return lines
+
+
+def classify_line(result: LookResult) -> str:
+    """The command that learns the labels, with the features that are there already."""
+    folder, features = (shlex.quote(str(p)) for p in (result.folder, result.out / EMBEDDINGS))
+    return f"sslgh classify {folder} labels.csv --embeddings {features} --out kinds"
 
 
 def _counts(found: Findings) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sslgh.explore.findings import Findings
 from sslgh.explore.groups import Group
-from sslgh.explore.look import LookResult
+from sslgh.explore.look import LookResult, classify_line
 from sslgh.explore.neighbors import nearest_neighbors
 from sslgh.explore.photo_map import neighbor_map, principal_plane, shown_on_map
 from sslgh.explore.picture_quality import RULES
@@ -62,7 +62,7 @@ def look_page(result: LookResult) -> str:
         skipped=[(printable(name), printable(why)) for name, why in list(skipped.items())[:20]],
         skipped_count=len(skipped),
         command=f"sslgh look {shlex.quote(str(folder))} --out {shlex.quote(str(result.out))} --model {shlex.quote(model)}",
-        classify=f"sslgh classify {shlex.quote(str(folder))} labels.csv --out kinds",
+        classify=classify_line(result),
         names=[printable(name) for name in found.files],
         data=_json(_data(found, first, on_map, pictures)),
     )

@@ -1,6 +1,7 @@
 """Tables and messages of `look`, on drawn photos through a small network."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sslgh.data.image_set import DataError
 from sslgh.explore.look import FIRST_COLUMNS, last_lines, look_folder, results_folder
 from sslgh.explore.select import select
 from sslgh.explore.thumbnails import data_uri, thumbnail
+from sslgh.report.look_page import look_page
 
 HOSTILE = 'a<script>alert(1)</script>, "x"\ny.png'
 
@@ -60,10 +62,14 @@ def test_the_list_to_label_holds_no_copy_and_keeps_what_is_filled_in(looked, mod
     files = [row["file"] for row in rows]
     assert len(set(files)) == len(files) == 4
     assert not {"test/copy.png", "train/a/1.png"} <= set(files)
-    path.write_text(f"file,kind,group,reason\n{files[0]},gull,1,x\n")
-    look_folder(photos, looked.out, model, workers=0, budget=4)
-    assert "gull" in path.read_text()
-    assert (looked.out / "label_first_new.csv").exists()
+    filled = f"file,kind,group,reason\n{files[0]},gull,1,x\n"
+    for name in ("label_first.csv", "label_first_2.csv"):
+        (looked.out / name).write_text(filled)
+        for _ in range(2):
+            look_folder(photos, looked.out, model, workers=0, budget=4)
+    assert path.read_text() == (looked.out / "label_first_2.csv").read_text() == filled
+    assert len(table(looked.out / "label_first_3.csv")) == 4
+    assert not (looked.out / "label_first_4.csv").exists()
 
 
 def test_a_budget_larger_than_the_folder_lists_every_photo_but_copies(looked) -> None:
@@ -76,7 +82,9 @@ def test_the_last_lines_name_the_files_the_number_and_the_next_command(looked) -
     assert "broken, left out: 1" in lines
     assert "duplicates.csv" in lines[-3]
     assert lines[-2].endswith("(3 s)")
-    assert f"sslgh classify {looked.folder} labels.csv --out kinds" in lines[-1]
+    command = f"sslgh classify {looked.folder} labels.csv --embeddings {looked.out}/embeddings.npz --out kinds"
+    assert command in lines[-1]
+    assert command in look_page(looked)
 
 
 def test_the_sheet_is_a_picture(looked) -> None:
@@ -102,6 +110,31 @@ def test_results_inside_the_folder_or_where_none_can_be_written_are_refused(tmp_
         results_folder(tmp_path / "photos", tmp_path / "file")
     with pytest.raises(DataError, match="is not a folder"):
         results_folder(tmp_path / "nowhere", None)
+
+
+def test_files_of_others_are_not_written_over(photos, model, tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photos.csv").write_text("mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    for out in (tmp_path / "mine", Path()):
+        with pytest.raises(DataError, match=r"not of sslgh look.*give --out a new or empty folder"):
+            look_folder(photos, out, model, workers=0)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["photos.csv"]
+    (tmp_path / "empty").mkdir()
+    assert results_folder(photos, tmp_path / "empty") == tmp_path / "empty"
+
+
+def test_a_folder_without_photos_leaves_no_folder_of_results(model, tmp_path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError):
+        look_folder(tmp_path / "none", None, model, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["none"]
+
+
+def test_a_tilde_is_the_home_folder(photos, model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = look_folder(Path("~/photos"), Path("~/out"), model, workers=0)
+    assert (result.folder, result.out) == (photos, tmp_path / "out")
 
 
 def test_a_thumbnail_is_upright_and_holds_no_metadata(tmp_path) -> None:
