@@ -10,7 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from sslgh.classify.selection import stratified_folds
+from sslgh.classify.selection import NEVER, stratified_folds
 from sslgh.explore.neighbors import nearest_neighbors
 
 Labels = NDArray[np.int64]
@@ -44,12 +44,17 @@ def copy_units(rows: NDArray[np.float32]) -> Labels:
 def folds_of_units(labels: Tensor, units: Labels, folds: int) -> Tensor:
     """As `stratified_folds`, but that photos of one unit share a fold, shape (N,).
 
-    -1 for the photos of a kind whose photos are all one unit: they are never held out. A unit of photos with several
-    kinds is dealt as its first photo.
+    A unit of photos with several kinds is dealt as its first photo. -1 for what is never held out: the photos of a
+    kind whose photos are all one unit, and one unit of a kind whose units would all be held out together, so that
+    heads have seen every kind.
 
     Raises:
         ValueError: If no kind has two units.
     """
     _, first, unit = np.unique(units, return_index=True, return_inverse=True)
     part = stratified_folds(labels[torch.from_numpy(first)], folds)
+    for kind in labels.unique():
+        own = torch.from_numpy(unit)[labels == kind]
+        if len(part[own].unique()) == 1:
+            part[own[0]] = NEVER
     return part[torch.from_numpy(unit)]

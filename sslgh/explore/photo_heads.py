@@ -45,9 +45,12 @@ def trained_heads(
 
     Args:
         features: Shape (N, F).
-        labels: Shape (N,); every kind has one at least.
+        labels: Shape (N,). A kind without one has the bias -inf and is never predicted.
         num_classes: C, at least 2.
         objectives: Objectives whose scores can be brought to equal shares.
+
+    Raises:
+        ValueError: If a head gives scores that are neither finite nor -inf.
     """
     heads = [Head(name) for name in objectives]
     trained = train_heads(
@@ -60,7 +63,11 @@ def _affine(trained: HeadEnsemble, head: Head, width: int) -> AffineHead:
     equal = torch.full_like(trained.prior.double(), 1 / len(trained.prior))
     points = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
     scores = trained.scores(head, points, equal)[0]
-    return AffineHead((scores[1:] - scores[0]).T.contiguous(), scores[0].clone())
+    if (scores.isnan() | scores.isposinf()).any():
+        raise ValueError(f"the head {head.objective} gives scores that are not finite")
+    never = scores[0].isneginf()
+    weight = (scores[1:] - scores[0]).T.masked_fill(never[:, None], 0)
+    return AffineHead(weight.contiguous(), scores[0].clone())
 
 
 def out_of_fold_scores(

@@ -14,6 +14,7 @@ from sslgh.explore.head_choice import compare_heads, mean_over_kinds
 from sslgh.explore.label_photos import label_photos
 from sslgh.explore.next_labels import next_labels
 from sslgh.explore.novelty import fitted_novelty
+from sslgh.explore.photo_heads import trained_heads
 from sslgh.explore.wrong_labels import likely_wrong
 
 SIZES = {"ape": 40, "bee": 24, "cat": 12, "dog": 6, "eel": 1}
@@ -68,6 +69,29 @@ def test_a_kind_whose_photos_are_copies_of_one_is_never_held_out() -> None:
 
     assert (part[:3] >= 0).all()
     assert part[3:].tolist() == [-1, -1]
+
+
+def test_heads_have_seen_every_kind_that_is_predicted_out_of_fold() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 6 + [2, 2, 2])
+    for seed in range(20):
+        # Photos of kind 2 are copies of photos of other kinds.
+        twins = np.random.default_rng(seed).choice(12, 3, replace=seed % 2 == 0)
+        units = np.array([*range(12), *twins])
+        part = folds_of_units(labels, units, 5)
+
+        assert all(len(set(part[torch.from_numpy(units == u)].tolist())) == 1 for u in units)
+        for fold in set(part.tolist()) - {-1}:
+            assert set(labels[part != fold].tolist()) == {0, 1, 2}
+
+
+def test_a_kind_without_a_photo_is_never_predicted() -> None:
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    heads = trained_heads(features, torch.tensor([0] * 6 + [1] * 6), 3)
+
+    for head in heads.values():
+        scores = head.scores(features)
+        assert scores[:, :2].isfinite().all()
+        assert (scores[:, 2] == -torch.inf).all()
 
 
 def test_out_of_fold_estimates_do_not_profit_from_copies() -> None:
