@@ -219,8 +219,8 @@ def report(
 def classify(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of photos.")],
     labels: Annotated[
-        Path,
-        typer.Argument(metavar="LABELS", help="CSV or TSV with columns file and kind."),
+        list[Path],
+        typer.Argument(metavar="LABELS...", help="CSV or TSV with columns file and kind."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the classifier.")],
     model: Annotated[

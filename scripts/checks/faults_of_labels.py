@@ -35,4 +35,10 @@ FAULTS = [
     Fault("changed weights accepted", "explore/classifier_model.py", 'if model.fingerprint != card["fingerprint"]:', "if False:", "explore/test_label_commands.py -k changed"),
     Fault("head without its temperature", "explore/classifier_model.py", "head.weight / fitted.temperature", "head.weight", "explore/test_label_commands.py -k load_gives"),
     Fault("list over what was filled in", "explore/select_command.py", "if os.path.lexists(out):", "if False:", "explore/test_label_commands.py -k goes_on"),
+    Fault("side of the default network not kept", "explore/loaded_model.py", "described_model(name, Model(init=weights), image_size=side)", "described_model(name, Model(init=weights))", "explore/test_label_commands.py -k default_network"),
+    Fault("filled list of classify overwritten", "explore/classify_command.py", "unfilled(out / NEXT, NEXT_COLUMNS)", "out / NEXT", "explore/test_label_commands.py -k filled"),
+    Fault("second table over the first", TABLE, "if kinds.get(file, kind) != kind", "if False", "explore/test_label_commands.py -k filled"),
+    Fault("stopped embedding refused", "explore/classify_command.py", "own = (EMBEDDINGS, TENSORS, CARD)", "own = (TENSORS, CARD)", "explore/test_label_commands.py -k stopped"),
+    Fault("all photos of a kind held out together", "explore/copy_folds.py", "part[own[0]] = NEVER", "pass", "explore/test_label_photos.py -k seen_every"),
+    Fault("weights of a kind without a photo", HEADS, ".masked_fill(never[:, None], 0)", "", "explore/test_label_photos.py -k without_a_photo"),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ FAULTS = [
     Fault("found again by one shared photo", GROUPS, "if jaccard[best] >= FOUND:", "if jaccard[best] > 0:", "explore/test_groups.py"),
     Fault("similarity of groups without their union", GROUPS, "(first[k] + second[row.indices] - row.data)", "first[k]", "explore/test_groups.py"),
     Fault("sideways thumbnails", THUMBNAILS, "image = upright_rgb(opened)", "image = opened.convert(\"RGB\")", "explore/test_look.py -k upright"),
-    Fault("a filled list is overwritten", LOOK, "if not path.exists() or not _is_filled(path)", "if True", "explore/test_look.py"),
+    Fault("a filled list is overwritten", LOOK, 'unfilled(out / "label_first.csv", FIRST_COLUMNS)', 'out / "label_first.csv"', "explore/test_look.py"),
     Fault("files of others are overwritten", LOOK, "and not (out / MARK).is_file():", "and False:", "explore/test_look.py"),
     Fault("features that are there are made again", LOOK, "labels.csv --embeddings {features} --out", "labels.csv --out", "explore/test_look.py"),
     Fault("results among the photos", LOOK, "if out.is_relative_to(folder):", "if out == folder:", "explore/test_look.py"),

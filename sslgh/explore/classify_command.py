@@ -1,9 +1,10 @@
-"""``sslgh classify FOLDER LABELS.csv --out DIR``."""
+"""``sslgh classify FOLDER LABELS.csv... --out DIR``."""
 
 import json
+import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from sslgh.explore.embed_command import duration, first_line, skipped_lines
 from sslgh.explore.embeddings import Embeddings, load_embeddings
 from sslgh.explore.head_choice import Comparison
 from sslgh.explore.label_photos import FOLDS, Labeled, label_photos
-from sslgh.explore.label_table import Labels, read_labels
+from sslgh.explore.label_table import Labels, read_label_tables
 from sslgh.explore.loaded_model import LoadedModel
-from sslgh.explore.look_tables import write_table
+from sslgh.explore.look_tables import unfilled, write_table
 from sslgh.explore.model import load_model
 from sslgh.explore.photo_model import PhotoModel
 from sslgh.explore.photos import find_photos
@@ -30,18 +31,24 @@ from sslgh.recipe.errors import located, printable, some_of
 from sslgh.recipe.run_recipe import absolute_init
 
 WRONG, NEXT, EMBEDDINGS = "likely_wrong_labels.csv", "next_to_label.csv", "embeddings.npz"
+NEXT_COLUMNS = ("file", "kind", "predicted", "reason")
 # Entries of the features that may differ between two readings of one photo, on another machine or device.
 TOLERANCE = 1e-2
 
 
 def classify_command(
-    folder: Path, labels: Path, out: Path, *, model: str | None, embeddings: Path | None
+    folder: Path,
+    labels: Sequence[Path],
+    out: Path,
+    *,
+    model: str | None,
+    embeddings: Path | None,
 ) -> int:
     """Train heads on the labeled photos of a folder; returns the exit code.
 
     Args:
         folder: Folder of photos.
-        labels: Table of files and kinds.
+        labels: Tables of files and kinds.
         out: Folder for the classifier.
         model: Name of the network; None: that of ``embeddings``, or the best to be had here.
         embeddings: File of ``sslgh embed`` or ``sslgh look``; None: the photos are embedded.
@@ -52,14 +59,14 @@ def classify_command(
 
 
 def _classify(
-    folder: Path, labels: Path, out: Path, spec: str | None, embeddings: Path | None
+    folder: Path, tables: Sequence[Path], out: Path, spec: str | None, embeddings: Path | None
 ) -> None:
     begun = time.monotonic()
-    folder, labels, out = (path.expanduser() for path in (folder, labels, out))
+    folder, out, *tables = (path.expanduser() for path in (folder, out, *tables))
     _check_out(folder, out)
-    # A mistake in the table is found before an hour of embedding.
+    # A mistake in a table is found before an hour of embedding.
     files = find_photos(folder).names
-    kinds = read_labels(labels, folder, files)
+    kinds = read_label_tables(tables, folder, files)
     if embeddings is None and spec is None:
         embeddings = _looked_at(folder, kinds)
     model, found = _features(folder, out, spec, embeddings)
@@ -72,8 +79,9 @@ def _classify(
     known = {file: kind for file, kind in kinds.kinds.items() if file not in set(lost)}
     typer.echo(f"training heads on {len(known)} labeled photos of {len(set(known.values()))} kinds")
     result = label_photos(found.features, found.files, known)
-    _write(result, found, out, _card(model, labels, result))
-    typer.echo("\n".join(last_lines(result, kinds, found, folder, out, time.monotonic() - begun)))
+    listed = _write(result, found, out, _card(model, tables, result))
+    typer.echo("\n".join(last_lines(result, kinds, found, out, listed, time.monotonic() - begun)))
+    typer.echo(_next_line(folder, [*tables, listed], out))
 
 
 def _check_out(folder: Path, out: Path) -> None:
@@ -85,7 +93,9 @@ def _check_out(folder: Path, out: Path) -> None:
     if out.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"--out {located(out)} lies among the photos; choose a folder outside")
     try:
-        others = out.is_dir() and any(path.name != EMBEDDINGS for path in out.iterdir())
+        # What a call that was stopped has left is gone on from.
+        own = (EMBEDDINGS, TENSORS, CARD)
+        others = out.is_dir() and any(not path.name.startswith(own) for path in out.iterdir())
         if others and not is_classifier_folder(out):
             raise DataError(f"--out {located(out)} holds other files; choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
@@ -141,13 +151,13 @@ def _check_fit(model: LoadedModel, found: Embeddings, folder: Path, path: Path) 
         )
 
 
-def _card(model: LoadedModel, labels: Path, result: Labeled) -> dict[str, Any]:
+def _card(model: LoadedModel, tables: Sequence[Path], result: Labeled) -> dict[str, Any]:
     """What else is kept: the network, and the figures."""
     return {
         "model": absolute_init(model.name),
         "fingerprint": model.fingerprint,
         "preprocessing": {"image_size": model.preprocess.size, **model.preprocess.card()},
-        "labels_file": str(labels.resolve()),
+        "labels_files": [str(path.resolve()) for path in tables],
         "rule": result.comparison.rule,
         "out_of_fold": {
             "folds": FOLDS,
@@ -162,7 +172,8 @@ def _card(model: LoadedModel, labels: Path, result: Labeled) -> dict[str, Any]:
     }
 
 
-def _write(result: Labeled, found: Embeddings, out: Path, card: dict[str, Any]) -> None:
+def _write(result: Labeled, found: Embeddings, out: Path, card: dict[str, Any]) -> Path:
+    """Write all files; returns the list of what to label next."""
     save_fitted(result.fitted, out, json.loads(json.dumps(card)))
     names, files = result.fitted.class_names, found.files
     write_table(
@@ -173,17 +184,16 @@ def _write(result: Labeled, found: Embeddings, out: Path, card: dict[str, Any]) 
             for s in result.wrong
         ),
     )
-    write_table(
-        out / NEXT,
-        ("file", "kind", "predicted", "reason"),
-        ((files[c.row], "", names[c.group], c.reason) for c in result.next),
-    )
+    listed = unfilled(out / NEXT, NEXT_COLUMNS)
+    rows = ((files[c.row], "", names[c.group], c.reason) for c in result.next)
+    write_table(listed, NEXT_COLUMNS, rows)
+    return listed
 
 
 def last_lines(
-    result: Labeled, labels: Labels, found: Embeddings, folder: Path, out: Path, seconds: float
+    result: Labeled, labels: Labels, found: Embeddings, out: Path, listed: Path, seconds: float
 ) -> Iterator[str]:
-    """What the photos and labels were, the heads side by side, what was written, the number to know, the next step."""
+    """What the photos and labels were, the heads side by side, what was written, the number to know."""
     yield from skipped_lines(found)
     if alike := labels.alike:
         yield f"kinds that differ in upper and lower case only, taken as different: {some_of(alike)}"
@@ -200,13 +210,24 @@ def last_lines(
     )
     yield f"likely wrong labels: {len(result.wrong)}; look at {WRONG} first"
     novelty = result.fitted.novelty
-    yield (
-        f"unlike anything seen: from a distance of {novelty.threshold:.3f} on, which at most {novelty.rate:.0%} of photos "
-        "like the labeled ones have"
-    )
-    yield f"{printable(out)}: {CARD}, {TENSORS}, {WRONG}, {NEXT}"
+    if math.isfinite(novelty.threshold):
+        yield (
+            f"unlike anything seen: from a distance of {novelty.threshold:.3f} on, which at most {novelty.rate:.0%} of "
+            "photos like the labeled ones have"
+        )
+    else:
+        yield "unlike anything seen: not measured, as no labeled photo could be held out"
+    yield f"{printable(out)}: {CARD}, {TENSORS}, {WRONG}, {printable(listed.name)}"
     yield _headline(result) + f" ({duration(seconds)})"
-    yield f"next: sslgh predict {shlex.quote(str(out))} NEW_PHOTOS, or label {NEXT} and run this again"
+
+
+def _next_line(folder: Path, tables: Sequence[Path], out: Path) -> str:
+    """What can be done now; the last of the tables is the list to fill."""
+    again = shlex.join(["sslgh", "classify", *map(str, [folder, *tables]), "--out", str(out)])
+    return (
+        f"next: sslgh predict {shlex.quote(str(out))} NEW_PHOTOS, or fill the column kind of {printable(tables[-1].name)}, "
+        f"then {printable(again)}"
+    )
 
 
 def comparison_lines(comparison: Comparison, classes: int) -> Iterator[str]:

@@ -52,6 +52,33 @@ class Labels(NamedTuple):
         return [name for name in self.names if ways[name.casefold()] > 1]
 
 
+def read_label_tables(paths: Sequence[Path], folder: Path, files: Collection[str]) -> Labels:
+    """Kinds of several tables together; arguments and errors as for `read_labels`.
+
+    Raises:
+        DataError: If two tables give one photo two kinds, too.
+    """
+    kinds: dict[str, str] = {}
+    source: dict[str, Path] = {}
+    unlabeled = 0
+    for path in paths:
+        found = read_labels(path, folder, files)
+        conflicts = [
+            f"{file} ({kind}, in {source[file]} {kinds[file]})"
+            for file, kind in found.kinds.items()
+            if kinds.get(file, kind) != kind
+        ]
+        if conflicts:
+            raise DataError(
+                f"{printable(path)} gives {_files(len(conflicts))} another kind than a table before it: "
+                f"{some_of(conflicts)}; keep one row for each"
+            )
+        source |= dict.fromkeys(found.kinds.keys() - source.keys(), path)
+        kinds |= found.kinds
+        unlabeled += found.unlabeled
+    return Labels(kinds, unlabeled)
+
+
 def read_labels(path: Path, folder: Path, files: Collection[str]) -> Labels:
     """Kinds of the photos of a folder.
 

@@ -1,9 +1,7 @@
 """Look at a folder of photos without training: tables, a sheet of pictures, and what a terminal shows of it."""
 
-import csv
 import os
 import shlex
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ from sslgh.explore.embeddings import Embeddings
 from sslgh.explore.extra import optional
 from sslgh.explore.findings import Findings, find_all
 from sslgh.explore.loaded_model import LoadedModel
-from sslgh.explore.look_tables import write_table, write_tables
+from sslgh.explore.look_tables import unfilled, write_table, write_tables
 from sslgh.explore.model import load_model
 from sslgh.explore.photo_facts import photo_facts
 from sslgh.explore.photos import Photos, find_photos
@@ -124,17 +122,9 @@ def _photos(folder: Path, out: Path) -> Photos:
 
 def _write_first(found: Findings, first: list[Choice], out: Path) -> None:
     """Write label_first.csv, whose column of kinds is to be filled; lists that a user has filled in stay."""
+    path = unfilled(out / "label_first.csv", FIRST_COLUMNS)
     rows = [(found.files[one.row], "", one.group + 1, one.reason) for one in first]
-    paths = (out / f"label_first{f'_{number}' if number > 1 else ''}.csv" for number in count(1))
-    free = next(path for path in paths if not path.exists() or not _is_filled(path))
-    write_table(free, FIRST_COLUMNS, rows)
-
-
-def _is_filled(path: Path) -> bool:
-    """Whether a list has a kind, or is no longer the list that was written."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        head, *rows = list(csv.reader(file)) or [[]]
-    return tuple(head) != FIRST_COLUMNS or any(len(row) < 2 or row[1].strip() for row in rows)
+    write_table(path, FIRST_COLUMNS, rows)
 
 
 def results_folder(folder: Path, out: Path | None) -> Path:

@@ -6,6 +6,7 @@ Names are written as they are: a name with a comma, a quote or a line break is q
 import csv
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from sslgh.explore.findings import Findings
@@ -35,6 +36,18 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
         writer.writerow(columns)
         writer.writerows(rows)
     temporary.replace(path)
+
+
+def unfilled(path: Path, columns: Sequence[str]) -> Path:
+    """Where a list with an empty second column can be written without touching one that was filled in or changed."""
+    places = chain([path], (path.with_stem(f"{path.stem}_{number}") for number in count(2)))
+    return next(place for place in places if not place.exists() or not _is_filled(place, columns))
+
+
+def _is_filled(path: Path, columns: Sequence[str]) -> bool:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    return tuple(head) != tuple(columns) or any(len(row) < 2 or row[1].strip() for row in rows)
 
 
 def write_tables(found: Findings, out: Path) -> None:

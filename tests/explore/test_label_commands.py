@@ -3,18 +3,22 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sslgh
 from sslgh.classify import Convergence
 from sslgh.classify.plateau_heads import Plateau
 from sslgh.cli import main
-from sslgh.explore import photo_heads
+from sslgh.explore import default_model, photo_heads
 from sslgh.explore.predict import UNSURE
+from sslgh.models import build_backbone, pretrained
 
+SIZES = {"red fox": 6, "sea": 5, "<i>moss": 4}
 COLORS = {"red fox": (200, 60, 40), "sea": (30, 80, 200), "<i>moss": (60, 180, 60)}
 
 
@@ -125,6 +129,66 @@ def test_a_second_call_embeds_nothing_again_and_says_what_it_made(work, run, cap
     )
     assert lines[-2].startswith("mean accuracy over kinds ")
     assert lines[-1].startswith("next: sslgh predict ")
+
+
+def test_what_is_filled_in_is_kept_and_joins_the_labels(work, run, tmp_path, capsys) -> None:
+    folder, kinds, known = work
+    out, table = tmp_path / "kinds", folder / "labels.csv"
+    words = ("classify", folder / "photos", table, "--out", out, "--model", run)
+    assert call(*words) == 0
+    assert f" {table} {out / 'next_to_label.csv'} --out {out}" in capsys.readouterr().out
+    rows = read(out / "next_to_label.csv")
+    filled = {row["file"]: kinds[row["file"]] for row in rows[:3]}
+    write_labels(out / "next_to_label.csv", filled)
+    kept = (out / "next_to_label.csv").read_bytes()
+
+    both = ("classify", folder / "photos", table, out / "next_to_label.csv", *words[3:])
+    assert call(*both) == 0
+    assert (out / "next_to_label.csv").read_bytes() == kept
+    card = json.loads((out / "photo_classifier.json").read_text())
+    assert sum(card["labels"]) == len(known) - 1 + 3
+    again = read(out / "next_to_label_2.csv")
+    assert {row["file"] for row in again}.isdisjoint(filled)
+
+    capsys.readouterr()
+    other = write_labels(tmp_path / "other.csv", {next(iter(known)): "elk"})
+    assert call("classify", folder / "photos", table, other, *words[3:]) == 2
+    message = (
+        f"gives a file another kind than a table before it: {next(iter(known))} (elk, in {table}"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_a_call_that_was_stopped_is_gone_on_with(work, run, tmp_path, capsys) -> None:
+    folder, _, _ = work
+    words = ("classify", folder / "photos", folder / "labels.csv", "--out", tmp_path / "kinds")
+    (tmp_path / "kinds" / "embeddings.npz.shards").mkdir(parents=True)
+    shard = tmp_path / "kinds" / "embeddings.npz.shards" / "1.npz"
+    shard.write_bytes((folder / "kinds" / "embeddings.npz").read_bytes())
+
+    assert call(*words, "--model", run) == 0
+
+    assert capsys.readouterr().out.startswith("embedding 0 of 28 photos")
+
+
+def test_the_default_network_is_loaded_again_as_it_was(tmp_path, monkeypatch, capsys) -> None:
+    def drawn(name, image_size, pretrained):
+        torch.manual_seed(0)
+        return build_backbone(name, image_size=image_size)
+
+    # As with a network: weights of another side than their own, by a name alone.
+    monkeypatch.setattr(pretrained, "build_backbone", drawn)
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
+    monkeypatch.setattr(default_model, "DOWNLOADED", "timm:test_vit@96")
+    monkeypatch.chdir(tmp_path)
+    labels = write_labels(tmp_path / "labels.csv", paint(Path("photos"), dict(SIZES), seed=0))
+
+    assert call("look", "photos") == 0
+    assert call("classify", "photos", labels, "--out", "kinds") == 0
+    assert call("predict", "kinds", "photos") == 0
+
+    card = json.loads(Path("kinds/photo_classifier.json").read_text())
+    assert (card["model"], card["preprocessing"]["image_size"]) == ("timm:test_vit@96", 96)
 
 
 def test_embeddings_of_another_folder_or_network_are_refused(work, run, tmp_path, capsys) -> None:
