@@ -53,8 +53,8 @@ def folds_of_units(labels: Tensor, units: Labels, folds: int) -> Tensor:
     """
     _, first, unit = np.unique(units, return_index=True, return_inverse=True)
     part = stratified_folds(labels[torch.from_numpy(first)], folds)
-    for kind in labels.unique():
+    for kind in set(labels.tolist()):
         own = torch.from_numpy(unit)[labels == kind]
-        if len(part[own].unique()) == 1:
+        if len(set(part[own].tolist())) == 1:
             part[own[0]] = NEVER
     return part[torch.from_numpy(unit)]
