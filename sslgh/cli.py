@@ -182,7 +182,10 @@ def export(
 def look(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of photos.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: FOLDER-look next to it.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the results; default: FOLDER-look next to it."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -222,7 +225,7 @@ def classify(
         list[Path],
         typer.Argument(metavar="LABELS...", help="CSV or TSV with columns file and kind."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the classifier.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the classifier.")],
     model: Annotated[
         str | None, typer.Option(help="Network, as for sslgh embed; default: the best to be had.")
     ] = None,
@@ -304,7 +307,8 @@ def scan(
         typer.Option("--report", help="Near duplicates and quality too, and their page, as look."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; default: FOLDER-look next to it.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the report; default: FOLDER-look next to it."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model of the report, as for embed.")] = None,
 ) -> None:

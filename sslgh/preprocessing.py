@@ -20,6 +20,9 @@ FILTERS = {
     "nearest": Image.Resampling.NEAREST,
 }
 
+# From so many sides of the input on only the part that is kept is resized: the same pixels but for rounding.
+LONGEST = 32
+
 Channels = tuple[float, float, float]
 
 
@@ -89,8 +92,13 @@ class Preprocessing(NamedTuple):
             width, height = short, int(short * height / width)
         else:
             width, height = int(short * width / height), short
-        resized = image.resize((width, height), FILTERS[self.interpolation])
         left, top = round((width - size) / 2), round((height - size) / 2)
+        if max(width, height) > LONGEST * size:  # a line of pixels would become gigabytes
+            across, along = image.width / width, image.height / height
+            right, bottom = min((left + size) * across, image.width), (top + size) * along
+            box = (left * across, top * along, right, min(bottom, image.height))
+            return image.resize((size, size), FILTERS[self.interpolation], box=box)
+        resized = image.resize((width, height), FILTERS[self.interpolation])
         return resized.crop((left, top, left + size, top + size))
 
     def normalize(self, images: Tensor) -> Tensor:

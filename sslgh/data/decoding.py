@@ -192,6 +192,8 @@ def orientation(image: Image.Image) -> int:
 def reason(error: BaseException) -> str:
     """Why a file cannot be read, in a few words."""
     words = error.strerror if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError):
+        words = "it takes more memory than there is"
     return printable((words or str(error) or type(error).__name__)[:200])
 
 

@@ -78,7 +78,7 @@ def find_all(
     neighbors = nearest_neighbors(rows, NEAREST)
     copies = Copies.none()
     if "hash" in facts:
-        copies = near_copies(neighbors, facts["hash"].astype(np.uint64))
+        copies = near_copies(neighbors, facts["hash"].astype(np.uint64), features)
     split = split_of(folder, files)
     groups = find_groups(rows, seed=seed)
     score = strangeness(neighbors, copies.group_of(len(files)))

@@ -74,10 +74,11 @@ class PhotoDataset(Dataset[Photo]):
         try:
             with opened_image(path) as opened:
                 image = upright_rgb(opened)
+            # One photo that cannot be measured or cut must not end the embedding of all.
+            facts = {} if self.facts is None else self.facts(image, path)
+            return Photo(position, pixels(self.preprocess.crop(image)), facts, None)
         except BROKEN as error:
             return Photo(position, None, {}, reason(error))
-        facts = {} if self.facts is None else self.facts(image, path)
-        return Photo(position, pixels(self.preprocess.crop(image)), facts, None)
 
 
 def photo_loader(

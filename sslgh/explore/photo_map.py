@@ -30,9 +30,9 @@ def principal_plane(rows: Array) -> Array:
 def neighbor_map(rows: Array, seed: int = 0) -> Array:
     """Places (N, 2) from -1 to 1 by t-SNE (van der Maaten and Hinton, JMLR 2008), which keeps neighborhoods.
 
-    Sizes and distances of clusters mean nothing in it. Fewer than 12 photos lie on the principal plane.
+    Sizes and distances of clusters mean nothing in it. Fewer than 12 different photos lie on the principal plane.
     """
-    if len(rows) < FEWEST:
+    if len(np.unique(rows, axis=0)) < FEWEST:  # of equal rows alone t-SNE never ends
         return principal_plane(rows)
     from sklearn.manifold import TSNE  # noqa: PLC0415  a second of import
 

@@ -53,6 +53,7 @@ def find_modes(
     groups: int | None = None,
     seed: int = 0,
     start: Tensor | None = None,
+    smallest: int = SMALLEST_GROUP,
 ) -> Modes:
     """Find the groups of a population and their sizes.
 
@@ -61,7 +62,7 @@ def find_modes(
     3. When two meet, they become one group unless the points thin out between them: all points are
        seen by their angle in the plane of both means, each without its own share in its mean (which
        alone would part any two sets in high dimensions), and a valley must be deep and beyond chance.
-       Groups under 8 points always join.
+       Groups under ``smallest`` points, 8 by default, always join.
     4. More groups than allowed: the smallest joins its nearest, again and again. Fewer than
        ``groups`` asks for: the widest is cut in two by k-means, again and again.
 
@@ -74,6 +75,7 @@ def find_modes(
             the embeddings have fewer distinct directions.
         seed: Seed of k-means; the same arguments give the same bits.
         start: ``micro`` of an earlier call, for speed and for groups that change little.
+        smallest: Fewest points of a group; at least 2.
 
     Raises:
         ValueError: If the embeddings are not finite or not (N, D), or the numbers do not fit.
@@ -91,7 +93,7 @@ def find_modes(
         unit, num_micro, seed=seed, start=start, iterations=ITERATIONS
     )
     rows = unit.numpy()
-    found = _merge_modes(rows, micro.numpy(), micro_labels.numpy())
+    found = _merge_modes(rows, micro.numpy(), micro_labels.numpy(), smallest)
     found = _join_smallest(found, groups or max_groups)
     if groups is not None:
         found = _split_widest(found, rows, groups, seed)
@@ -159,7 +161,9 @@ def max_micro_clusters(num_samples: int, max_groups: int) -> int:
     return max(1, min(wanted, num_samples // 10))
 
 
-def _merge_modes(rows: Array, micro: Array, micro_labels: NDArray[np.int64]) -> list[_Cluster]:
+def _merge_modes(
+    rows: Array, micro: Array, micro_labels: NDArray[np.int64], smallest: int
+) -> list[_Cluster]:
     """Walk up the tree of micro-clusters; each node holds the groups found below it."""
     order = np.argsort(micro_labels, kind="stable")
     kept, begins = np.unique(micro_labels[order], return_index=True)
@@ -167,19 +171,20 @@ def _merge_modes(rows: Array, micro: Array, micro_labels: NDArray[np.int64]) -> 
     if len(nodes) == 1:
         return nodes[0]
     for left, right, _, _ in linkage(micro[kept], method="average"):
-        nodes.append(_merge_children(nodes[int(left)], nodes[int(right)]))
+        nodes.append(_merge_children(nodes[int(left)], nodes[int(right)], smallest))
         nodes[int(left)], nodes[int(right)] = [], []
     return nodes[-1]
 
 
-def _merge_children(left: list[_Cluster], right: list[_Cluster]) -> list[_Cluster]:
+def _merge_children(left: list[_Cluster], right: list[_Cluster], smallest: int) -> list[_Cluster]:
     """Join what is not apart, beginning with the groups of the shorter list."""
     pending, settled = sorted((left, right), key=len)
     while pending:
         group = pending.pop()
         similarity = np.stack([other.direction for other in settled]) @ group.direction
         nearest = np.argsort(-similarity, kind="stable")[:NEIGHBORS]
-        partner = next((int(n) for n in nearest if not _is_separated(settled[int(n)], group)), None)
+        joins = (int(n) for n in nearest if not _is_separated(settled[int(n)], group, smallest))
+        partner = next(joins, None)
         if partner is None:
             settled.append(group)
         else:  # the union may reach others that neither part reached
@@ -189,9 +194,9 @@ def _merge_children(left: list[_Cluster], right: list[_Cluster]) -> list[_Cluste
     return settled
 
 
-def _is_separated(first: _Cluster, second: _Cluster) -> bool:
+def _is_separated(first: _Cluster, second: _Cluster, smallest: int) -> bool:
     """Do the points thin out between two groups?"""
-    if min(first.count, second.count) < SMALLEST_GROUP:
+    if min(first.count, second.count) < smallest:
         return False
     angles = _angles(first, second)
     if angles is None:

@@ -4,6 +4,7 @@ Shapes: N photos, P photos on the page, K groups.
 """
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sslgh.explore.findings import Findings
-from sslgh.explore.groups import Group
+from sslgh.explore.groups import Group, kept_count
 from sslgh.explore.look import LookResult, classify_line
 from sslgh.explore.neighbors import nearest_neighbors
 from sslgh.explore.photo_map import neighbor_map, principal_plane, shown_on_map
@@ -48,6 +49,8 @@ def look_page(result: LookResult) -> str:
         columns=_columns(shown),
         per_picture=max(1, round(found.tail.sizes[0] / HIGHEST)),
         kinds=shown,
+        resamples=len(found.groups.numbers),
+        left_out=1 - kept_count(len(found.files)) / len(found.files),
         widest=max(max(kind["share"], kind["high"] or 0) for kind in kinds),
         more_kinds=kinds[MOST_KINDS:],
         copies=_copies(found),
@@ -75,8 +78,8 @@ def _kind(number: int, group: Group) -> dict[str, Any]:
         "number": number,
         "count": len(members),
         "share": group.share,
-        "low": group.low if group.found else None,
-        "high": group.high if group.found else None,
+        "low": None if math.isnan(group.low) else group.low,
+        "high": None if math.isnan(group.high) else group.high,
         "found": group.found,
         "resamples": group.resamples,
         "recurs": 2 * group.found >= group.resamples > 0,
@@ -114,7 +117,9 @@ def _counts(found: Findings, skipped: dict[str, str]) -> list[tuple[str, str]]:
     groups = found.groups
     counts = [
         (f"{len(found.files):,}", "photos read" + (f", {len(skipped):,} not" if skipped else "")),
-        (f"{len(groups.recurring)}", f"groups recur, of {len(groups.groups)} found"),
+        (f"{len(groups.recurring)}", f"groups recur, of {len(groups.groups)} found")
+        if groups.numbers
+        else (f"{len(groups.groups)}", "groups; too few photos to divide them again"),
         (f"{found.copies.spare:,}", "near copies"),
         (f"{len(found.odd):,}", "unlike all others"),
     ]
@@ -129,8 +134,10 @@ def _headline(found: Findings) -> str:
     if len(tail.sizes) == 1:
         return "To this network the photos are one group: it sees no gaps between kinds."
     most = "The largest group holds" if tail.half == 1 else f"The {tail.half} largest groups hold"
-    rare = percent(tail.rare_share)
-    return f"{most} half of the photos; the {len(tail.sizes) // 2} smallest together hold {rare}."
+    share, rare = percent(sum(tail.sizes[: tail.half]) / sum(tail.sizes)), percent(tail.rare_share)
+    return (
+        f"{most} {share} of the photos; the {len(tail.sizes) // 2} smallest together hold {rare}."
+    )
 
 
 def _copies(found: Findings) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from sslgh.explore.embed import embed, embed_folder, plan_embedding
 from sslgh.explore.embeddings import load_embeddings
 from sslgh.explore.model import load_model
 from sslgh.explore.photos import find_photos
+from sslgh.preprocessing import Preprocessing
 
 NAMES = ["a/1.png", "a/2.png", "b.png", "c/4.png", "c/5.png", "c/x/3.png"]
 
@@ -221,3 +222,34 @@ def test_two_processes_share_the_photos_and_write_one_file(
     np.testing.assert_allclose(
         load_embeddings(tmp_path / "x.npz").features, whole.features, atol=1e-5
     )
+
+
+def test_a_line_of_pixels_is_cut_without_gigabytes() -> None:
+    line = Image.new("RGB", (20_000, 1), (10, 200, 30))
+    for image in (line, line.transpose(Image.Transpose.ROTATE_90)):
+        assert (
+            np.asarray(Preprocessing().crop(image)).reshape(-1, 3).tolist()
+            == [[10, 200, 30]] * 224**2
+        )
+
+
+def test_a_long_picture_is_cut_to_the_same_pixels(monkeypatch) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (40, 700, 3), dtype=np.uint8)
+    for image in (Image.fromarray(drawn), Image.fromarray(drawn.transpose(1, 0, 2).copy())):
+        whole = np.asarray(Preprocessing(16).crop(image)).astype(int)
+        monkeypatch.setattr("sslgh.preprocessing.LONGEST", 2)
+        assert abs(np.asarray(Preprocessing(16).crop(image)) - whole).max() <= 1
+        monkeypatch.undo()
+
+
+def no_memory(image, path):
+    if image.getpixel((0, 0)) == (9, 9, 9):
+        raise MemoryError
+    return {"width": np.int32(image.width)}
+
+
+def test_a_photo_that_cannot_be_measured_is_left_out_alone(photos, model) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(photos / "large.png")
+    found = embed_folder(model, photos, facts=no_memory, workers=0)
+    assert found.skipped["large.png"] == "it takes more memory than there is"
+    assert len(found.files) == 6

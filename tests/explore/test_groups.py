@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sslgh.explore.directions import directions
-from sslgh.explore.groups import find_groups, found_shares
+from sslgh.explore.groups import find_groups, found_shares, share_interval
 from sslgh.explore.photo_map import MOST_SHOWN, neighbor_map, principal_plane, shown_on_map
 from sslgh.explore.tail import tail
 
@@ -20,14 +20,13 @@ def kinds(sizes: tuple[int, ...], spread: float = 0.25) -> tuple[np.ndarray, np.
 
 def test_groups_of_far_kinds_are_the_kinds_and_recur() -> None:
     rows, label = kinds((160, 60, 25))
-    found = find_groups(rows, resamples=4)
+    found = find_groups(rows, resamples=5)
     assert [len(group.members) for group in found.groups] == [160, 60, 25]
     assert all(len(set(label[group.members])) == 1 for group in found.groups)
-    assert [group.found for group in found.groups] == [4, 4, 4]
-    assert found.numbers == [3, 3, 3, 3]
+    assert [group.found for group in found.groups] == [5, 5, 5]
+    assert found.numbers == [3] * 5
     for group in found.groups:
-        assert group.low <= group.share + 0.03
-        assert group.high >= group.share - 0.03
+        assert 0 < group.low < group.share < group.high < 1
 
 
 def test_every_photo_is_in_one_group_and_the_typical_come_first() -> None:
@@ -44,7 +43,7 @@ def test_every_photo_is_in_one_group_and_the_typical_come_first() -> None:
 def test_a_group_that_moves_when_photos_are_left_out_is_not_found_again() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
 
-    def at_random(rows: np.ndarray, seed: int) -> np.ndarray:
+    def at_random(rows: np.ndarray, seed: int, _: float) -> np.ndarray:
         return np.random.default_rng(seed).integers(0, 8, len(rows))
 
     found = find_groups(rows, partition=at_random)
@@ -72,7 +71,41 @@ def test_few_photos_are_one_group(count) -> None:
     rows = directions(np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32))
     found = find_groups(rows)
     assert [len(group.members) for group in found.groups] == [count]
-    assert found.groups[0].resamples in (0, 10)
+    assert (found.groups[0].resamples, found.numbers) == (0, [])
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_a_kind_of_few_photos_far_from_all_others_is_found_again(size) -> None:
+    rows, label = kinds((60, size), spread=0.1)
+    found = find_groups(rows)
+    assert sorted(found.groups[1].members.tolist()) == np.flatnonzero(label == 1).tolist()
+    assert found.groups[1].found >= 5
+
+
+def test_a_share_has_the_interval_of_wilson_where_resamples_do_not_spread() -> None:
+    low, high = share_interval(3, 60, np.full(10, 0.05), 48)
+    # Its ends are where the share is 1.645 standard errors of the end away: Wilson's definition.
+    for end in (low, high):
+        assert abs(0.05 - end) == pytest.approx(1.645 * np.sqrt(end * (1 - end) / 60), rel=1e-6)
+    assert share_interval(60, 60, np.ones(10), 48)[0] < 0.97
+
+
+def test_the_spread_of_means_without_replacement_becomes_that_of_new_samples() -> None:
+    generator = np.random.default_rng(0)
+    drawn = generator.normal(0.5, 0.1, size=400)  # a share that varies like a mean of these
+    means = np.array([generator.permutation(drawn)[:320].mean() for _ in range(4000)])
+    center = drawn.mean()
+    low, high = share_interval(200, 400, means - center + 0.5, 320)
+    assert high - low == pytest.approx(2 * 1.645 * 0.5 / 20, rel=0.02)  # the binomial is larger
+    low, high = share_interval(200, 400, 0.5 + 20 * (means - center), 320)
+    assert (high - low) / 2 == pytest.approx(1.645 * 20 * drawn.std() / 20, rel=0.1)
+
+
+def test_a_group_that_under_five_resamples_find_has_no_interval() -> None:
+    rows, _ = kinds((60, 30))
+    found = find_groups(rows, resamples=4)
+    assert [group.found for group in found.groups] == [4, 4]
+    assert all(np.isnan([group.low, group.high]).all() for group in found.groups)
 
 
 def test_the_same_seed_gives_the_same_groups() -> None:
@@ -106,6 +139,13 @@ def test_a_map_of_few_photos_is_a_plane(count) -> None:
     rows = directions(np.random.default_rng(0).normal(size=(count, 1)).astype(np.float32))
     assert neighbor_map(rows).shape == principal_plane(rows).shape == (count, 2)
     assert np.isfinite(neighbor_map(rows)).all()
+
+
+@pytest.mark.parametrize("different", [1, 11])
+def test_a_map_of_copies_is_a_plane(different) -> None:
+    rows = np.repeat(np.eye(16, dtype=np.float32)[:different], 30, axis=0)
+    rows = np.zeros_like(rows) if different == 1 else rows
+    assert np.array_equal(neighbor_map(rows), principal_plane(rows))
 
 
 def test_a_map_shows_five_thousand_at_most() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sslgh.cli import main
 from sslgh.explore.look import look_folder
+from sslgh.explore.tail import tail
 from sslgh.report.look_page import look_page
 from sslgh.report.page import percent, render, write_page
 from sslgh.report.pictures import thumbnails
@@ -70,6 +71,21 @@ def test_the_page_loads_nothing(text) -> None:
     assert not re.search(r"https?://|@import|url\(", text)
     policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
+
+
+def test_three_photos_are_too_few_to_be_divided_again(draw, model, tmp_path) -> None:
+    for seed in range(3):
+        draw(tmp_path / "few" / f"{seed}.png", seed)
+    text = look_page(look_folder(tmp_path / "few", None, model, workers=0))
+    assert "too few photos to divide them again" in text
+    assert "found again in" not in text
+    assert "of 10" not in text
+
+
+def test_the_headline_has_the_share_of_the_largest_groups(result) -> None:
+    found = result.findings._replace(tail=tail([70, 20, 10]))
+    text = look_page(result._replace(findings=found))
+    assert "The largest group holds 70 % of the photos; the 1 smallest together hold 10 %." in text
 
 
 def test_every_section_is_there_and_every_picture_has_an_alternative(text) -> None:

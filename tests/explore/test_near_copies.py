@@ -102,6 +102,21 @@ def test_copies_of_copies_are_one_group() -> None:
     assert found.pairs.tolist() == [[0, 1], [1, 2]]
 
 
+def test_copies_that_make_up_the_folder_are_found() -> None:
+    for features in (np.float32([[3, 1, 0], [3.01, 1, 0]]), np.full((40, 3), 2, np.float32)):
+        near = nearest_neighbors(directions(features), 15)
+        hashes = np.full(len(features), 5, np.uint64)
+        assert near_copies(near, hashes, features).spare == len(features) - 1
+
+
+def test_unlike_features_or_hashes_are_no_copies_without_centering_either() -> None:
+    near = Neighbors(np.int64([[1], [0]]), np.float32([[-1], [-1]]))
+    same, other = np.float32([[3, 1], [3, 1]]), np.float32([[3, 1], [1, 3]])
+    assert near_copies(near, np.uint64([0, 3]), same).groups == [[0, 1]]
+    assert near_copies(near, np.uint64([0, 7]), same).groups == []
+    assert near_copies(near, np.uint64([0, 0]), other).groups == []
+
+
 def test_a_photo_far_from_all_is_odd_and_a_copy_is_no_company() -> None:
     drawn = np.repeat(rows(1, 3), 40, axis=0) + 0.05 * rows(40, 3, seed=1)
     drawn = np.concatenate([drawn, -drawn[:1], -drawn[:1]])
