@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import typer
 
 from sslgh.data.image_set import DataError
@@ -63,10 +64,11 @@ def _predict(source: str, folder: Path, prior: str | None, top: int, out: Path |
 def _prior_words(classifier: PhotoClassifier, prior: str | None) -> str:
     if prior is not None:
         return f"for the prior {printable(prior)}"
-    equal = bool((classifier.default == classifier.default[0]).all())
-    return (
-        "for kinds that are equally common" if equal else "for kinds as common as among the labels"
-    )
+    if classifier.fixed:
+        return f"for shares of the kinds that are not known: {printable(classifier.fixed)}"
+    if torch.allclose(classifier.default, classifier.default[0]):
+        return "for kinds that are equally common"
+    return "for kinds as common as the classifier was trained to expect"
 
 
 def _out(folder: Path, out: Path | None) -> Path:

@@ -33,7 +33,12 @@ def expected_prior(classifier: PhotoClassifier, wanted: str | None) -> Tensor | 
         return torch.full_like(classifier.default, 1 / len(classifier.class_names))
     if wanted == "train":
         return classifier.trained
-    return read_prior(Path(wanted).expanduser(), classifier.class_names)
+    prior = read_prior(Path(wanted).expanduser(), classifier.class_names)
+    if classifier.trained is not None and not (prior[classifier.trained > 0] > 0).any():
+        raise DataError(
+            f"--prior {printable(wanted)} gives a share only to kinds without a training image; give one to another"
+        )
+    return prior
 
 
 def read_prior(path: Path, class_names: Sequence[str]) -> Tensor:
@@ -57,7 +62,7 @@ def read_prior(path: Path, class_names: Sequence[str]) -> Tensor:
     rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(row)]
     found: dict[str, float] = {}
     for number, row in enumerate(rows):
-        kind, share = row[0].strip(), _number(row[1]) if len(row) == 2 else None
+        kind, share = row[0].strip(), _number(row[1], separator) if len(row) == 2 else None
         if share is None and number == 0:
             continue  # names of the columns
         if share is None or kind in found:
@@ -68,9 +73,9 @@ def read_prior(path: Path, class_names: Sequence[str]) -> Tensor:
     return _shares(path, found, class_names)
 
 
-def _number(text: str) -> float | None:
+def _number(text: str, separator: str) -> float | None:
     try:
-        value = float(text)
+        value = float(text if separator == "," else text.replace(",", "."))
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None

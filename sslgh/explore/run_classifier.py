@@ -22,8 +22,9 @@ def run_classifier(model: LoadedModel, directory: Path) -> PhotoClassifier:
         return head(features).double()  # type: ignore[no-any-return]
 
     classes = len(model.class_names)
-    shares, objective, tau = _training(directory)
+    shares, objective, tau, size = _training(directory)
     fixed, shift = "", torch.zeros(classes, dtype=torch.float64)
+    default = torch.full_like(shift, 1 / classes)
     if shares is None or len(shares) != classes:
         fixed = "the run has not recorded how many images of each kind it was trained on"
         shares = None
@@ -31,12 +32,15 @@ def run_classifier(model: LoadedModel, directory: Path) -> PhotoClassifier:
         fixed = f"what the scores of objective {objective} estimate is not known"
     else:
         equal = torch.full_like(shares, 1 / classes)
-        shift = OBJECTIVES[objective].adjustment(shares, tau=tau, num_samples=1, test_prior=equal)
+        shift = OBJECTIVES[objective].adjustment(
+            shares, tau=tau, num_samples=size, test_prior=equal
+        )
+        # The shares for which the sum is the logits again, up to a constant: 0 for a class without images.
+        default = (-shift.masked_fill(shares == 0, torch.inf)).softmax(0)
     return PhotoClassifier(
         model.class_names,
         lambda features: logits(features) + shift,
-        # The shares for which the sum is the logits again, up to a constant.
-        (-shift).softmax(0),
+        default,
         shares,
         fixed,
         None,
@@ -44,14 +48,14 @@ def run_classifier(model: LoadedModel, directory: Path) -> PhotoClassifier:
     )
 
 
-def _training(directory: Path) -> tuple[Tensor | None, str, float]:
-    """Shares of the kinds as they were drawn in the last epoch, objective and tau."""
+def _training(directory: Path) -> tuple[Tensor | None, str, float, int]:
+    """Shares of the kinds as they were drawn in the last epoch, objective, tau and number of images."""
     recipe, record = load_run(directory), read_record(directory)
     settings = recipe.finetune
     assert settings is not None
     if record is None or record.labels is None:
-        return None, settings.objective, settings.tau
+        return None, settings.objective, settings.tau, 0
     counts = torch.bincount(torch.tensor(record.labels), minlength=len(record.class_names))
     epochs = recipe.train.epochs
     drawn = drawn_shares(counts.numpy(), settings.sampling, epoch=epochs - 1, epochs=epochs)
-    return torch.from_numpy(drawn).double(), settings.objective, settings.tau
+    return torch.from_numpy(drawn).double(), settings.objective, settings.tau, len(record.labels)

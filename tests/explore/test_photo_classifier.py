@@ -123,7 +123,7 @@ class LinearModel(SimpleNamespace):
 def test_logits_of_a_finetuned_run_are_brought_to_any_prior(
     monkeypatch, objective, tau, bias, default
 ) -> None:
-    monkeypatch.setattr(runs, "_training", lambda _: (SHARES, objective, tau))
+    monkeypatch.setattr(runs, "_training", lambda _: (SHARES, objective, tau, 100))
     classifier = runs.run_classifier(LinearModel(bias), None)
 
     assert torch.allclose(classifier.default, default, atol=1e-6)
@@ -134,9 +134,32 @@ def test_logits_of_a_finetuned_run_are_brought_to_any_prior(
 
 
 def test_a_run_whose_scores_estimate_something_unknown_keeps_its_logits(monkeypatch) -> None:
-    monkeypatch.setattr(runs, "_training", lambda _: (SHARES, "focal", 1.0))
+    monkeypatch.setattr(runs, "_training", lambda _: (SHARES, "focal", 1.0, 100))
     classifier = runs.run_classifier(LinearModel(torch.zeros(3)), None)
 
     assert "focal" in classifier.fixed
     logits = LinearModel(torch.zeros(3)).classifier(POINTS)
     assert torch.allclose(classifier.posterior(POINTS), logits.softmax(1))
+
+
+def test_a_run_of_the_effective_number_of_images_is_undone_by_its_own_size(monkeypatch) -> None:
+    monkeypatch.setattr(runs, "_training", lambda _: (SHARES, "effective", 1.0, 100))
+    classifier = runs.run_classifier(LinearModel(torch.zeros(3)), None)
+
+    # Class-balanced loss, arXiv:1901.05555, eq. 1: a class counts as 1 / (1 - b ** n), b = .9999.
+    weights = 1 / (1 - 0.9999 ** (100 * SHARES))
+    expected = SHARES * weights / (SHARES * weights).sum()
+    assert torch.allclose(classifier.default, expected, atol=1e-6)
+
+
+def test_a_class_without_images_has_probability_0_in_a_run(monkeypatch) -> None:
+    shares = torch.tensor([0.75, 0.25, 0.0], dtype=torch.float64)
+    for objective in ("ce", "la"):
+        monkeypatch.setattr(runs, "_training", lambda _, name=objective: (shares, name, 1.0, 8))
+        classifier = runs.run_classifier(LinearModel(torch.zeros(3)), None)
+        for prior in (None, OTHER, shares):
+            found = classifier.posterior(POINTS, prior)
+            assert torch.allclose(found.sum(1), torch.ones(50).double())
+            assert (found[:, 2] == 0).all()
+        logits = LinearModel(torch.zeros(3)).classifier(POINTS)[:, :2]
+        assert torch.allclose(classifier.posterior(POINTS)[:, :2], logits.softmax(1), atol=1e-6)
