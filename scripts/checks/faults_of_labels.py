@@ -20,7 +20,7 @@ FAULTS = [
     Fault("la decides by the shares of the labels", HEADS, 'frozenset({"ce"})', 'frozenset({"ce", "la"})', OF_BAYES),
     Fault("prior of the head under any other", CLASSIFIER, "self.default if prior is None else prior", "self.default", OF_BAYES),
     Fault("prior not in the logarithm", CLASSIFIER, ".double().log()", ".double()", OF_BAYES),
-    Fault("default prior of a run upside down", "explore/run_classifier.py", "(-shift).softmax(0)", "shift.softmax(0)", OF_BAYES),
+    Fault("default prior of a run upside down", "explore/run_classifier.py", "(-shift.masked_fill(shares == 0, torch.inf))", "(shift.masked_fill(shares == 0, torch.inf))", OF_BAYES),
     Fault("temperature divides the prior too", "functional/temperature.py", "scores / math.exp(log_temperature) + shift", "(scores + shift) / math.exp(log_temperature)", "functional/test_temperature.py"),
     Fault("targets not smoothed", "functional/temperature.py", "kept = (len(labels) + 1) / (len(labels) + 2)", "kept = 1.0", "functional/test_temperature.py"),
     Fault("one file with two kinds", TABLE, "elif kinds.setdefault(name, kind) != kind:", "elif False:", "explore/test_label_table.py"),
@@ -41,4 +41,8 @@ FAULTS = [
     Fault("stopped embedding refused", "explore/classify_command.py", "own = (EMBEDDINGS, TENSORS, CARD)", "own = (TENSORS, CARD)", "explore/test_label_commands.py -k stopped"),
     Fault("all photos of a kind held out together", "explore/copy_folds.py", "part[own[0]] = NEVER", "pass", "explore/test_label_photos.py -k seen_every"),
     Fault("weights of a kind without a photo", HEADS, ".masked_fill(never[:, None], 0)", "", "explore/test_label_photos.py -k without_a_photo"),
+    Fault("copies in few dimensions", "explore/label_photos.py", "copy_units(centered(features))", "copy_units(rows)", "explore/test_label_photos.py -k all_features"),
+    Fault("chains of copies", "explore/copy_folds.py", ">= ALIKE\n            alike[0] = True", ">= -2\n            alike[0] = True", "explore/test_label_photos.py -k chain"),
+    Fault("margins of a run for one image", "explore/run_classifier.py", "num_samples=size", "num_samples=1", "explore/test_photo_classifier.py -k effective"),
+    Fault("class without images is likely", "explore/run_classifier.py", ".masked_fill(shares == 0, torch.inf)", "", "explore/test_photo_classifier.py -k without_images"),
 ]  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sslgh.explore.copy_folds import copy_units
-from sslgh.explore.directions import directions
+from sslgh.explore.directions import centered, directions
 from sslgh.explore.embed import embed_folder
 from sslgh.explore.embeddings import Embeddings
 from sslgh.explore.groups import modes
@@ -66,7 +66,7 @@ def chosen(pool: Photos, arm: str, seed: int) -> NDArray[np.int64]:
     if arm == "random":
         return np.random.default_rng(seed).permutation(len(pool.kinds))[: max(BUDGETS)]
     rows = directions(pool.features)
-    groups, copies = modes(rows, seed), copy_units(rows)
+    groups, copies = modes(rows, seed), copy_units(centered(pool.features))
     found = select(rows, max(BUDGETS), groups=groups, copies=copies)
     return np.array([choice.row for choice in found])
 

@@ -78,7 +78,7 @@ def _classify(
         typer.echo(f"labeled, but not among the embedded photos and left out: {some_of(lost)}")
     known = {file: kind for file, kind in kinds.kinds.items() if file not in set(lost)}
     typer.echo(f"training heads on {len(known)} labeled photos of {len(set(known.values()))} kinds")
-    result = label_photos(found.features, found.files, known)
+    result = label_photos(found.features, found.files, known, found.facts.get("hash"))
     listed = _write(result, found, out, _card(model, tables, result))
     typer.echo("\n".join(last_lines(result, kinds, found, out, listed, time.monotonic() - begun)))
     typer.echo(_next_line(folder, [*tables, listed], out))

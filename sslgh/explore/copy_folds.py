@@ -1,6 +1,6 @@
 """Folds in which near copies stay together: a copy in training would make its twin easy.
 
-Shapes: N photos, D dimensions.
+Shapes: N photos, F features.
 """
 
 import numpy as np
@@ -24,10 +24,13 @@ NEAREST = 10
 
 
 def copy_units(rows: NDArray[np.float32]) -> Labels:
-    """Numbers (N,) of photos, the same for photos linked by pairs alike.
+    """Numbers (N,) of photos, the same for photos that are linked by pairs alike and are like the first of them.
+
+    Pairs alone make chains, whose ends show different things: what is not like the first photo of a chain begins a
+    unit of its own.
 
     Args:
-        rows: Unit rows of centered features, shape (N, D).
+        rows: Unit rows of centered features, shape (N, F), as of `centered`: in fewer dimensions photos are closer.
 
     Examples:
         >>> copy_units(np.float32([[1, 0], [0, 1], [1, 0]])).tolist()
@@ -37,7 +40,15 @@ def copy_units(rows: NDArray[np.float32]) -> Labels:
     first, turn = np.nonzero((near.cosine >= ALIKE) & (near.index >= 0))
     second = near.index[first, turn]
     edges = coo_matrix((np.ones(len(first)), (first, second)), shape=(len(rows), len(rows)))
-    units: Labels = connected_components(edges, directed=False)[1].astype(np.int64)
+    chains = connected_components(edges, directed=False)[1]
+    units: Labels = np.arange(len(rows))
+    order = np.argsort(chains, kind="stable")
+    for chain in np.split(order, np.flatnonzero(np.diff(chains[order])) + 1):
+        while len(chain):
+            alike = rows[chain] @ rows[chain[0]] >= ALIKE
+            alike[0] = True  # a row of zeros too
+            units[chain[alike]] = chain[0]
+            chain = chain[~alike]  # noqa: PLW2901 - what is left of it
     return units
 
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-# Principal components beyond these hold a few percent of the variance, and each costs time in every search.
+# Each costs time in every search. What lies beyond is not little (39 % of the variance of photos-lt), so that photos are
+# closer here than by all their features: what counts as a copy by a cosine alone is found in `centered`.
 MOST_DIMENSIONS = 64
 # Rows of a block: float64 copies of all features of 50,000 photos would take half a gigabyte.
 BLOCK = 8192
@@ -45,6 +46,20 @@ def directions(features: Array) -> Array:
         rows = (features[block] - mean) @ axes
         found[block] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return found
+
+
+def centered(features: Array) -> Array:
+    """Unit rows (N, F) after centering, in all F features; raises as `directions`.
+
+    Examples:
+        >>> centered(np.float32([[1, 5], [3, 5]])).tolist()
+        [[-1.0, 0.0], [1.0, 0.0]]
+    """
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"features must have shape (N, F), N > 0, got {features.shape}")
+    rows: Array = features - features.mean(0, dtype=np.float64).astype(np.float32)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows
 
 
 def _main_axes(covariance: NDArray[np.float64]) -> Array:

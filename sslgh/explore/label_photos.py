@@ -15,8 +15,11 @@ from sslgh.classify.selection import NEVER
 from sslgh.data.image_set import DataError
 from sslgh.explore.classifier_folder import Fitted, classifier_of
 from sslgh.explore.copy_folds import copy_units, folds_of_units
-from sslgh.explore.directions import directions
+from sslgh.explore.directions import centered, directions
+from sslgh.explore.findings import NEAREST
 from sslgh.explore.head_choice import DEFAULT, UNMEASURED, Comparison, compare_heads
+from sslgh.explore.near_copies import near_copies
+from sslgh.explore.neighbors import nearest_neighbors
 from sslgh.explore.next_labels import next_labels
 from sslgh.explore.novelty import fitted_novelty
 from sslgh.explore.photo_heads import decision, out_of_fold_scores, trained_heads
@@ -61,7 +64,10 @@ class _Measured(NamedTuple):
 
 
 def label_photos(
-    features: NDArray[np.float32], files: Sequence[str], kinds: Mapping[str, str]
+    features: NDArray[np.float32],
+    files: Sequence[str],
+    kinds: Mapping[str, str],
+    hashes: NDArray[np.uint64] | None = None,
 ) -> Labeled:
     """Train heads on the labeled photos of a folder and predict the others.
 
@@ -69,6 +75,7 @@ def label_photos(
         features: Shape (N, F).
         files: N names.
         kinds: Kind of each labeled photo by its name.
+        hashes: Perceptual hashes, shape (N,), by which copies are found as `sslgh look` does; None: by features alone.
 
     Raises:
         DataError: If all labels are of one kind.
@@ -81,7 +88,7 @@ def label_photos(
     place = np.flatnonzero(known != NONE)
     labels = torch.from_numpy(known[place])
     inputs = torch.from_numpy(features[place])
-    units = copy_units(rows[place])
+    units = _units(features, rows, hashes)[place]
     part = _parts(labels, units)
     counts = torch.bincount(labels, minlength=len(names))
     measured = _measured(inputs, labels, part, counts)
@@ -108,6 +115,18 @@ def label_photos(
             unlike=novelty.unlike(every).numpy(),
         ),
     )
+
+
+def _units(
+    features: NDArray[np.float32], rows: NDArray[np.float32], hashes: NDArray[np.uint64] | None
+) -> NDArray[np.int64]:
+    """Numbers (N,), the same for near copies."""
+    if hashes is None:
+        return copy_units(centered(features))
+    units = np.arange(len(rows))
+    for group in near_copies(nearest_neighbors(rows, NEAREST), hashes).groups:
+        units[group] = group[0]
+    return units
 
 
 def _check(kinds: Mapping[str, str], names: Sequence[str]) -> None:

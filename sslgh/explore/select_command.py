@@ -16,7 +16,7 @@ from sslgh.engine.exit_codes import run_command
 from sslgh.engine.launch import shutdown_distributed
 from sslgh.explore.balanced import balanced_subset, stop_hint
 from sslgh.explore.copy_folds import copy_units
-from sslgh.explore.directions import directions
+from sslgh.explore.directions import centered, directions
 from sslgh.explore.embed import embed, plan_embedding
 from sslgh.explore.embeddings import Embeddings, load_embeddings
 from sslgh.explore.groups import modes
@@ -207,13 +207,19 @@ def _run_embeddings(source: str, path: Path) -> Embeddings:
 
 def _grouped(found: Embeddings) -> Pool:
     rows = directions(found.features)
-    return Pool(found.files, rows, modes(rows, 0), copy_units(rows))
+    return Pool(found.files, rows, modes(rows, 0), copy_units(centered(found.features)))
 
 
 def _looked_at(found: Embeddings, table: Path) -> Pool:
     """Groups and copies as ``sslgh look`` has written them."""
-    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        rows = {row["file"]: row for row in csv.DictReader(opened)}
+    # A spreadsheet may have saved it again, with a mark at its beginning or other separators.
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        reader = csv.DictReader(opened)
+        if not {"file", "group", "copies"} <= set(reader.fieldnames or ()):
+            raise DataError(
+                f"{located(table)} has no columns file, group and copies, as sslgh look has written them; run it again"
+            )
+        rows = {row["file"]: row for row in reader}
     if missing := [file for file in found.files if file not in rows]:
         raise DataError(
             f"{located(table)} lacks {len(missing)} of the embedded photos ({printable(missing[0])} is the first); run "

@@ -64,6 +64,31 @@ def test_near_copies_share_a_fold() -> None:
     assert set(part.tolist()) == set(range(5))
 
 
+def test_a_chain_of_pairs_alike_is_cut_where_it_leaves_its_first_photo() -> None:
+    angle = np.arange(12) * np.deg2rad(15)
+    rows = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+
+    units = copy_units(rows)
+
+    assert units.tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]
+    assert len(set(copy_units(np.repeat(rows[:1], 40, 0)).tolist())) == 1
+    assert copy_units(np.zeros((3, 2), np.float32)).tolist() == [0, 1, 2]
+
+
+def test_copies_are_found_in_all_features() -> None:
+    # Pairs that agree in the 64 directions of the largest variance, and in no other.
+    generator = np.random.default_rng(0)
+    shared = np.repeat(generator.normal(size=(60, 64)), 2, 0)
+    features = np.concatenate([shared, 0.2 * generator.normal(size=(120, 400))], 1)
+    files = [f"{n}.jpg" for n in range(120)]
+    kinds = {f: "ab"[i // 60] for i, f in enumerate(files)}
+    features = features.astype(np.float32)
+
+    assert label_photos(features, files, kinds).copies == 0
+    same = np.repeat(np.arange(60, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15), 2)
+    assert label_photos(features, files, kinds, same).copies > 40
+
+
 def test_a_kind_whose_photos_are_copies_of_one_is_never_held_out() -> None:
     part = folds_of_units(torch.tensor([0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 3]), 5)
 
