@@ -319,19 +319,28 @@ def scan(
 
     faulty = []
 
-    def work() -> None:
-        found = scan_folder(folder)
-        faulty.append(not found.is_sound)
-        record, text = scan_record(found), scan_text(found)
-        if report:
-            from sslgh.report.scan_command import likeness
-
-            more = likeness(folder, out, model)
-            record, text = record | more.record, f"{text}\n{more.text}"
-        text = json.dumps(record, indent=2) if as_json else text
+    def show(text: str) -> None:
         # A terminal without UTF-8 shows letters it lacks as escapes.
         encoding = sys.stdout.encoding or "utf-8"
         typer.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def work() -> None:
+        if report:
+            from sslgh.report.scan_command import check_needs, likeness
+
+            check_needs(folder, out)
+        found = scan_folder(folder)
+        faulty.append(not found.is_sound)
+        record = scan_record(found)
+        if not as_json:
+            show(scan_text(found))
+        if report:
+            more = likeness(folder, out, model)
+            record |= more.record
+            if not as_json:
+                show(more.text)
+        if as_json:
+            show(json.dumps(record, indent=2))
 
     raise typer.Exit(run_command(work) or (FAILED if any(faulty) else 0))
 

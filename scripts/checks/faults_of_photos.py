@@ -83,6 +83,27 @@ FAULTS = [
         "export/test_export.py -k not_taken",
     ),
     Fault(
+        "exported preprocessing leaves photos lying",
+        "export/preprocessing_code.py",
+        '"    ImageOps.exif_transpose,",',
+        '"    v2.Identity(),",',
+        "export/test_export.py -k orientation",
+    ),
+    Fault(
+        "a model card with a path of this machine",
+        "export/hugging_face_export.py",
+        "_timm_lines(f\"'hf-hub:{ON_THE_HUB}'\")",
+        "_by_timm(folder).placed()",
+        "export/test_export.py -k card",
+    ),
+    Fault(
+        "a script that does not move with its folder",
+        "export/command.py",
+        'placed("Path(__file__).parent")',
+        "placed()",
+        "export/test_export.py -k card",
+    ),
+    Fault(
         "class names lost in ONNX",
         "export/onnx_export.py",
         "list(source.class_names)",

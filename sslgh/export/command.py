@@ -84,8 +84,9 @@ def _export(name: str, source: Source, folder: Path) -> str:
             f"\n{loading.library}, in a process of its own: largest difference {found.largest:.2g}, outputs up to "
             f"{found.scale:.2g}\n"
         )
-        typer.echo("\n".join(f"    {line}" if line else "" for line in loading.lines))
-    lines = exported.loadings[0].lines
+        typer.echo("\n".join(f"    {line}" if line else "" for line in loading.placed()))
+    # The folder can be moved, or given to others, together with its script.
+    lines = exported.loadings[0].placed("Path(__file__).parent")
     (folder / LOAD).write_text("\n".join(lines) + "\n", encoding="utf-8")
     typer.echo(f"\n{printable(str(folder))}: {', '.join([*exported.files, LOAD])}")
     return ""

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sslgh.export.source import Source, drawn_images
 
 # Largest difference, as a share of the largest output, that rounding explains.
 TOLERANCE = 1e-3
+ORIENTATION = 0x0112  # tag of EXIF
 HEAD = """\
 import sys
 
@@ -34,13 +36,20 @@ class Loading(NamedTuple):
 
     Attributes:
         library: Library whose code does it.
-        lines: Python lines that load it.
+        lines: Python lines that load it from the folder ``here``.
         outputs: Expression for the outputs of PIL ``images`` (N), given what the lines define.
+        folder: The folder on this machine.
     """
 
     library: str
     lines: list[str]
     outputs: str
+    folder: Path = Path()
+
+    def placed(self, here: str | None = None) -> list[str]:
+        """The lines behind one that names the folder, by default as it is called on this machine."""
+        here = here or f"Path({str(self.folder)!r})"
+        return ["from pathlib import Path", "", f"here = {here}", *self.lines]
 
 
 class Exported(NamedTuple):
@@ -72,8 +81,8 @@ def largest_difference(loading: Loading, source: Source) -> Difference:
     expected = source.outputs(torch.stack([source.preprocess(image) for image in images])).numpy()
     with tempfile.TemporaryDirectory() as folder:
         for i, image in enumerate(images):
-            image.save(f"{folder}/{i}.png")
-        script = "\n".join([HEAD, *loading.lines, f"outputs = {loading.outputs}", TAIL])
+            _save_turned(image, f"{folder}/{i}.png")
+        script = "\n".join([HEAD, *loading.placed(), f"outputs = {loading.outputs}", TAIL])
         _run(script, [folder, str(len(images))], loading.library)
         found = np.load(f"{folder}/outputs.npy")
     if found.shape != expected.shape:
@@ -87,6 +96,13 @@ def largest_difference(loading: Loading, source: Source) -> Difference:
             f"are up to {difference.scale:.2g}; the installed versions do not fit together"
         )
     return difference
+
+
+def _save_turned(image: Image.Image, path: str) -> None:
+    """Save an image as a camera does that was held upright: lying, with an EXIF orientation that turns it back."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
 
 
 def _run(script: str, arguments: Sequence[str], library: str) -> None:

@@ -13,13 +13,15 @@ from timm.models import save_for_hf
 
 from sslgh.export.exported import Exported, Loading
 from sslgh.export.model_card import model_card
-from sslgh.export.preprocessing_code import timm_config
+from sslgh.export.preprocessing_code import timm_config, timm_lines
 from sslgh.export.source import Source
 from sslgh.export.timm_export import OUTPUTS, WEIGHTS, timm_model
 
 log = logging.getLogger(__name__)
 
 CONFIG, CARD = "config.json", "README.md"
+# What the card loads: the name that the folder will have on the hub, not its place on this machine.
+ON_THE_HUB = "USER/NAME"
 
 
 def export_hugging_face(source: Source, folder: Path) -> Exported:
@@ -43,7 +45,7 @@ def export_hugging_face(source: Source, folder: Path) -> Exported:
     save_for_hf(held.model, str(folder), model_config=settings, safe_serialization=True)
     _set_arguments(folder / CONFIG, held.constructor.arguments)
     loadings = [_by_timm(folder), *_by_transformers(source, folder)]
-    text = model_card(source, loadings[-1].lines)
+    text = model_card(source, _timm_lines(f"'hf-hub:{ON_THE_HUB}'"))
     (folder / CARD).write_text(text, encoding="utf-8")
     return Exported(folder, [CONFIG, WEIGHTS, CARD], loadings)
 
@@ -60,15 +62,20 @@ def _set_arguments(path: Path, arguments: dict[str, Any]) -> None:
 
 
 def _by_timm(folder: Path) -> Loading:
-    lines = [
+    lines = _timm_lines("f'local-dir:{here}'")
+    return Loading("timm, from the folder for the hub", lines, OUTPUTS, folder)
+
+
+def _timm_lines(name: str) -> list[str]:
+    return [
         "import timm",
         "import torch",
+        "from PIL import ImageOps",
         "",
-        f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()",
+        f"model = timm.create_model({name}, pretrained=True).eval()",
         "settings = timm.data.resolve_model_data_config(model)",
-        "preprocess = timm.data.create_transform(**settings, is_training=False)",
+        *timm_lines("**settings, is_training=False"),
     ]
-    return Loading("timm, from the folder for the hub", lines, OUTPUTS)
 
 
 def _by_transformers(source: Source, folder: Path) -> list[Loading]:
@@ -79,11 +86,13 @@ def _by_transformers(source: Source, folder: Path) -> list[Loading]:
         return []
     kind = "AutoModelForImageClassification" if source.class_names else "AutoModel"
     lines = [
+        "from PIL import ImageOps",
         f"from transformers import AutoImageProcessor, {kind}",
         "",
-        f"model = {kind}.from_pretrained({str(folder)!r}).eval()",
-        f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
+        f"model = {kind}.from_pretrained(str(here)).eval()",
+        "processor = AutoImageProcessor.from_pretrained(str(here))",
     ]
     output = "logits" if source.class_names else "pooler_output"
-    inputs = "**processor(list(images), return_tensors='pt')"
-    return [Loading("transformers", lines, f"model({inputs}).{output}.detach()")]
+    upright = "[ImageOps.exif_transpose(image) for image in images]"
+    inputs = f"**processor({upright}, return_tensors='pt')"
+    return [Loading("transformers", lines, f"model({inputs}).{output}.detach()", folder)]

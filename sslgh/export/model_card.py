@@ -21,6 +21,9 @@ LIMITS = (
 )
 
 
+TURNED = "Photos are turned upright by their EXIF orientation first, as they were in training."
+
+
 def model_card(source: Source, loading_lines: Sequence[str]) -> str:
     """Markdown with the front matter of the Hugging Face hub; no path of this machine is in it."""
     recipe = _recipe(source)
@@ -37,7 +40,7 @@ def model_card(source: Source, loading_lines: Sequence[str]) -> str:
         [*front, "- sslgh", "---"],
         [f"# {printable(_name(source, recipe))}"],
         [_summary(source)],
-        ["## Use", "", "```python", *loading_lines, "```"],
+        ["## Use", "", "```python", *loading_lines, "```", "", TURNED],
         ["## Data", "", *_data(source, recipe)],
         ["## Metrics", "", *_metrics(read_results(source.run))],
         ["## Limits", "", *(f"- {limit}" for limit in LIMITS)],

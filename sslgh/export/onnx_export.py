@@ -52,16 +52,16 @@ def export_onnx(source: Source, folder: Path) -> Exported:
     lines = [
         "import numpy",
         "import onnxruntime",
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         "",
-        f"session = onnxruntime.InferenceSession({str(folder / FILE)!r}, providers=['CPUExecutionProvider'])",
+        f"session = onnxruntime.InferenceSession(str(here / {FILE!r}), providers=['CPUExecutionProvider'])",
         "",
         *pillow_lines(source.preprocess),
     ]
     run = "session.run(None, {'pixels': numpy.stack([preprocess(i) for i in %s])})[0]"
     # One image, and the others: the number of images is free.
     both = f"numpy.concatenate([{run % 'images[:1]'}, {run % 'images[1:]'}])"
-    return Exported(folder, [FILE], [Loading("onnxruntime", lines, both)])
+    return Exported(folder, [FILE], [Loading("onnxruntime", lines, both, folder)])
 
 
 def _write(source: Source, path: Path, output: str) -> None:

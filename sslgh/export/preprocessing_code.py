@@ -27,14 +27,24 @@ def timm_config(preprocess: Preprocessing) -> dict[str, Any]:
     }
 
 
+def timm_lines(arguments: str) -> list[str]:
+    """Lines that define ``preprocess`` of a PIL image by timm, which does not turn photos upright by itself."""
+    return [
+        f"preprocess = timm.data.create_transform({arguments})",
+        "preprocess.transforms.insert(0, ImageOps.exif_transpose)",
+    ]
+
+
 def torchvision_lines(preprocess: Preprocessing) -> list[str]:
     """Lines that define ``preprocess`` of a PIL image by torchvision."""
     resize: Any = preprocess.resize
     resize = (resize, resize) if preprocess.squash else resize
     return [
+        "from PIL import ImageOps",
         "from torchvision.transforms import InterpolationMode, v2",
         "",
         "preprocess = v2.Compose([",
+        "    ImageOps.exif_transpose,",
         "    v2.RGB(),",
         f"    v2.Resize({resize}, interpolation=InterpolationMode.{preprocess.interpolation.upper()}),",
         f"    v2.CenterCrop({preprocess.size}),",
@@ -55,7 +65,7 @@ def pillow_lines(preprocess: Preprocessing) -> list[str]:
     )
     return [
         "def preprocess(image):",
-        '    image = image.convert("RGB")',
+        '    image = ImageOps.exif_transpose(image).convert("RGB")',
         f"    image = image.resize({sides}, Image.Resampling.{preprocess.interpolation.upper()})",
         f"    left, top = (round((side - {size}) / 2) for side in image.size)",
         f"    image = image.crop((left, top, left + {size}, top + {size}))",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslgh.export.constructors import Constructor, Held, held_by, timm_constructors
 from sslgh.export.exported import Exported, Loading
-from sslgh.export.preprocessing_code import timm_config
+from sslgh.export.preprocessing_code import timm_config, timm_lines
 from sslgh.export.source import Source
 
 WEIGHTS = "model.safetensors"
@@ -39,13 +39,13 @@ def export_timm(source: Source, folder: Path) -> Exported:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(held.model.state_dict(), folder / WEIGHTS)
     call = f"{held.constructor}, num_classes={len(source.class_names)}"
-    path = str(folder / WEIGHTS)
     config = ", ".join(f"{k}={v!r}" for k, v in timm_config(source.preprocess).items())
     lines = [
         "import timm",
         "import torch",
+        "from PIL import ImageOps",
         "",
-        f"model = timm.create_model({call}, checkpoint_path={path!r}).eval()",
-        f"preprocess = timm.data.create_transform({config})",
+        f"model = timm.create_model({call}, checkpoint_path=str(here / {WEIGHTS!r})).eval()",
+        *timm_lines(config),
     ]
-    return Exported(folder, [WEIGHTS], [Loading("timm", lines, OUTPUTS)])
+    return Exported(folder, [WEIGHTS], [Loading("timm", lines, OUTPUTS, folder)])

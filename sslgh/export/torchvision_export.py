@@ -35,7 +35,6 @@ def export_torchvision(source: Source, folder: Path) -> Exported:
     held = held_by("torchvision", source, torchvision_constructors(source), build)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(held.model.state_dict(), folder / WEIGHTS)
-    path = str(folder / WEIGHTS)
     kept = torchvision.models.get_model(held.constructor.name, weights=None)
     lines = [
         "import torch",
@@ -45,10 +44,10 @@ def export_torchvision(source: Source, folder: Path) -> Exported:
         "",
         f"model = torchvision.models.get_model({held.constructor}, weights=None)",
         *_head_lines(source, classifying_layers(kept)),
-        f"model.load_state_dict(load_file({path!r}))",
+        f"model.load_state_dict(load_file(here / {WEIGHTS!r}))",
         "model.eval()",
     ]
-    return Exported(folder, [WEIGHTS], [Loading("torchvision", lines, OUTPUTS)])
+    return Exported(folder, [WEIGHTS], [Loading("torchvision", lines, OUTPUTS, folder)])
 
 
 def _head_lines(source: Source, layers: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from sslgh.report.curves import Curve, plot_svg
 from sslgh.report.run_record import RunRecord
 
 # Share of an effective rank that a run may lose; the harm alarm of the engine has the same limit.
-LOST_RANK = 0.25
+LOST_RANK, RISEN = 0.25, 0.1
 # Share of the curve that counts as its end.
 END = 0.1
 
@@ -158,8 +158,12 @@ def _rank_sentence(run: RunRecord) -> str:
     if not values:
         return ""
     # A network that has learned nothing yet spreads evenly: the first tenth does not count.
-    highest = max(values[round(END * len(values)) :])
+    later = values[round(END * len(values)) :]
+    highest, lowest = max(later), min(later)
     if values[-1] < (1 - LOST_RANK) * highest:
+        # Of a collapse it does not recover; in a short run the fall from the random start takes more than a tenth.
+        if values[-1] > (1 + RISEN) * lowest:
+            return f"It fell to {lowest:.3g} and has risen to {values[-1]:.3g} since: no sign of collapse."
         return f"It fell from {highest:.3g} to {values[-1]:.3g}: embeddings collapse into fewer dimensions."
     return f"{values[-1]:.3g} dimensions at the end, {highest:.3g} at most after the beginning: no sign of collapse."
 

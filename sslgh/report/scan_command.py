@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslgh.explore.look import LookResult
+from sslgh.explore.extra import optional
+from sslgh.explore.look import LookResult, results_folder
 from sslgh.recipe.errors import printable
 from sslgh.report.look_command import look_and_report
 
@@ -19,6 +20,13 @@ class Likeness(NamedTuple):
 
     record: dict[str, Any]
     text: str
+
+
+def check_needs(folder: Path, out: Path | None) -> None:
+    """Refuse before the scan what `likeness` would refuse after it: missing packages, a folder of others' files."""
+    for name in ("jinja2", "imagehash"):
+        optional(name)
+    results_folder(folder, out)
 
 
 def likeness(folder: Path, out: Path | None, model: str | None) -> Likeness:

@@ -12,7 +12,7 @@ from sslgh.export import exported as module
 from sslgh.export import hugging_face_export
 from sslgh.export.constructors import Constructor, held_by
 from sslgh.export.exported import Loading, MismatchError, largest_difference
-from sslgh.export.preprocessing_code import timm_config
+from sslgh.export.preprocessing_code import timm_config, torchvision_lines
 from sslgh.export.source import read_source
 from sslgh.models import CosineClassifier, build_backbone, save_backbone
 from sslgh.models.serialization import save_classifier
@@ -68,7 +68,9 @@ def test_a_resnet_with_classifier_goes_to_timm_and_torchvision(tmp_path, capsys)
     assert max(differences(text)) < 1e-4
     for target in ("timm", "torchvision"):
         scope = {}
-        exec((run / "export" / target / "load.py").read_text(), scope)
+        moved = (run / "export" / target).rename(tmp_path / f"{target} moved")
+        scope["__file__"] = str(moved / "load.py")
+        exec((moved / "load.py").read_text(), scope)
         assert scope["model"].fc.out_features == 3
 
 
@@ -90,6 +92,10 @@ def test_a_vit_of_another_patch_goes_to_the_hub_with_names_and_card(
     card = (tmp_path / "out" / "hf" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\npipeline_tag: image-classification\n")
     assert all(f"## {part}" in card for part in ("Use", "Data", "Metrics", "Limits", "Recipe"))
+    assert "timm.create_model('hf-hub:USER/NAME', pretrained=True)" in card
+    assert "turned upright by their EXIF orientation" in card
+    for name in ("README.md", "load.py", "config.json"):
+        assert str(tmp_path) not in (tmp_path / "out" / "hf" / name).read_text()
 
 
 @pytest.mark.slow
@@ -207,6 +213,18 @@ def test_another_network_or_preprocessing_is_noticed(tmp_path, monkeypatch) -> N
     with pytest.raises(MismatchError, match="AssertionError"):
         largest_difference(Loading("sslgh", ["import sslgh"], "0"), source)
     assert module.TOLERANCE <= 1e-3
+
+
+def test_preprocessing_that_forgets_the_orientation_is_noticed(tmp_path) -> None:
+    run = make_run(tmp_path / "run", "resnet18", 16, stem="cifar", width=0.125)
+    source = read_source(run)
+    source = source._replace(backbone=torch.nn.Flatten())
+    lines = ["import torch", *torchvision_lines(source.preprocess)]
+    outputs = "torch.stack([preprocess(image) for image in images]).flatten(1)"
+    assert largest_difference(Loading("it", lines, outputs), source).largest < 1e-3
+    lines = [line for line in lines if "exif_transpose" not in line]
+    with pytest.raises(MismatchError, match="differ by"):
+        largest_difference(Loading("it", lines, outputs), source)
 
 
 def test_a_model_that_takes_the_weights_and_gives_other_outputs_is_not_taken(tmp_path) -> None:

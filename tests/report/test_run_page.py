@@ -93,6 +93,18 @@ def test_a_falling_rank_is_a_collapse_but_not_the_fall_from_the_random_start(run
     assert "collapse into fewer" in sentence(run("bad", lines), "rank")
 
 
+def test_a_rank_that_rises_after_its_fall_is_no_collapse(run) -> None:
+    lines = train_lines([1.0] * 20)
+    for n, line in enumerate(lines):
+        line["effective_rank"] = max(60 - 6 * n, 20 + 0.7 * n)
+    found = sentence(run("recovers", lines), "rank")
+    assert "has risen to 33.3" in found
+    assert "no sign of collapse" in found
+    for n, line in enumerate(lines):
+        line["effective_rank"] = 40.7 / (1 + n)
+    assert "collapse into fewer" in sentence(run("falls", lines), "rank")
+
+
 def test_differences_are_paired_over_classes() -> None:
     first, second = result([0.5, 0.6, 0.9]), result([0.6, 0.7, 0.9])
     assert paired([("a", first), ("b", second)]) == [

@@ -253,3 +253,24 @@ def ends_at_five(item: int) -> int:
 def test_an_item_that_ends_its_process_is_named_and_the_others_are_answered():
     found = map_processes(ends_at_five, range(40), crashed=lambda item: -item, workers=2)
     assert list(found) == [-5 if i == 5 else i * 10 for i in range(40)]
+
+
+def test_a_report_is_refused_before_the_scan_and_made_after_it_is_shown(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    photos = draw(tmp_path / "photos" / "1.png").parent
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photos.csv").touch()
+    assert call("scan", photos, "--report", "--out", tmp_path / "mine") != 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "give --out a new or empty folder" in shown.err
+
+    def fail(*_):
+        raise DataError("no network")
+
+    monkeypatch.setattr("sslgh.report.scan_command.likeness", fail)
+    assert call("scan", photos, "--report", "--out", tmp_path / "new") != 0
+    shown = capsys.readouterr()
+    assert shown.out == scan_text(scan_folder(photos)) + "\n"
+    assert "no network" in shown.err
