@@ -124,7 +124,7 @@ def _units(
     if hashes is None:
         return copy_units(centered(features))
     units = np.arange(len(rows))
-    for group in near_copies(nearest_neighbors(rows, NEAREST), hashes).groups:
+    for group in near_copies(nearest_neighbors(rows, NEAREST), hashes, features).groups:
         units[group] = group[0]
     return units
 
