@@ -239,7 +239,7 @@ FAULTS = [
     Fault(
         "the layer before the last is not pooled",
         "models/last_two.py",
-        "earlier = pooled(channels_last, layer, (), earlier)",
+        "earlier = pooled(self._channels_last(layer, earlier), layer, (), earlier)",
         "earlier = earlier.flatten(1)",
         "studies/test_baselines.py -k last_two",
     ),
@@ -263,5 +263,19 @@ FAULTS = [
         "        torch.manual_seed(recipe.seed)  # of what is drawn\n",
         "",
         "studies/test_baselines.py -k those_of_the_seed",
+    ),
+    Fault(
+        "a tensor of another shape is drawn",
+        "models/weight_files.py",
+        "report.misfits and least >= LEAST",
+        "False",
+        "models/test_weight_files.py -k another_shape",
+    ),
+    Fault(
+        "AdaptFormers of a file are dropped",
+        "models/weight_files.py",
+        'if any(f".{ADAPTFORMER}." in name for name in report.left_over):',
+        "if False:",
+        "models/test_weight_files.py -k adaptformers",
     ),
 ]

@@ -84,7 +84,10 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
 
 def recipe_backbone(recipe: Recipe, image_size: int, num_classes: int | None = None) -> nn.Module:
     """As `initial_backbone`, with the recipe's adapter, keeping fewer activations if the recipe asks for it."""
-    backbone, adapter = initial_backbone(recipe.model, image_size), recipe.model.adapter
+    model, adapter = recipe.model, recipe.model.adapter
+    if recipe.finetune is not None and recipe.finetune.freeze:
+        model = model.model_copy(update={"init_least": 1.0})
+    backbone = initial_backbone(model, image_size)
     if adapter is not None:
         add_adapter(backbone, adapter, image_size=image_size, num_classes=num_classes)
     return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone

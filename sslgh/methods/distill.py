@@ -14,9 +14,18 @@ from sslgh.methods.base import Method, MethodOutput
 from sslgh.models import ProjectorSpec, head_widths, mlp_projector
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.models.serialization import run_of
-from sslgh.models.weight_files import SUFFIXES
+from sslgh.models.weight_files import REMEDY, SUFFIXES
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.schema import Model
+
+# What messages on weights name, as a recipe names it for a teacher.
+TEACHER_KEYS = {
+    REMEDY: "set method.teacher_backbone to what it was saved from, or, where its stem, width or patch are not the usual "
+    "ones, method.teacher to its run directory",
+    "data.size": "method.teacher_size",
+    "model.backbone": "method.teacher_backbone",
+    "model.init": "method.teacher",
+}
 
 
 class Distill(Method):
@@ -155,12 +164,15 @@ def _load_teacher(name: str, architecture: str | None, size: int | None) -> nn.M
         raise ValueError(
             f"method.teacher: {name} is a file of weights; set method.teacher_backbone to their architecture"
         )
-    model = Model(init=name, **({} if architecture is None else {"backbone": architecture}))
+    shape = {} if architecture is None else {"backbone": architecture}
+    model = Model(init=name, init_least=1.0, **shape)
     try:
         side = size or initial_card(model)["image_size"] or Preprocessing().size
         return initial_backbone(model, side)
     except ValueError as error:
-        reason = str(error).removeprefix("model.init: ").replace("data.size", "method.teacher_size")
+        reason = str(error).removeprefix("model.init: ")
+        for theirs, ours in TEACHER_KEYS.items():
+            reason = reason.replace(theirs, ours)
         raise ValueError(f"method.teacher: {reason}") from None
 
 

@@ -89,7 +89,9 @@ def _trained_backbone(model: Model, init: str, image_size: int) -> nn.Module:
         )
         if init != PRETRAINED:
             file = Path(init).expanduser()
-            log.warning("%s", load_weights(backbone, file, least=model.init_least))
+            # What an adapter freezes must not be drawn.
+            least = model.init_least if model.adapter is None else 1
+            log.warning("%s", load_weights(backbone, file, least=least))
     preprocessing = Preprocessing.from_card(card | {"image_size": image_size})
     backbone.preprocessing = preprocessing  # type: ignore[assignment]
     return backbone

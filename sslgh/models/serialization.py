@@ -63,7 +63,9 @@ def save_adapted(backbone: nn.Module, directory: Path, card: dict[str, Any]) -> 
         card: Card with ``adapter``, its settings and the weights that it began with.
     """
     unmerged = adapter_card(backbone)
-    settings = card["adapter"] | ({"width": unmerged[ADAPTFORMER]} if unmerged else {})
+    settings = card["adapter"]
+    if ADAPTFORMER in settings["name"]:  # not that of the weights that it began with
+        settings = settings | {"width": unmerged[ADAPTFORMER]}
     tensors = {name: value.cpu() for name, value in adapter_tensors(backbone).items()}
     metadata = {"adapter": json.dumps(settings)}
     _replace(directory / ADAPTER, lambda file: save_tensors(tensors, file, metadata))

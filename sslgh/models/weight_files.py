@@ -16,9 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sslgh.models.adapters import ADAPTFORMER
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
-# Least share of a backbone's tensors that a file must hold.
+# Least share of a backbone's tensors that a file must hold; those of another shape are drawn only if less is asked for.
 LEAST = 0.9
+# The way out of a file that does not fit, as a recipe names it.
+REMEDY = (
+    "set model.backbone, model.stem, model.width and model.patch to those that it was saved from"
+)
 # If two networks fit equally well, the one that is used for evaluation is loaded: MoCo's query encoder and the online networks
 # of solo-learn and lightly, not their momentum copies; DINO's teacher, not its student.
 SECOND_CHOICE = ("momentum", "encoder_k", "student", "target")
@@ -74,15 +80,23 @@ def load_weights(backbone: nn.Module, path: Path, *, least: float = LEAST) -> Lo
     Args:
         backbone: The module; tensors that the file lacks keep their values.
         path: A .safetensors file, or one that ``torch.save`` wrote; code in it is never executed.
-        least: Share of the backbone's tensors that must be found, in 0..1.
+        least: Share of the backbone's tensors that must be found, in 0..1. Below `LEAST` tensors of another shape
+            are left as they were too; else they are refused.
 
     Raises:
-        ValueError: If the file cannot be read, or less of the backbone than ``least`` is found in it.
+        ValueError: If the file cannot be read, less of the backbone than ``least`` is found in it, or it holds
+            AdaptFormers, which a backbone alone has no place for.
     """
     report, held = matched(backbone, read_tensors(path), path)
     own = backbone.state_dict()
-    if report.share < least or not report.loaded:
-        raise ValueError(_refusal(report, own, held))
+    if any(f".{ADAPTFORMER}." in name for name in report.left_over):
+        raise ValueError(
+            f"{path} holds AdaptFormers, which are no part of {type(backbone).__name__}; set model.init to the run "
+            "directory that it was written to, whose card builds them"
+        )
+    misfits = report.misfits and least >= LEAST
+    if report.share < least or misfits or not report.loaded:
+        raise ValueError(_refusal(report, own, held, whole=least == 1))
     fitting = {name: value for name, value in held.items() if value.shape == own[name].shape}
     backbone.load_state_dict(fitting, strict=False)
     return report
@@ -118,13 +132,15 @@ def matched(
     return report, held
 
 
-def _refusal(report: LoadReport, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
+def _refusal(
+    report: LoadReport, own: Mapping[str, Tensor], held: Mapping[str, Tensor], *, whole: bool
+) -> str:
     wrong = (*report.misfits, *report.missing)[0]
     there = tuple(held[wrong].shape) if wrong in held else "missing"
+    frozen = ", where all are needed, as they stay frozen" if whole else ""
     return (
-        f"{report.path} fits {len(report.loaded)} of the backbone's {report.total} tensors: {wrong} is "
-        f"{tuple(own[wrong].shape)} in the backbone and {there} in the file; set model.backbone, model.stem, "
-        "model.width and model.patch to those that it was saved from"
+        f"{report.path} fits {len(report.loaded)} of the backbone's {report.total} tensors{frozen}: {wrong} is "
+        f"{tuple(own[wrong].shape)} in the backbone and {there} in the file; {REMEDY}"
     )
 
 

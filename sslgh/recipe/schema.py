@@ -73,7 +73,8 @@ class Model(ConfigModel):
     )
     init_least: Probability = Field(
         0.9,
-        description="least share of the backbone's tensors that a file of weights must hold",
+        description="least share of the backbone's tensors that a file of weights must hold; below 0.9 those of "
+        "another shape are drawn too; what stays frozen must be whole",
     )
     adapter: Adapter | None = Field(
         None, description="train few weights of what `init` gives, in either stage; null: all"

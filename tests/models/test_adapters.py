@@ -152,6 +152,18 @@ def test_an_adaptformer_does_not_merge_and_its_card_builds_it(tmp_path, caplog) 
         add_adapter(load_backbone(tmp_path)[0], Adapter(name="adaptformer"), image_size=SIDE)
 
 
+def test_another_adapter_on_weights_with_an_adaptformer_loads_again(tmp_path) -> None:
+    module = adapted("adaptformer", width=2)
+    add_adapter(module, Adapter(name="norm"), image_size=SIDE)
+    train(module)
+    settings = {"init": "x", **Adapter(name="norm").model_dump(mode="json")}
+    save_adapted(module, tmp_path, CARD | {"backbone": "vit_tiny", "adapter": settings})
+    start = adapted("adaptformer", width=2)
+    alone = load_adapter(start, tmp_path / "adapter.safetensors", image_size=SIDE)
+    with torch.no_grad():
+        assert torch.equal(alone(images()), module(images()))
+
+
 def test_frozen_norms_keep_their_statistics_and_trained_ones_follow_the_batch() -> None:
     module = adapted(("norm", "blocks"), "resnet18")
     trained = {n.rpartition(".")[0] for n, p in module.named_parameters() if p.requires_grad}

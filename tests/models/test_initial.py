@@ -7,9 +7,11 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from sslgh.engine.build import recipe_backbone
 from sslgh.models import build_backbone, load_backbone, save_backbone
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.preprocessing import Preprocessing
+from sslgh.recipe import Recipe
 from sslgh.recipe.schema import Model
 
 SMALL = {"backbone": "resnet18", "width": 0.125}
@@ -81,6 +83,20 @@ def test_a_share_of_the_weights_is_taken_only_if_it_is_asked_for(tmp_path) -> No
     with pytest.raises(ValueError, match=r"fits .* of the backbone's"):
         initial_backbone(Model(**settings), 32)
     initial_backbone(Model(**settings, init_least=0.3), 32)
+
+
+def test_what_stays_frozen_must_be_whole_in_the_file(tmp_path) -> None:
+    state = build_backbone("resnet18", width=0.125).state_dict()
+    del state["bn1.bias"]
+    torch.save(state, tmp_path / "x.pt")
+    settings = SMALL | {"init": str(tmp_path / "x.pt")}
+    initial_backbone(Model(**settings), 32)
+    frozen = "as they stay frozen: bn1.bias is .* and missing in the file"
+    with pytest.raises(ValueError, match=frozen):
+        initial_backbone(Model(**settings, adapter={"name": "norm"}), 32)
+    recipe = Recipe(name="x", data={"source": "digits"}, model=settings, finetune={"freeze": True})
+    with pytest.raises(ValueError, match=frozen):
+        recipe_backbone(recipe, 32)
 
 
 def test_the_library_weights_of_a_name_set_the_preprocessing_without_being_read() -> None:

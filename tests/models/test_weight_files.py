@@ -11,7 +11,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from sslgh.models import build_backbone
+from sslgh.models.adapters import add_adapter
 from sslgh.models.weight_files import load_weights, read_tensors
+from sslgh.recipe.adapter import Adapter
 
 TINY = {"width": 0.125, "stem": "imagenet"}
 
@@ -107,7 +109,7 @@ def test_the_report_says_what_was_loaded_what_is_missing_and_what_is_left_over(t
     torch.save(state | {"encoder.fc.weight": torch.ones(1)}, tmp_path / "x.pt")
     target = other()
     before = target.conv1.weight.clone()
-    report = load_weights(target, tmp_path / "x.pt")
+    report = load_weights(target, tmp_path / "x.pt", least=0.8)
     total = sum(not name.endswith("num_batches_tracked") for name in target.state_dict())
     assert str(report) == (
         f"{tmp_path / 'x.pt'}: {total - 2} of {total} tensors loaded under 'encoder.'; missing: conv1.weight; "
@@ -142,6 +144,24 @@ def test_a_share_that_is_asked_for_is_enough(tmp_path) -> None:
     with pytest.raises(ValueError, match="fits"):
         load_weights(other(), tmp_path / "x.pt")
     assert 0.4 < load_weights(other(), tmp_path / "x.pt", least=0.4).share < 0.6
+
+
+@pytest.mark.parametrize("least", [0.9, 0.99, 1])
+def test_one_tensor_of_another_shape_is_refused_unless_less_is_asked_for(tmp_path, least) -> None:
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / "x.pt")  # its stem is 7 x 7
+    target = build_backbone("resnet18", stem="cifar")
+    with pytest.raises(ValueError, match=r"conv1.weight is \(64, 3, 3, 3\) in the backbone and"):
+        load_weights(target, tmp_path / "x.pt", least=least)
+    assert load_weights(target, tmp_path / "x.pt", least=0.89).misfits == ("conv1.weight",)
+
+
+def test_adaptformers_in_a_file_are_not_dropped(tmp_path) -> None:
+    source = build_backbone("vit_tiny", image_size=8)
+    adapted = add_adapter(copy.deepcopy(source), Adapter(name="adaptformer"), image_size=8)
+    torch.save(adapted.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"holds AdaptFormers, .* set model.init to the run dir"):
+        load_weights(source, tmp_path / "x.pt", least=0.1)
 
 
 class Bomb:

@@ -3,13 +3,17 @@
 import json
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from sslgh.cli import main
+from sslgh.engine.build import build_method
 from sslgh.models import build_backbone, save_backbone
 from sslgh.models.last_two import LastTwo
+from sslgh.models.library_backbones import with_features
 from sslgh.recipe import load_recipe
+from sslgh.recipe.schema import Probe
 from sslgh.studies import baselines as study
 from sslgh.studies.baselines import baselines
 
@@ -105,6 +109,56 @@ def test_a_recipe_that_begins_with_weights_has_them_as_given_and_is_drawn_for_it
     assert own.directory != load_recipe(recipe).directory
 
 
+def test_a_file_and_the_word_pretrained_are_of_the_recipes_own_backbone(recipe) -> None:
+    torch.save(build_backbone("resnet18", width=0.125).state_dict(), "x.pt")
+    loaded = load_recipe(recipe, ["model.init_least=0.95"])
+    rows = {row.name: row.recipe.model for row in baselines(loaded, "x.pt")}
+    given = rows["given weights"]
+    assert (given.width, given.init_least, given.init) == (0.125, 0.95, "x.pt")
+    assert "own run, norm+blocks" in rows
+    loaded = load_recipe(recipe, ["model={backbone: timm:resnet10t, init: pretrained}"])
+    rows = [next(found) for found in [baselines(loaded)]]
+    assert (rows[0].recipe.model.backbone, rows[0].recipe.model.init) == ("timm:resnet10t", None)
+
+
+def test_a_row_that_fails_leaves_the_others(recipe, monkeypatch, capsys) -> None:
+    measured = study._measured
+
+    def fail(row):
+        if row.name == "random weights":
+            raise ValueError("no room")
+        return measured(row)
+
+    monkeypatch.setattr(study, "_measured", fail)
+    assert run("baselines", recipe, "--weights", "w", "--frozen") == 2
+    printed = capsys.readouterr()
+    assert "no room" in printed.err
+    assert "given weights, last two layers" in printed.out
+    assert "random weights" not in printed.out
+
+
+def test_weights_of_unknown_layers_are_probed_on_their_features_alone() -> None:
+    probes = (Probe(protocol="longtail"), Probe(protocol="longtail", features="last-two"))
+    assert study._fitting(probes, nn.Sequential(nn.Flatten())) == probes[:1]
+    assert study._fitting(probes, build_backbone("resnet18", width=0.125)) == probes
+
+
+def test_trained_parameters_of_an_adaptformer_are_those_of_the_run(recipe, monkeypatch) -> None:
+    monkeypatch.setattr(study, "pretrain", lambda *_: None)
+    monkeypatch.setattr(study, "load_backbone", lambda *_: (None, {}))
+    monkeypatch.setattr(study, "probe_backbone", lambda *_, **__: [])
+    torch.manual_seed(0)
+    net = build_backbone("vit_tiny", image_size=8)
+    torch.save(net.state_dict(), "vit.pt")
+    words = ["model={backbone: vit_tiny, init: vit.pt, adapter: {name: adaptformer}}"]
+    loaded = load_recipe(recipe, words)
+    _, cost = study._measured(study.Baseline("x", loaded, trains=True))
+    method = build_method(loaded, 8)
+    assert cost.parameters == sum(
+        p.numel() for p in method.backbone.parameters() if p.requires_grad
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -136,6 +190,41 @@ def test_features_of_the_last_two_layers_are_both_of_them(name, width, layer) ->
     assert torch.equal(found, torch.cat([mean, last], dim=1))
     assert mean.shape == (2, width)
     assert len(backbone.get_submodule(layer)._forward_hooks) == 1  # its own is gone
+
+
+def tiny(name):
+    """A drawn network of a library, as small as its code allows, its side, and its layer before the last."""
+    if name == "swin":
+        options = {"img_size": 16, "patch_size": 2, "window_size": 2, "embed_dim": 8}
+        net = timm.models.SwinTransformer(depths=(1, 2), num_heads=(1, 2), num_classes=0, **options)
+        return net, 16, "layers.1.blocks.0", (1, 2)
+    if name == "edgenext":
+        options = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 2), "heads": (2, 2, 2, 2)}
+        net = timm.models.EdgeNeXt(num_classes=0, global_block_counts=(0, 0, 0, 0), **options)
+        return net, 64, "stages.3.blocks.0", (2, 3)
+    options = {"num_levels": 2, "embed_dims": (8, 16), "num_heads": (1, 2), "depths": (1, 2)}
+    net = timm.models.Nest(img_size=16, patch_size=2, num_classes=0, **options)
+    return net, 16, "levels.1.transformer_encoder.0", (1, 2)
+
+
+@pytest.mark.parametrize("name", ["swin", "edgenext", "nest"])
+def test_the_layer_before_the_last_is_a_block_of_the_last_stage(name) -> None:
+    torch.manual_seed(0)
+    net, side, layer, places = tiny(name)
+    backbone, seen = with_features(net, side).eval(), []
+    backbone.get_submodule(layer).register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        found = LastTwo(backbone)(torch.randn(2, 3, side, side))
+    width = found.shape[1] - backbone.num_features
+    torch.testing.assert_close(found[:, :width], seen[0].mean(places))
+
+
+def test_a_layer_that_gives_no_tensor_is_refused_in_a_sentence() -> None:
+    network = LastTwo(build_backbone("resnet18", width=0.125))
+    network.backbone.extra = nn.Linear(1, 1)  # never called
+    network.before_last = ["extra"]
+    with pytest.raises(ValueError, match="the layer before the last of ScaledResNet, gave no"):
+        network(torch.zeros(2, 3, 8, 8))
 
 
 def test_a_network_without_known_layers_has_no_last_two() -> None:
