@@ -24,6 +24,8 @@ FAULTS = [
     Fault("temperature divides the prior too", "functional/temperature.py", "scores / math.exp(log_temperature) + shift", "(scores + shift) / math.exp(log_temperature)", "functional/test_temperature.py"),
     Fault("targets not smoothed", "functional/temperature.py", "kept = (len(labels) + 1) / (len(labels) + 2)", "kept = 1.0", "functional/test_temperature.py"),
     Fault("one file with two kinds", TABLE, "elif kinds.setdefault(name, kind) != kind:", "elif False:", "explore/test_label_table.py"),
+    Fault("last of two columns that name photos", TABLE, "(found, -column, len(rows[0].cells)) > (best[0], -best[2],", "(found, column, len(rows[0].cells)) > (best[0], best[2],", "explore/test_label_table.py"),
+    Fault("separator line read as a row", TABLE, "text[declared.end() :], (declared[1],)", "text, SEPARATORS", "explore/test_label_table.py"),
     Fault("line breaks end quoted cells", TABLE, 'csv.reader(io.StringIO(text, newline=""), delimiter', 'csv.reader(text.replace("\\n", " \\n").splitlines(), delimiter', "explore/test_label_table.py"),
     Fault("labels of missing files dropped", TABLE, "            missing.append(file)\n", "            pass\n", "explore/test_label_table.py"),
     Fault("copies in other folds", "explore/copy_folds.py", "return part[torch.from_numpy(unit)]", "return stratified_folds(labels, folds)", "explore/test_label_photos.py -k copies"),

@@ -6,6 +6,7 @@ The table decides how it is read: by the separator and the column with which the
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -155,10 +156,12 @@ def _name(cell: str, folder: Path, names: frozenset[str]) -> str | None:
 
 def _rows(path: Path, folder: Path, names: frozenset[str]) -> tuple[list[TableRow], int]:
     """Rows that are not blank, and the column that names photos."""
-    text = _text(path)
+    text, separators = _text(path), SEPARATORS
+    if declared := re.match(r'"?sep=(.)"?(?=\r?\n)', text):  # as Excel writes and reads it
+        text, separators = text[declared.end() :], (declared[1],)
     best: tuple[int, list[TableRow], int] = (-1, [], 0)
     fault = ""
-    for separator in SEPARATORS:
+    for separator in separators:
         try:
             rows = _split(text, separator)
         except csv.Error as error:
@@ -167,8 +170,8 @@ def _rows(path: Path, folder: Path, names: frozenset[str]) -> tuple[list[TableRo
         for column in range(max((len(row.cells) for row in rows), default=0)):
             cells = [row.cells[column].strip() for row in rows if column < len(row.cells)]
             found = sum(_name(cell, folder, names) is not None for cell in cells)
-            # Of two separators that fit, the one that separates.
-            if (found, column, len(rows[0].cells)) > (best[0], best[2], _width(best[1])):
+            # Of two columns that name as many the first; of two separators that fit, the one that separates.
+            if (found, -column, len(rows[0].cells)) > (best[0], -best[2], _width(best[1])):
                 best = (found, rows, column)
     _, rows, column = best
     if rows:

@@ -25,6 +25,7 @@ def read(tmp_path, content, files=FILES):
         "red fox,a.jpg\nowl,b/b 1.jpg",
         "\ufefffile,kind\n./a.jpg, red fox \nb\\b 1.jpg,owl\n\n",
         "image;species;group\na.jpg;red fox;7\nb/b 1.jpg;owl;2\n",
+        "sep=;\r\nfile;kind\r\na.jpg;red fox\r\nb/b 1.jpg;owl\r\n",
         'group,file,kind,reason\n1,a.jpg,red fox,"first of group 1, typical"\n2,b/b 1.jpg,owl,\n3,"b/c,d.jpg",,no\n',
         '"file","kind"\n"a.jpg","red fox"\n"b/b 1.jpg","owl"\n',
         "file,kind\na.jpg,red fox\na.jpg,red fox\nb/b 1.jpg,owl\n",
@@ -44,6 +45,11 @@ def test_names_that_hold_separators_quotes_and_line_breaks_are_read(tmp_path) ->
         'e"f.jpg': 'a "b"',
         "g\nh.jpg": "<script>",
     }
+
+
+def test_of_two_columns_that_name_photos_the_first_is_the_file(tmp_path) -> None:
+    assert read(tmp_path, "a,b\nb,a\n", ["a", "b"]).kinds == {"a": "b", "b": "a"}
+    assert read(tmp_path, "a.jpg,b/b 1.jpg\n").kinds == {"a.jpg": "b/b 1.jpg"}
 
 
 def test_absolute_names_and_rows_without_a_kind(tmp_path) -> None:
