@@ -156,7 +156,8 @@ def _name(cell: str, folder: Path, names: frozenset[str]) -> str | None:
 
 def _rows(path: Path, folder: Path, names: frozenset[str]) -> tuple[list[TableRow], int]:
     """Rows that are not blank, and the column that names photos."""
-    text, separators = _text(path), SEPARATORS
+    text = _text(path)
+    separators: tuple[str, ...] = SEPARATORS
     if declared := re.match(r'"?sep=(.)"?(?=\r?\n)', text):  # as Excel writes and reads it
         text, separators = text[declared.end() :], (declared[1],)
     best: tuple[int, list[TableRow], int] = (-1, [], 0)
