@@ -181,7 +181,7 @@ def test_the_advice_of_those_sentences_can_be_followed(root) -> None:
         (
             "owl",
             "ant",
-            "line 1 ('train/Ü5.png,ant') is of a class that the training set lacks (ant",
+            "line 1 ('train/Ü5.png,ant') has a class that the training set lacks (ant",
         ),
         ("owl", "0", "holds the label 0, but the training set has classes by name (owl)"),
         ("0", "owl", "has a class that the training set lacks (owl; its classes: 0)"),

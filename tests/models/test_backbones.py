@@ -51,7 +51,7 @@ def test_backbones_of_timm_and_torchvision_say_how_many_features_they_give(name)
     ("name", "options", "message"),
     [
         ("resnet17", {}, "unknown backbone 'resnet17'"),
-        ("timm:resnet18x", {}, "timm has no model 'resnet18x'; it has"),
+        ("timm:resnet18x", {}, "timm has no model 'resnet18x'; did you mean"),
         ("torchvision:nothing", {}, "torchvision has no classification model 'nothing'"),
         ("timm:resnet10t", {"width": 0.5}, "model.width applies to"),
         ("resnet18", {"pretrained": True}, "use torchvision:resnet18"),
