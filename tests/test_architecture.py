@@ -19,7 +19,7 @@ FLOORS = [
     ["engine", "evaluation"],
     ["explore", "export", "scan", "doctor", "studies"],
     ["report"],
-    ["cli", "commands", "last_lines", "own_backbone", "pretrain", "__main__"],
+    ["cli", "cli_photos", "commands", "last_lines", "own_backbone", "pretrain", "__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 
