@@ -18,6 +18,7 @@ from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.launch import init_accelerator
 from sslgh.evaluation import probe_backbone
 from sslgh.models import load_backbone
+from sslgh.models.library_backbones import with_features
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.run_recipe import load_run
 
@@ -93,6 +94,13 @@ def test_it_is_probed_in_python(tiny) -> None:
         backbone, load_run(directory), directory=directory, accelerator=init_accelerator()
     )
     assert result.protocol == "knn"
+
+
+def test_a_module_may_have_its_number_of_features_as_a_property() -> None:
+    class Fixed(nn.Flatten):
+        num_features = property(lambda self: 3 * 4 * 4)
+
+    assert with_features(Fixed(), 4).num_features == 48
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(tiny, tmp_path) -> None:

@@ -278,4 +278,32 @@ FAULTS = [
         "if False:",
         "models/test_weight_files.py -k adaptformers",
     ),
+    Fault(
+        "a teacher's forward not counted",
+        "engine/memory.py",
+        "        if _is_taught(run.recipe):",
+        "        if False:",
+        "engine/test_memory_need.py",
+    ),
+    Fault(
+        "frozen weights counted as trained",
+        "engine/memory.py",
+        "    whole = trained and not frozen and",
+        "    whole = trained and",
+        "engine/test_memory_need.py",
+    ),
+    Fault(
+        "teachers by relative paths",
+        "recipe/run_recipe.py",
+        '    return _with_paths(settings, "method", absolute_init)',
+        "    return settings",
+        "engine/test_run_dir.py",
+    ),
+    Fault(
+        "five crops of an image not squashed",
+        "evaluation/five_crop.py",
+        "[side, side] if self.preprocessing.squash else side",
+        "side",
+        "evaluation/test_five_crop.py",
+    ),
 ]

@@ -14,6 +14,7 @@ from sslgh.data import ImageSet, num_workers
 from sslgh.data.batch_sampler import SampleKey
 from sslgh.data.image_set import load_or_replace
 from sslgh.distributed import gather
+from sslgh.engine.fsdp import FSDPError
 from sslgh.preprocessing import Preprocessing, pixels
 from sslgh.recipe import Recipe
 
@@ -51,7 +52,15 @@ def start_from_class_means(
         recipe: Recipe, for its seed and the number of loader workers.
         size: S.
         accelerator: Device and ranks.
+
+    Raises:
+        FSDPError: With sharded weights.
     """
+    if accelerator.is_fsdp2:
+        raise FSDPError(
+            "finetune.classifier_start: class-means writes a classifier that FSDP has cut into shards; launch without FSDP "
+            "(recipes/accelerate/gpu-8.yaml)"
+        )
     network.eval()
     preprocessing, weight = Preprocessing.of(network.backbone).at(size), network.classifier.weight
     own = range(accelerator.process_index, len(images), accelerator.num_processes)

@@ -29,6 +29,8 @@ FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.
 COPYING = {torch.clone, torch.Tensor.clone, torch.Tensor.__deepcopy__}
 # Copies of a trained weight in the optimizer.
 COPIES = {"sgd": 1, "lars": 1, "adamw": 2}
+# Methods that load frozen teachers.
+TAUGHT = ("distill", "distil")
 REMEDY = (
     "lower model.width, model.projector or the sizes in method, or choose a smaller model.backbone"
 )
@@ -45,12 +47,19 @@ def memory_guard(recipe: Recipe, *, trained: bool = True) -> Iterator[None]:
     """Refuse to build more than memory can hold, before the machine swaps or kills the process.
 
     Each tensor that torch makes in the block is counted before it is allocated: with a gradient and
-    optimizer state if it is ``trained`` on the CPU, else alone; a copy of a module, such as a teacher, alone.
+    optimizer state if it is ``trained`` on the CPU, else alone; a copy of a module, such as a teacher, alone. Where
+    some of the network is frozen all is counted alone: `check_memory` knows what is trained.
 
     Raises:
         RecipeError: If they do not fit; one sentence with both figures.
     """
-    copies = 2 + COPIES[recipe.optim.name] if trained and not torch.cuda.is_available() else 1
+    frozen = (
+        recipe.model.adapter is not None
+        or (recipe.finetune is not None and recipe.finetune.freeze)
+        or _is_taught(recipe)
+    )
+    whole = trained and not frozen and not torch.cuda.is_available()
+    copies = 2 + COPIES[recipe.optim.name] if whole else 1
     try:
         with _CountingMode(copies, free_memory()):
             yield
@@ -61,6 +70,10 @@ def memory_guard(recipe: Recipe, *, trained: bool = True) -> Iterator[None]:
         raise RecipeError(
             f"model: the network is larger than a machine can address; {REMEDY}"
         ) from None
+
+
+def _is_taught(recipe: Recipe) -> bool:
+    return recipe.method is not None and recipe.method.name in TAUGHT
 
 
 class _CountingMode(TorchFunctionMode):
@@ -177,7 +190,7 @@ def memory_need(stage: Stage, image_size: int) -> MemoryNeed:
 
 
 def _activations(stage: Stage, batch: PretrainBatch | SupervisedBatch, n: int) -> int:
-    """Bytes that the forward of a batch leaves for the backward; the stage is as it was before."""
+    """Bytes that the forward of a batch leaves for the backward, or its peak; the stage is as it was before."""
     run, device = stage.run, stage.run.accelerator.device
     run.model.train()  # a loaded backbone is in eval mode
     with ExitStack() as stack:
@@ -187,6 +200,8 @@ def _activations(stage: Stage, batch: PretrainBatch | SupervisedBatch, n: int) -
         live = stack.enter_context(LiveBytes(run.module))
         metrics = stage.loss(send_to_device(batch, device), step_info(run, Progress()))
         needed = live.now
+        if _is_taught(run.recipe):  # the peak of a large teacher's forward, workspace included
+            needed = max(live.now, live.peak / WORKSPACE)
         if run.recipe.model.checkpointing:
             needed = _peak_of_backward(metrics["loss"], run.module, live)
         stage.discard_step()  # which may move a buffer

@@ -23,7 +23,7 @@ class FiveCrops:
     Args:
         images: N images.
         preprocessing: S, and how images are resized.
-        enlarge: Pixels by which the short side is resized beyond S.
+        enlarge: Pixels by which the short side, or both where images are squashed, are resized beyond S.
     """
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing, enlarge: int) -> None:
@@ -35,7 +35,9 @@ class FiveCrops:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images.image(index // CROPS)
         size, filter_name = self.preprocessing.size, self.preprocessing.interpolation
-        resized = tv.resize(image, size + self.enlarge, InterpolationMode(filter_name))
+        side = size + self.enlarge
+        target = [side, side] if self.preprocessing.squash else side
+        resized = tv.resize(image, target, InterpolationMode(filter_name))
         crop = tv.five_crop(resized, size)[index % CROPS]
         return torch.from_numpy(pixels(crop)), index
 

@@ -108,7 +108,8 @@ def with_features(model: nn.Module, side: int) -> nn.Module:
         channels_last = output.ndim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
         model.register_forward_hook(partial(pooled, channels_last))
         output = pooled(channels_last, model, (), output)
-    model.num_features = output.shape[1]  # type: ignore[assignment]
+    if getattr(model, "num_features", None) != output.shape[1]:  # it may be a property
+        model.num_features = output.shape[1]  # type: ignore[assignment]
     return model
 
 

@@ -16,6 +16,7 @@ LOCAL = "local-dir:"
 PATHS = (
     *(("data", key) for key in ("root", "list", "test_root", "test_list", "subset")),
     ("model", "init"),
+    *(("method", key) for key in ("teacher", "teachers", "centroids")),
 )
 
 
@@ -33,7 +34,8 @@ def run_settings(recipe: Recipe) -> dict[str, Any]:
 def absolute_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a resolved recipe with absolute paths."""
     settings = _with_paths(settings, "data", absolute_path)
-    return _with_paths(settings, "model", absolute_init)
+    settings = _with_paths(settings, "model", absolute_init)
+    return _with_paths(settings, "method", absolute_init)
 
 
 def absolute_init(text: str) -> str:
@@ -76,7 +78,7 @@ def load_run(directory: Path, overrides: Iterable[str] = ()) -> Recipe:
         return moved if os.path.exists(moved) else text  # noqa: PTH110
 
     settings = recipe.model_dump(mode="json") | {"run_dir": str(directory)}
-    for block in ("data", "model"):
+    for block in ("data", "model", "method"):
         settings = _with_paths(settings, block, found_again)
     return make_recipe(apply_overrides(settings, overrides), source=str(path))
 
@@ -85,6 +87,13 @@ def _with_paths(
     settings: dict[str, Any], block: str, change: Callable[[str], str]
 ) -> dict[str, Any]:
     """Settings with the paths of a block changed by a function of their text."""
-    texts = {key: settings.get(block, {}).get(key) for of, key in PATHS if of == block}
-    changed = {key: change(text) for key, text in texts.items() if isinstance(text, str)}
-    return settings | {block: settings.get(block, {}) | changed}
+    if settings.get(block) is None:  # the other stage has it
+        return settings
+    values = {key: settings[block].get(key) for of, key in PATHS if of == block}
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, str):
+            changed[key] = change(value)
+        elif isinstance(value, list | tuple):
+            changed[key] = [change(text) if isinstance(text, str) else text for text in value]
+    return settings | {block: settings[block] | changed}

@@ -20,6 +20,7 @@ from sslgh.engine.memory import MemoryNeed, check_memory, free_memory, memory_gu
 from sslgh.engine.pretraining import Pretraining, dry_run_pretraining, pretrain
 from sslgh.engine.trainer import step_info
 from sslgh.methods import METHODS
+from sslgh.models import build_backbone, save_backbone
 from sslgh.recipe import RecipeError, make_recipe
 
 LABELED = ("method=null", "finetune.objective=bcl")
@@ -88,6 +89,17 @@ def test_a_teacher_is_copied_into_a_checkpoint_and_has_no_gradient(tiny) -> None
     plain, taught = need(tiny("method.name=simsiam")), need(tiny("method.name=byol"))
     assert taught.fixed > plain.fixed + 4 * 50_000
     assert taught.per_image == pytest.approx(plain.per_image, rel=0.15)
+
+
+def test_a_teacher_that_is_larger_than_its_student_is_the_peak(tiny, tmp_path) -> None:
+    torch.manual_seed(0)
+    card = {"backbone": "resnet18", "stem": "cifar", "width": 1.0, "image_size": 32}
+    save_backbone(build_backbone("resnet18", width=1.0), tmp_path, card)
+    plain = need(tiny("data.size=16"))
+    method = f"method={{name: distill, teacher: {tmp_path}, teacher_size: 64}}"
+    taught = need(tiny("data.size=16", method))
+    # At least input and output of the first block of the teacher, for two views: 64 channels of 64 x 64.
+    assert taught.per_image > max(plain.per_image, 2 * 2 * 4 * 64 * 64 * 64)
 
 
 def test_parts_of_a_batch_and_small_sets_of_images_need_less(tiny) -> None:
@@ -215,6 +227,16 @@ def test_copies_of_a_module_are_counted_without_a_gradient(tiny, monkeypatch) ->
     refused = pytest.raises(RecipeError, match="needs about 20")
     with refused, memory_guard(tiny()):
         deepcopy(deepcopy(nn.Linear(1000, 1000, bias=False)))
+
+
+def test_what_stays_frozen_is_counted_alone(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 * 10**6 + 100)
+    frozen = tiny("method=null", "finetune={objective: la, freeze: true}", "model.init=base")
+    with memory_guard(frozen):
+        nn.Linear(1000, 1000, bias=False)
+    trained = tiny("method=null", "finetune.objective=la")
+    with pytest.raises(RecipeError, match="needs about"), memory_guard(trained):
+        nn.Linear(1000, 1000, bias=False)
 
 
 def test_a_container_leaves_what_its_limit_and_its_pages_of_files_leave(tmp_path) -> None:

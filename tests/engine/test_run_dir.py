@@ -25,7 +25,7 @@ from sslgh.engine.run_dir import (
     write_status,
 )
 from sslgh.recipe import RecipeError, recipe_text
-from sslgh.recipe.run_recipe import run_text
+from sslgh.recipe.run_recipe import run_settings, run_text
 
 
 def take_a_step(recipe) -> None:
@@ -160,6 +160,16 @@ def test_the_recipe_of_a_run_has_absolute_paths(tiny, tmp_path, monkeypatch) -> 
     assert settings["data"]["test_root"] is None
     assert settings["model"]["init"] == str(tmp_path / "base")
     assert check_directory(recipe)
+
+
+def test_teachers_of_a_run_have_absolute_paths_or_their_names(tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = run_settings(tiny("method={name: distill, teacher: runs/base}"))["method"]
+    assert one["teacher"] == str(tmp_path / "runs/base")
+    several = "method={name: distil, teachers: [base, timm:resnet10t], centroids: c.npy}"
+    found = run_settings(tiny(several))["method"]
+    assert found["teachers"] == [str(tmp_path / "base"), "timm:resnet10t"]
+    assert found["centroids"] == str(tmp_path / "c.npy")
 
 
 def test_a_run_of_a_version_that_kept_relative_paths_is_the_same_run(
