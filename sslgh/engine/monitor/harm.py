@@ -32,7 +32,7 @@ class HarmAlarm(nn.Module):
         ...     alarm.begin_epoch(epoch)
         ...     warning = alarm({"effective_rank": rank, "gh": 1.0})
         >>> warning[:76]
-        'GH may harm this run: the effective rank of the embeddings fell from 20'
+        'GH may harm this run: the effective rank of the embeddings fell from 20.0 to'
     """
 
     current: Tensor
