@@ -18,6 +18,10 @@ from sslgh.recipe.adapter import Adapter
 
 # Norm and MLP of a block, as timm and torchvision name them.
 BLOCKS = (("norm2", "mlp"), ("ln_2", "mlp"))
+# Layer scales of an MLP that are no modules: in BEiT, CaiT and EVA, and in XCiT.
+SCALES = ("gamma_2", "gamma2")
+# Attribute of the blocks of XCiT that give their MLP the class token alone.
+CLASS_TOKEN = "tokens_norm"
 # Width of an AdaptFormer where there are no classes.
 USUAL_WIDTH = 8
 # What an AdaptFormer is called in its block.
@@ -44,13 +48,13 @@ class AdaptFormer(nn.Module):
         self.norm = nn.LayerNorm(features)
         self.down, self.up = nn.Linear(features, width), nn.Linear(width, features)
         self.scale = nn.Parameter(torch.ones(1))
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.kaiming_normal_(self.down.weight, a=math.sqrt(5))
         for zeros in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zeros)
         self.seen: Tensor | None = None  # input of the block's norm, during its forward
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the output of the MLP."""
+        """What is added to what the block computes."""
         added: Tensor = self.scale * self.up(self.down(self.norm(x)).relu())
         return added
 
@@ -85,11 +89,13 @@ def add_adapter(
         The backbone.
 
     Raises:
-        ValueError: If the backbone lacks what the adapter trains, or LoRA's library is missing.
+        ValueError: If the backbone lacks what the adapter trains, never calls a layer with LoRA, or LoRA's library is
+            missing.
     """
     backbone.requires_grad_(requires_grad=False)
     if "lora" in settings.name:  # first: it turns gradients off
         _add_lora(backbone, settings)
+        _check_lora(backbone, image_size)
     if "adaptformer" in settings.name:
         count = len(list(_blocks(backbone)))
         width = settings.width or adaptformer_width(num_classes, max(count, 1))
@@ -175,9 +181,25 @@ def _add_lora(backbone: nn.Module, settings: Adapter) -> None:
         raise ValueError(f"model.adapter: {str(error).splitlines()[0]}") from None
 
 
+def _check_lora(backbone: nn.Module, side: int) -> None:
+    """Refuse layers that the network never calls, since it reads their weights: LoRA would get no gradient."""
+    layers = {name: m for name, m in backbone.named_modules() if hasattr(m, "lora_A")}  # peft's
+    called: set[nn.Module] = set()
+    hooks = [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in layers.values()]
+    try_images(backbone, side)
+    for hook in hooks:
+        hook.remove()
+    unused = [name for name, layer in layers.items() if layer not in called]
+    if unused:
+        raise ValueError(
+            f"model.adapter: lora on {unused[0]} would get no gradient, since {type(backbone).__name__} reads the weights "
+            "of that layer without calling it; set other model.adapter.layers, or choose another adapter"
+        )
+
+
 def _blocks(backbone: nn.Module) -> Iterator[tuple[nn.Module, nn.LayerNorm, nn.Module]]:
-    """Blocks with the norm before their MLP, and the module that gives what the block adds."""
-    for block in list(backbone.modules()):
+    """Blocks with the norm before their MLP, and their MLP or its layer scale."""
+    for block in [m for m in backbone.modules() if not hasattr(m, CLASS_TOKEN)]:
         for norm, mlp in BLOCKS:
             before, after = getattr(block, norm, None), getattr(block, mlp, None)
             if isinstance(before, nn.LayerNorm) and isinstance(after, nn.Module):
@@ -192,7 +214,7 @@ def has_mlp_blocks(backbone: nn.Module) -> bool:
 def add_adaptformers(backbone: nn.Module, width: int, *, image_size: int) -> None:
     """Give every block an `AdaptFormer` of a width, under the name ``adaptformer``.
 
-    The block computes x + MLP(LN x) + AdaptFormer(x).
+    The block computes x + MLP(LN x) + AdaptFormer(x), with MLP including its layer scale if there is one.
 
     Raises:
         ValueError: If no block has an MLP after a LayerNorm, or they have one already.
@@ -206,7 +228,9 @@ def add_adaptformers(backbone: nn.Module, width: int, *, image_size: int) -> Non
         adapter = AdaptFormer(norm.normalized_shape[-1], width).to(norm.weight.device)
         setattr(block, ADAPTFORMER, adapter)
         norm.register_forward_pre_hook(partial(_remember, adapter))
-        mlp.register_forward_hook(partial(_add, adapter))
+        # A scale of 1e-5 after the sum would keep the adapter from learning.
+        scaled = any(isinstance(getattr(block, name, None), nn.Parameter) for name in SCALES)
+        (block if scaled else mlp).register_forward_hook(partial(_add, adapter))
     try:
         if blocks:
             try_images(backbone, image_size)
@@ -229,6 +253,8 @@ def _add(adapter: AdaptFormer, _: nn.Module, inputs: tuple[Tensor, ...], output:
     seen, adapter.seen = adapter.seen, None
     if seen is None:
         raise ValueError("an MLP comes before its norm")
+    if seen.shape != output.shape:
+        raise ValueError("an MLP changes the shape of its input")
     added: Tensor = adapter(seen)
     return output + added
 

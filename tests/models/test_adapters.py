@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from sslgh.models import (
     GlobalBatchNorm,
@@ -95,12 +96,83 @@ def test_adaptformer_is_the_equation_of_the_paper() -> None:
     nn.init.normal_(block.norm2.weight)  # a norm of a norm would be the same norm
     found = block(x)
     middle = x + block.attn(block.norm1(x))
-    one = block.adaptformer
-    mean, var = middle.mean(-1, keepdim=True), middle.var(-1, unbiased=False, keepdim=True)
-    normed = (middle - mean) / (var + one.norm.eps).sqrt() * one.norm.weight + one.norm.bias
-    hidden = (normed @ one.down.weight.T + one.down.bias).clamp(min=0)
-    added = one.scale * (hidden @ one.up.weight.T + one.up.bias)
+    added = adaptformer_of(block.adaptformer, middle)
     torch.testing.assert_close(found, middle + block.mlp(block.norm2(middle)) + added)
+
+
+def adaptformer_of(one, x):
+    """The term of the paper for the input of an MLP's norm."""
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+    normed = (x - mean) / (var + one.norm.eps).sqrt() * one.norm.weight + one.norm.bias
+    hidden = (normed @ one.down.weight.T + one.down.bias).clamp(min=0)
+    return one.scale * (hidden @ one.up.weight.T + one.up.bias)
+
+
+SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "num_classes": 0}
+# Families of timm that scale the output of an MLP, with where they stand and what their blocks are called with.
+SCALED = [
+    ("beit_base_patch16_224", "blocks", ()),
+    ("beitv2_base_patch16_224", "blocks", ()),
+    ("cait_xxs24_224", "blocks", ()),
+    ("cait_xxs24_224", "blocks_token_only", (torch.randn(2, 1, 16, dtype=torch.float64),)),
+    ("deit3_small_patch16_224", "blocks", ()),
+    ("vit_small_patch14_dinov2", "blocks", ()),
+    ("vit_small_patch16_dinov3", "blocks", ()),
+    ("xcit_nano_12_p16_224", "blocks", (2, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "blocks", "arguments"), SCALED)
+def test_a_layer_scale_does_not_scale_the_adaptformer(name, blocks, arguments) -> None:
+    torch.manual_seed(0)
+    scale = {("eta" if name.startswith("xcit") else "init_values"): 1e-5}
+    module = timm.create_model(name, img_size=SIDE, **SMALL, **scale)
+    plain = copy.deepcopy(module).double().eval()
+    adapters.add_adaptformers(module, 3, image_size=SIDE)
+    module.double().eval()
+    block, bare = (getattr(each, blocks)[1] for each in (module, plain))
+    for parameter in block.adaptformer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    seen = []
+    bare.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.randn(
+        2, 4 if name.startswith("xcit") else 5, 16, dtype=torch.float64
+    )  # with a class token
+    expected = bare(x, *arguments) + adaptformer_of(block.adaptformer, seen[0])
+    torch.testing.assert_close(block(x, *arguments), expected)
+
+
+def test_an_adaptformer_learns_under_a_layer_scale_of_nothing() -> None:
+    torch.manual_seed(0)
+    module = timm.create_model("beit_base_patch16_224", img_size=SIDE, **SMALL, init_values=1e-9)
+    add_adapter(module, Adapter(name="adaptformer"), image_size=SIDE)
+    (module(images()) * torch.arange(16)).sum().backward()
+    assert all(block.adaptformer.up.weight.grad.abs().max() > 0.1 for block in module.blocks)
+
+
+class ClassTokenBlock(nn.Module):
+    """A block whose MLP takes the first token of what its norm takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm2, self.mlp, self.num_features = nn.LayerNorm(3), nn.Linear(3, 3), 3
+
+    def forward(self, images):
+        """First token of (N, 3, S, S), (N, 3)."""
+        return self.mlp(self.norm2(images.flatten(2).transpose(1, 2))[:, :1])[:, 0]
+
+
+def test_a_block_whose_mlp_takes_a_part_of_the_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no blocks whose MLP .*changes the shape of its input"):
+        adapters.add_adaptformers(ClassTokenBlock(), 2, image_size=SIDE)
+
+
+def test_the_down_projection_begins_as_lifts() -> None:
+    torch.manual_seed(0)
+    drawn = adapters.AdaptFormer(256, 64).down.weight.detach()
+    # Kaiming with a = sqrt(5): variance 2 / ((1 + 5) F); a normal distribution has kurtosis 3, a uniform one 1.8.
+    assert drawn.std().item() == pytest.approx((3 * 256) ** -0.5, rel=0.03)
+    assert (drawn**4).mean() / (drawn**2).mean() ** 2 == pytest.approx(3, abs=0.2)
 
 
 @pytest.mark.parametrize(("classes", "blocks"), [(10, 12), (100, 12), (1000, 12), (365, 24)])
@@ -237,6 +309,45 @@ def test_an_adapter_that_a_network_has_no_place_for_is_refused(
     with pytest.raises(ValueError, match=sentence) as refused:
         add_adapter(module, Adapter(name=name, **settings), image_size=side)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "place"),
+    [
+        ("torchvision", "out_proj", "encoder.layers.encoder_layer_0.self_attention.out_proj"),
+        ("timm", "qkv", "blocks.0.attn.qkv"),  # BEiT adds its biases to the product itself
+    ],
+)
+def test_lora_on_a_layer_that_is_not_called_is_refused_by_its_name(model, layers, place) -> None:
+    module = tiny_torchvision() if model == "torchvision" else tiny_beit()
+    settings = Adapter(name="lora", layers=(layers,))
+    with pytest.raises(ValueError, match=f"lora on {place} would get no gradient") as refused:
+        add_adapter(module, settings, image_size=SIDE)
+    assert "\n" not in str(refused.value)
+
+
+def tiny_torchvision():
+    """A ViT whose attention reads the weights of ``out_proj``."""
+    module = VisionTransformer(SIDE, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+    module.heads = nn.Identity()
+    return module
+
+
+def tiny_beit():
+    return timm.create_model("beit_base_patch16_224", img_size=SIDE, **SMALL)
+
+
+def test_lora_on_layers_that_are_called_gets_gradients_and_to_try_it_changes_nothing() -> None:
+    module = tiny_torchvision()
+    add_adapter(module, Adapter(name="lora", layers=("0", "3")), image_size=SIDE)
+    assert not any(m._forward_pre_hooks for m in module.modules() if hasattr(m, "lora_A"))
+    module(images()).square().sum().backward()
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    assert len(trained) == 8
+    assert all(p.grad is not None for p in trained.values())
+    norms = adapted("lora", "resnet18", layers=("conv1",))
+    before = backbone("resnet18").state_dict()
+    assert all(torch.equal(norms.state_dict()[n], before[n]) for n in before if "running" in n)
 
 
 def test_a_missing_library_is_named_with_its_command(monkeypatch) -> None:
