@@ -7,12 +7,16 @@ from pathlib import Path
 from torch import nn
 
 from sslgh.data import input_size, training_set
+from sslgh.engine.kept_init import with_interpolation
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import Pretraining, pretrain
+from sslgh.engine.run_dir import check_directory
 from sslgh.models.backbones import OWN
 from sslgh.models.library_backbones import UNFIT, with_features
-from sslgh.recipe import Recipe, RecipeError
+from sslgh.preprocessing import Preprocessing
+from sslgh.recipe import Recipe, RecipeError, load_recipe
 from sslgh.recipe.named import load_recipes
+from sslgh.recipe.run_recipe import RECIPE
 from sslgh.recipe.schema import Model
 
 
@@ -59,5 +63,15 @@ def pretrain_backbone(
         raise ValueError(
             f"{kind.__qualname__} makes no features of two images (2, 3, {side}, {side}): {reason}"
         ) from None
+    if recipe.data.augment.interpolation is None:
+        recipe = with_interpolation(recipe, _interpolation(recipe, backbone))
     stage = partial(Pretraining, backbone=backbone)
     return pretrain(recipe, init_accelerator(recipe.train.processes), stage)
+
+
+def _interpolation(recipe: Recipe, backbone: nn.Module) -> str | None:
+    """Interpolation that the run in the directory began with, or that the module states; None: bilinear."""
+    if check_directory(recipe):
+        return load_recipe(recipe.directory / RECIPE).data.augment.interpolation
+    stated = Preprocessing.of(backbone).interpolation
+    return None if stated == Preprocessing().interpolation else stated

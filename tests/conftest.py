@@ -5,11 +5,12 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,33 @@ def tiny(tmp_path: Path) -> Callable[..., Any]:
         return make_recipe(apply_overrides(settings, overrides))
 
     return make
+
+
+@pytest.fixture
+def stopped_at() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which a run gets SIGTERM in a step and has to stop after it.
+
+    Called with the number of the step: ``with stopped_at(3): ...``.
+    """
+    from sslgh.engine import trainer  # noqa: PLC0415
+    from sslgh.engine.exit_codes import Stopped  # noqa: PLC0415
+
+    @contextmanager
+    def expect_stop(number: int) -> Iterator[None]:
+        original = trainer.train_step
+
+        def signalled(stage: Any, batches: Any, step: Any, stop: Any) -> Any:
+            if step.global_step == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(stage, batches, step, stop)
+
+        message = f"stopped after step {number}; run the same command to resume"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "train_step", signalled)
+            with pytest.raises(Stopped, match=message):
+                yield
+
+    return expect_stop
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,23 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sslgh
+from sslgh import own_backbone
 from sslgh.data import training_set
-from sslgh.engine import trainer
 from sslgh.engine.build import build_method
-from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.launch import init_accelerator
+from sslgh.engine.run_dir import open_directory
 from sslgh.evaluation import probe_backbone
 from sslgh.models import load_backbone
 from sslgh.models.library_backbones import with_features
 from sslgh.preprocessing import Preprocessing
+from sslgh.recipe import load_recipe
 from sslgh.recipe.run_recipe import load_run
 
-OWN = Preprocessing(8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+OWN = Preprocessing(8, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
 
 
 class Own(nn.Module):
-    """A small network that gives maps, and has its own moments."""
+    """A small network that gives maps, and has its own moments and interpolation."""
 
     preprocessing = OWN
 
@@ -54,6 +54,8 @@ def test_it_trains_and_its_card_says_whose_it_is_and_how_it_is_loaded(tiny) -> N
     assert card["backbone"].endswith(".Own")
     assert "module=" in card["load"]
     assert (card["mean"], card["std"]) == (list(OWN.mean), list(OWN.std))
+    assert card["interpolation"] == "bicubic"
+    assert load_recipe(directory / "recipe.yaml").data.augment.interpolation == "bicubic"
     loaded, card = load_backbone(directory, module=drawn(1))
     assert card["preprocess"] == OWN
     x = torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)
@@ -63,27 +65,26 @@ def test_it_trains_and_its_card_says_whose_it_is_and_how_it_is_loaded(tiny) -> N
 
 
 def test_a_stopped_run_resumes_to_the_same_bits_whatever_weights_the_module_has(
-    tiny, tmp_path, monkeypatch
+    tiny, tmp_path, stopped_at
 ) -> None:
     whole = sslgh.pretrain_backbone(
         tiny("train.epochs=2", f"run_dir={tmp_path}/a"), backbone=drawn()
     )
     recipe = tiny("train.epochs=2", f"run_dir={tmp_path}/b")
-    step_as_it_is = trainer.train_step
-
-    def signalled(stage, batches, step, stop):
-        if step.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step_as_it_is(stage, batches, step, stop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", signalled)
-        with pytest.raises(Stopped):
-            sslgh.pretrain_backbone(recipe, backbone=drawn())
+    with stopped_at(3):
+        sslgh.pretrain_backbone(recipe, backbone=drawn())
     sslgh.pretrain_backbone(recipe, backbone=drawn(5))
     found = [load_file(folder / "backbone.safetensors") for folder in (whole, recipe.directory)]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_crops_stay_bilinear_unless_the_module_states_another_interpolation(tiny) -> None:
+    recipe = tiny()
+    assert own_backbone._interpolation(recipe, drawn()) == "bicubic"
+    assert own_backbone._interpolation(recipe, nn.Identity()) is None
+    os.close(open_directory(recipe, {}))  # of a run from before modules had an interpolation
+    assert own_backbone._interpolation(recipe, drawn()) is None
 
 
 def test_it_is_probed_in_python(tiny) -> None:

@@ -138,11 +138,12 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
 
     Args:
         images: The training set, with labels.
-        augment: Settings of the two crops.
+        augment: Settings of the two crops; their interpolation is the view's too.
         size: S (pixels).
         seed: Random seed of the run.
         policy: Augmentation of the view.
         contrast: Whether the crops are wanted.
+        preprocessing: How evaluation resizes and cuts.
 
     Raises:
         ValueError: If the images have no labels.
@@ -157,14 +158,16 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
         seed: int,
         policy: Policy = "crop-flip",
         contrast: bool = False,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - immutable
     ) -> None:
         if images.labels is None:
             raise ValueError("supervised training needs labels, and this set of images has none")
         self.images = images
         self.labels: list[int] = images.labels.tolist()
-        self.size = size
+        self.preprocessing = preprocessing.at(size)
         self.seed = seed
         self.policy: Policy = policy
+        self.interpolation = augment.interpolation
         self.crops = PretrainDataset(images, augment, size=size, seed=seed) if contrast else None
 
     def __len__(self) -> int:
@@ -173,14 +176,16 @@ class SupervisedDataset(Dataset[SupervisedBatch]):
     def __getitem__(self, key: SampleKey) -> SupervisedBatch:
         image, key, broken = load_or_replace(self.images, key, seed=self.seed)
         generator = rng_for(self.seed, LABELED, key.epoch, key.index, key.repeat)
-        view = torch.from_numpy(random_view(image, self.size, self.policy, generator))
+        view = random_view(
+            image, self.preprocessing, self.policy, generator, interpolation=self.interpolation
+        )
         if self.crops is None:
-            crops = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+            crops = torch.empty(0, *view.shape, dtype=torch.uint8)
             params = torch.empty(0, NUM_PARAMS)
         else:
             crops, params = self.crops.crops(image, key)
         numbers = self.labels[key.index], key.index, broken
-        return SupervisedBatch(view, crops, params, *numbers)  # type: ignore[arg-type]
+        return SupervisedBatch(torch.from_numpy(view), crops, params, *numbers)  # type: ignore[arg-type]
 
 
 class EvalDataset(Dataset[tuple[Tensor, int]]):

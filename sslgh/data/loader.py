@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from sslgh.data.batch_sampler import ResumableBatchSampler
 from sslgh.data.datasets import PretrainDataset, SupervisedDataset
 from sslgh.data.image_set import ImageSet
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Data
 from sslgh.recipe.finetune import Policy
 
@@ -53,6 +54,7 @@ def labeled_loader(
     order: ResumableBatchSampler,
     policy: Policy = "crop-flip",
     contrast: bool = False,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - immutable
 ) -> DataLoader[Any]:
     """Each `SupervisedBatch` of this rank, in the way of ``view_loader``.
 
@@ -64,13 +66,20 @@ def labeled_loader(
         order: Batches of this rank.
         policy: Augmentation of the view.
         contrast: Whether the crops are wanted.
+        preprocessing: How evaluation resizes and cuts.
 
     Raises:
         ValueError: If the images have no labels.
         DataError: While iterating, if hardly any image can be read, from workers too.
     """
     dataset = SupervisedDataset(
-        images, data.augment, size=size, seed=seed, policy=policy, contrast=contrast
+        images,
+        data.augment,
+        size=size,
+        seed=seed,
+        policy=policy,
+        contrast=contrast,
+        preprocessing=preprocessing,
     )
     return _loader(dataset, data, order, pixels=(3 if contrast else 1) * size**2)
 

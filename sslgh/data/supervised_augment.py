@@ -11,6 +11,8 @@ randaugment   + RandAugment                  + color jitter of 0.4, RandAugment
 none          the image as evaluation sees it
 ============= ============================== =================================================
 
+An image of another size than the view is resized and cut as the weights that training starts from expect it.
+
 crop-flip is that of the Logit Adjustment paper (arXiv:2007.07314, appendix D), autoaugment on CIFAR
 is after the code of ProCo, and randaugment above 64 pixels after that of BCL (arXiv:2207.09052).
 """
@@ -36,23 +38,32 @@ FILL = (124, 116, 104)
 
 
 def random_view(
-    image: Image.Image, size: int, policy: Policy, generator: np.random.Generator
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    policy: Policy,
+    generator: np.random.Generator,
+    *,
+    interpolation: str | None = None,
 ) -> NDArray[np.uint8]:
     """One random view, uint8 (3, S, S); crop and flip are the same whatever the policy adds.
 
     Args:
         image: RGB, of any size.
-        size: S (pixels).
+        preprocessing: S, and how evaluation resizes and cuts.
         policy: Augmentation.
         generator: Source of every random number.
+        interpolation: Interpolation of the resized crop; None: that of evaluation.
     """
     if policy == "none":
-        return pixels(Preprocessing().at(size).crop(image))
-    small = size <= SMALL
+        return pixels(preprocessing.crop(image))
+    small = preprocessing.size <= SMALL
     if small:
-        crop = _shifted(image, size, *generator.integers(2 * PADDING + 1, size=2).tolist())
+        left, top = generator.integers(2 * PADDING + 1, size=2).tolist()
+        crop = _shifted(image, preprocessing, left, top)
     else:
-        crop = _resized(image, size, generator.random(CROP_PARAMS).tolist())
+        filter_name = interpolation or preprocessing.interpolation
+        numbers = generator.random(CROP_PARAMS).tolist()
+        crop = _resized(image, preprocessing.size, numbers, filter_name)
     flipped = ImageOps.mirror(crop) if generator.random() < 0.5 else crop
     if policy == "crop-flip":
         return pixels(flipped)
@@ -70,9 +81,9 @@ def weak_view(image: Image.Image, size: int, generator: np.random.Generator) -> 
     flip, *params = generator.random(1 + CROP_PARAMS).tolist()
     if size <= SMALL:
         top, left = (int(u * (2 * PADDING + 1)) for u in params[:2])
-        crop = _shifted(image, size, left, top)
+        crop = _shifted(image, Preprocessing().at(size), left, top)
     else:
-        crop = _resized(image, size, params)
+        crop = _resized(image, size, params, "bilinear")
     return pixels(ImageOps.mirror(crop) if flip < 0.5 else crop)
 
 
@@ -93,14 +104,14 @@ def cut_out(view: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[
     return view
 
 
-def _shifted(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
-    padded = ImageOps.expand(Preprocessing().at(size).crop(image), PADDING)
+def _shifted(image: Image.Image, preprocessing: Preprocessing, left: int, top: int) -> Image.Image:
+    padded, size = ImageOps.expand(preprocessing.crop(image), PADDING), preprocessing.size
     return padded.crop((left, top, left + size, top + size))
 
 
-def _resized(image: Image.Image, size: int, params: list[float]) -> Image.Image:
+def _resized(image: Image.Image, size: int, params: list[float], interpolation: str) -> Image.Image:
     box = random_box(*image.size, params, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))
-    return Image.fromarray(resized_crop(image, box, size, "bilinear").transpose(1, 2, 0))
+    return Image.fromarray(resized_crop(image, box, size, interpolation).transpose(1, 2, 0))
 
 
 def _apply(

@@ -183,6 +183,7 @@ class Finetuning:
             order=self.run.sampler.resume_at(progress.epoch, progress.step_in_epoch),
             policy=self.settings.policy,
             contrast=self.contrasts,
+            preprocessing=Preprocessing.of(self.network.backbone),
         )
         return self.run.watched(loader, directory)
 

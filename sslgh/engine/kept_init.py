@@ -45,10 +45,14 @@ def with_kept_init(recipe: Recipe, *, began: bool) -> Recipe:
         ValueError: If ``model.init`` names no weights.
     """
     recipe = _with_copy(recipe)
-    augment = recipe.data.augment
-    if augment.interpolation is not None:
+    if recipe.data.augment.interpolation is not None:
         return recipe
-    augment = augment.model_copy(update={"interpolation": _interpolation(recipe, began=began)})
+    return with_interpolation(recipe, _interpolation(recipe, began=began))
+
+
+def with_interpolation(recipe: Recipe, interpolation: str | None) -> Recipe:
+    """The recipe with an interpolation of training crops."""
+    augment = recipe.data.augment.model_copy(update={"interpolation": interpolation})
     data = recipe.data.model_copy(update={"augment": augment})
     return recipe.model_copy(update={"data": data})
 

@@ -3,9 +3,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
+from sslgh.data.crop import CROP_PARAMS, random_box
 from sslgh.data.supervised_augment import FILL, cut_out, random_view
 from sslgh.preprocessing import Preprocessing, pixels
 
@@ -22,7 +23,7 @@ def flat(side, color=(200, 40, 90)):
 
 
 def view(image, size, policy, seed=0):
-    return random_view(image, size, policy, np.random.default_rng(seed))
+    return random_view(image, Preprocessing(size), policy, np.random.default_rng(seed))
 
 
 def shift(found, image):
@@ -72,6 +73,42 @@ def test_no_policy_is_the_image_as_evaluation_sees_it(side):
     assert np.array_equal(view(image, 32, "none"), pixels(Preprocessing().at(32).crop(image)))
 
 
+@pytest.mark.parametrize(
+    "own", [{"interpolation": "bicubic"}, {"squash": True}, {"crop_of": (1, 1)}]
+)
+def test_a_small_view_is_cut_from_what_the_weights_see_in_evaluation(own):
+    image = Image.fromarray(np.asarray(noise(40))[:30])  # wider than high
+    preprocessing = Preprocessing(12)._replace(**own)
+    seen = preprocessing.crop(image)
+    assert not np.array_equal(pixels(seen), pixels(Preprocessing(12).crop(image)))
+    for seed in range(5):
+        found = random_view(image, preprocessing, "crop-flip", np.random.default_rng(seed))
+        shift(found, seen)
+    found = random_view(image, preprocessing, "none", np.random.default_rng(0))
+    assert np.array_equal(found, pixels(seen))
+
+
+@pytest.mark.parametrize(
+    ("own", "stated", "expected"),
+    [
+        ("bilinear", None, Image.Resampling.BILINEAR),
+        ("bicubic", None, Image.Resampling.BICUBIC),
+        ("bicubic", "lanczos", Image.Resampling.LANCZOS),
+    ],
+)
+def test_a_large_view_is_resized_as_the_recipe_says_or_as_the_weights_do(own, stated, expected):
+    image, preprocessing = noise(96), Preprocessing(80, interpolation=own)
+    for seed in range(6):
+        generator, twin = np.random.default_rng(seed), np.random.default_rng(seed)
+        found = random_view(image, preprocessing, "crop-flip", generator, interpolation=stated)
+        box = random_box(
+            96, 96, twin.random(CROP_PARAMS).tolist(), scale=(0.08, 1), ratio=(3 / 4, 4 / 3)
+        )
+        resized = image.crop(box).resize((80, 80), expected)
+        crop = pixels(ImageOps.mirror(resized) if twin.random() < 0.5 else resized)
+        assert np.array_equal(found, crop)
+
+
 @pytest.mark.parametrize("size", [32, 80])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_view_is_a_function_of_its_generator(policy, size):
@@ -113,7 +150,7 @@ def test_autoaugment_is_torchvisions_policy_on_the_crop_and_flip(size, table):
     image, changed = noise(48), 0
     for seed in range(40):
         generator = np.random.default_rng(seed)
-        crop = random_view(image, size, "crop-flip", generator)
+        crop = random_view(image, Preprocessing(size), "crop-flip", generator)
         expected = by_hand(crop, transform, int(generator.integers(2**63)))
         found = view(image, size, "autoaugment", seed)
         differs = (found != expected).any(axis=0)

@@ -19,6 +19,7 @@ from sslgh.data.batch_sampler import (
     rng_for,
 )
 from sslgh.data.supervised_augment import random_view
+from sslgh.preprocessing import Preprocessing
 from sslgh.recipe.data import Augment
 
 N = 10
@@ -65,7 +66,8 @@ def test_the_crops_are_those_of_self_supervised_training():
 
 @pytest.mark.parametrize("policy", ["crop-flip", "autoaugment", "randaugment", "none"])
 def test_the_view_follows_the_policy(policy):
-    expected = random_view(IMAGES.image(5), 16, policy, rng_for(1, LABELED, 2, 5))
+    rng = rng_for(1, LABELED, 2, 5)
+    expected = random_view(IMAGES.image(5), Preprocessing(16), policy, rng)
     assert np.array_equal(views(seed=1, size=16, policy=policy)[SampleKey(2, 0, 5)][0], expected)
 
 

@@ -1,9 +1,7 @@
 """Adapters in both stages of training: what moves, what resumes, LIFT from end to end."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
@@ -11,9 +9,7 @@ from safetensors.torch import load_file
 from torchvision.transforms import functional as tv
 
 from sslgh.data import load_images, training_set
-from sslgh.engine import trainer
 from sslgh.engine.class_means import start_from_class_means
-from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finetuning import Finetuning, finetune
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.memory import memory_need
@@ -83,24 +79,13 @@ def test_a_run_moves_its_adapter_alone_and_saves_it_both_ways(adapted, drawn, na
 
 @pytest.mark.parametrize(("name", "labels"), [("lora", False), ("adaptformer", True)])
 def test_a_stopped_run_resumes_to_the_same_bits(
-    adapted, tmp_path, monkeypatch, name, labels
+    adapted, tmp_path, stopped_at, name, labels
 ) -> None:
     stage = finetune if labels else pretrain
     whole = stage(adapted(name, f"run_dir={tmp_path}/a", labels=labels), init_accelerator())
-    recipe, step_as_it_is = (
-        adapted(name, f"run_dir={tmp_path}/b", labels=labels),
-        trainer.train_step,
-    )
-
-    def signalled(stage, batches, step, stop):
-        if step.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step_as_it_is(stage, batches, step, stop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", signalled)
-        with pytest.raises(Stopped):
-            stage(recipe, init_accelerator())
+    recipe = adapted(name, f"run_dir={tmp_path}/b", labels=labels)
+    with stopped_at(3):
+        stage(recipe, init_accelerator())
     stage(recipe, init_accelerator())
     for file in ("backbone.safetensors", "adapter.safetensors"):
         first, second = (load_file(folder / file) for folder in (whole, recipe.directory))

@@ -1,8 +1,6 @@
 """Supervised training end to end, on real digits."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from sslgh.classify import OBJECTIVES
 from sslgh.data import DataError, SupervisedBatch, augment_views, normalize, training_set
 from sslgh.engine.build import build_network
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finetuning import Finetuning, _tau, dry_run_finetuning, finetune
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
@@ -83,7 +80,7 @@ def test_cross_entropy_is_also_judged_adjusted_afterwards(supervised) -> None:
 
 @pytest.mark.parametrize("objective", ["elm", "rcl"])
 def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
-    supervised, tmp_path, monkeypatch, objective
+    supervised, tmp_path, stopped_at, objective
 ) -> None:
     overrides = (
         f"finetune.objective={objective}",
@@ -93,19 +90,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
     whole = supervised(*overrides, f"run_dir={tmp_path}/whole")
     finetune(whole, init_accelerator())
     broken = supervised(*overrides)
-    from sslgh.engine import trainer as module  # noqa: PLC0415
-
-    original = module.train_step
-
-    def step_and_signal(stage, batches, info, stop):
-        if info.global_step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(stage, batches, info, stop)
-
-    monkeypatch.setattr(module, "train_step", step_and_signal)
-    with pytest.raises(Stopped):
+    with stopped_at(7):
         finetune(broken, init_accelerator())
-    monkeypatch.undo()
     finetune(broken, init_accelerator())
     assert same(weights(broken), weights(whole))
 

@@ -3,14 +3,11 @@
 import json
 import os
 import shutil
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslgh.engine import trainer
-from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.finetuning import finetune
 from sslgh.engine.kept_init import keep_init, with_kept_init
 from sslgh.engine.launch import init_accelerator
@@ -56,22 +53,13 @@ def begun(recipe):
 
 @pytest.mark.parametrize("stage", [pretrain, finetune])
 def test_a_stopped_run_resumes_without_its_initial_weights_to_the_same_bits(
-    recipe, base, tmp_path, monkeypatch, stage
+    recipe, base, tmp_path, stopped_at, stage
 ) -> None:
     words = ["train.epochs=2"]
     words += ["method=null", "finetune.policy=none"] if stage is finetune else []
     whole = stage(recipe(*words, f"run_dir={tmp_path}/whole"), init_accelerator())
-    original = trainer.train_step
-
-    def signalled(stage, batches, step, stop):
-        if step.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(stage, batches, step, stop)
-
-    monkeypatch.setattr(trainer, "train_step", signalled)
-    with pytest.raises(Stopped):
+    with stopped_at(3):
         stage(recipe(*words), init_accelerator())
-    monkeypatch.undo()
     base.rename(tmp_path / "archived")
     resumed = stage(recipe(*words), init_accelerator())
     one, other = (load_file(folder / "backbone.safetensors") for folder in (whole, resumed))

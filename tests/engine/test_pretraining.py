@@ -15,7 +15,7 @@ from sslgh.data import training_set
 from sslgh.distributed import weighted_mean
 from sslgh.engine import pretraining
 from sslgh.engine.checkpoint import Progress
-from sslgh.engine.exit_codes import NotFiniteError, Stopped
+from sslgh.engine.exit_codes import NotFiniteError
 from sslgh.engine.launch import StopRequest, init_accelerator
 from sslgh.engine.pretraining import Pretraining, pretrain
 from sslgh.engine.trainer import step_info, train_step
@@ -100,23 +100,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
 
 
 def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_to_the_same_bits(
-    tiny, tmp_path, monkeypatch
+    tiny, tmp_path, stopped_at
 ) -> None:
     unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole", gh=True), init_accelerator())
     recipe = tiny(gh=True)
-    from sslgh.engine import trainer as module  # noqa: PLC0415
-
-    original = module.train_step
-
-    def step_and_signal(stage, batches, step, stop):
-        if step.global_step == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(stage, batches, step, stop)
-
-    monkeypatch.setattr(module, "train_step", step_and_signal)
-    with pytest.raises(Stopped, match="after step 13"):
+    with stopped_at(13):
         pretrain(recipe, init_accelerator())
-    monkeypatch.undo()
     assert same(weights(pretrain(recipe, init_accelerator())), weights(unbroken))
 
 

@@ -1,9 +1,8 @@
 """Every self-supervised recipe of the digits shelf, made small: it learns, keeps images apart and can go on."""
 
 import json
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sslgh.engine import trainer
-from sslgh.engine.exit_codes import Stopped
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.recipe import Recipe, load_recipe
@@ -108,21 +105,15 @@ def test_it_learns_and_keeps_images_apart(name, tmp_path) -> None:
     assert ("gh" in found[-1]) == ("-gh" in name)
 
 
+StoppedAt = Callable[[int], AbstractContextManager[None]]
+
+
 def stopped_and_unbroken(
-    recipe: Recipe, unbroken: Recipe, monkeypatch: pytest.MonkeyPatch, *, step: int
+    recipe: Recipe, unbroken: Recipe, stopped_at: StoppedAt, *, step: int
 ) -> tuple[Path, Path]:
     """Directories of a run that SIGTERM stopped after ``step`` and that went on, and of its twin."""
-    original = trainer.train_step
-
-    def step_and_signal(stage, batches, info, stop):
-        if info.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(stage, batches, info, stop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", step_and_signal)
-        with pytest.raises(Stopped, match=f"after step {step}"):
-            run(recipe)
+    with stopped_at(step):
+        run(recipe)
     return run(recipe), run(unbroken)
 
 
@@ -147,23 +138,23 @@ GOING_ON = [name for name in RECIPES if "-gh" not in name] + ["simclr-gh", "sdcl
 
 @pytest.mark.parametrize("name", GOING_ON)
 def test_a_stopped_run_goes_on_and_ends_with_the_bits_of_an_unbroken_one(
-    name, tmp_path, monkeypatch
+    name, tmp_path, stopped_at
 ) -> None:
     twins = [
         small(name, tmp_path / twin, "train.epochs=3", GENTLY, gh=AT_ONCE)
         for twin in ("broken", "whole")
     ]
-    ends = stopped_and_unbroken(*twins, monkeypatch, step=STEPS + STEPS // 2)
+    ends = stopped_and_unbroken(*twins, stopped_at, step=STEPS + STEPS // 2)
     assert_same_end(*ends)
     assert [line["step"] for line in lines(ends[0])] == list(range(1, 3 * STEPS + 1))
 
 
-def test_a_resampled_run_shows_images_repeatedly_and_can_go_on(tmp_path, monkeypatch) -> None:
+def test_a_resampled_run_shows_images_repeatedly_and_can_go_on(tmp_path, stopped_at) -> None:
     resample = ("harmonize.resample=hierarchical", "train.epochs=3", GENTLY)
     twins = [
         small("simclr-gh", tmp_path / twin, *resample, gh=AT_ONCE) for twin in ("broken", "whole")
     ]
-    ends = stopped_and_unbroken(*twins, monkeypatch, step=STEPS + STEPS // 2)
+    ends = stopped_and_unbroken(*twins, stopped_at, step=STEPS + STEPS // 2)
     assert_same_end(*ends)
     checkpoint = sorted((ends[0] / "checkpoints").glob("step-*"))[-1]
     memory = load_file(checkpoint / "aux_state.safetensors")

@@ -26,43 +26,23 @@ def same(first, second) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture
-def signal_at(monkeypatch):
-    """``signal_at(step)``: SIGTERM comes at the start of a step."""
-
-    def plan(step: int) -> None:
-        original = trainer.train_step
-
-        def signalled(stage, batches, info, stop):
-            if info.global_step == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(stage, batches, info, stop)
-
-        monkeypatch.setattr(trainer, "train_step", signalled)
-
-    return plan
-
-
 @pytest.mark.parametrize("resample", [None, "hierarchical"])
 def test_a_run_stopped_in_the_last_step_of_an_epoch_goes_on_to_the_same_bits(
-    tiny, tmp_path, monkeypatch, signal_at, resample
+    tiny, tmp_path, stopped_at, resample
 ) -> None:
     words = ["train.checkpoint_every=6"]
     words += [] if resample is None else [f"harmonize.resample={resample}", "data.workers=0"]
     unbroken = pretrain(tiny(*words, f"run_dir={tmp_path}/whole", gh=True), init_accelerator())
     recipe = tiny(*words, gh=True)
-    signal_at(8)
-    with pytest.raises(Stopped, match="after step 8"):
+    with stopped_at(8):
         pretrain(recipe, init_accelerator())
-    monkeypatch.undo()
     assert same(pretrain(recipe, init_accelerator()), unbroken)
 
 
 def test_a_signal_in_the_first_step_is_answered_at_once_and_stops_after_it(
-    tiny, signal_at, capfd
+    tiny, stopped_at, capfd
 ) -> None:
-    signal_at(1)
-    with pytest.raises(Stopped, match="stopped after step 1; run the same command to resume"):
+    with stopped_at(1):
         pretrain(tiny(), init_accelerator())
     printed = capfd.readouterr().err
     assert printed.count("sslgh: stopping after this step; a second Ctrl-C ends at once") == 1
@@ -86,11 +66,9 @@ def test_a_signal_is_obeyed_where_nothing_can_be_printed(monkeypatch) -> None:
     assert stop.asked
 
 
-def test_a_resumed_run_looks_for_its_files_first(tiny, monkeypatch, signal_at) -> None:
-    signal_at(5)
-    with pytest.raises(Stopped):
+def test_a_resumed_run_looks_for_its_files_first(tiny, monkeypatch, stopped_at) -> None:
+    with stopped_at(5):
         pretrain(tiny(), init_accelerator())
-    monkeypatch.undo()
 
     def gone(images, root):
         raise DataError(f"{len(images)} images of the run are missing")
@@ -101,14 +79,12 @@ def test_a_resumed_run_looks_for_its_files_first(tiny, monkeypatch, signal_at) -
 
 
 def test_a_step_beyond_an_epoch_that_became_shorter_is_the_end_of_that_epoch(
-    tiny, tmp_path, monkeypatch, signal_at
+    tiny, tmp_path, monkeypatch, stopped_at
 ) -> None:
     unbroken = pretrain(tiny(f"run_dir={tmp_path}/whole"), init_accelerator())
     recipe, original = tiny(), run_module.read_progress
-    signal_at(8)
-    with pytest.raises(Stopped):
+    with stopped_at(8):
         pretrain(recipe, init_accelerator())
-    monkeypatch.undo()
 
     def of_fewer_ranks(path):
         progress, environment = original(path)
@@ -137,16 +113,15 @@ def test_a_signal_after_the_last_step_stops_before_anything_else_begins(
     assert same(pretrain(recipe, init_accelerator()), unbroken)
 
 
-def test_steps_skipped_in_a_row_are_counted_over_a_stop(tiny, monkeypatch, signal_at) -> None:
+def test_steps_skipped_in_a_row_are_counted_over_a_stop(tiny, monkeypatch, stopped_at) -> None:
     original, asked = trainer.non_finite_reason, iter(range(1, 1000))
 
     def faulty(*arguments):
         return "nan" if next(asked) > 2 else original(*arguments)
 
     monkeypatch.setattr(trainer, "non_finite_reason", faulty)
-    signal_at(8)
     recipe = tiny("train.not_finite=skip")
-    with pytest.raises(Stopped):
+    with stopped_at(8):
         pretrain(recipe, init_accelerator())
     with pytest.raises(NotFiniteError, match=r"nan in step 12 .* as in the 9 steps before it"):
         pretrain(recipe, init_accelerator())
@@ -174,14 +149,10 @@ def test_a_failure_after_a_finished_training_undoes_nothing(tiny, capsys) -> Non
     assert "done already" in capsys.readouterr().out
 
 
-def test_a_run_without_its_checkpoints_says_that_it_begins_anew(
-    tiny, monkeypatch, signal_at, capsys
-) -> None:
+def test_a_run_without_its_checkpoints_says_that_it_begins_anew(tiny, stopped_at, capsys) -> None:
     recipe = tiny()
-    signal_at(5)
-    with pytest.raises(Stopped):
+    with stopped_at(5):
         pretrain(recipe, init_accelerator())
-    monkeypatch.undo()
     for checkpoint in (recipe.directory / "checkpoints").iterdir():
         checkpoint.rename(recipe.directory / f"{checkpoint.name}-elsewhere")
     pretrain(recipe, init_accelerator())
