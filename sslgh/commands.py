@@ -38,7 +38,8 @@ from sslgh.models.pretrained import is_library
 from sslgh.models.weight_files import SUFFIXES
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.errors import located, printable
-from sslgh.recipe.named import load_recipes, split_words
+from sslgh.recipe.loading import split_words
+from sslgh.recipe.named import load_recipes
 from sslgh.recipe.run_recipe import absolute_path, load_run
 from sslgh.recipe.schema import Model
 from sslgh.report.report_command import report_of_finished
@@ -183,15 +184,15 @@ def probe(
                 "nothing to probe; name a run directory, a backbone or --features FILE"
             )
         for target in targets:
-            if is_library(target) or Path(target).suffix in SUFFIXES:
+            if os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
+                rows.append(_probe_run(load_run(Path(target), overrides)))
+            elif is_library(target) or Path(target).suffix in SUFFIXES:
                 rows.append(_probe_backbone(target, recipe, overrides, out, pretrained=pretrained))
-                continue
-            if not os.path.exists(f"{target}/recipe.yaml"):  # noqa: PTH110 - never raises
+            else:
                 raise RecipeError(
                     f"{located(target)} is not a run directory: it holds no recipe.yaml; a file of weights ends with "
                     f"{' or '.join(SUFFIXES)}"
                 )
-            rows.append(_probe_run(load_run(Path(target), overrides)))
         if features is not None:
             rows.append(_probe_file(features, recipe, overrides, out))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
@@ -106,3 +106,11 @@ def gather_full(tensor: Tensor) -> Tensor:
 def local_shard(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor; the whole tensor without FSDP."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def unshard_(module: nn.Module) -> None:
+    """Replace sharded parameters of a trained module by full ones, for its last file. Collective: call it on every rank."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if isinstance(parameter, DTensor):
+                part._parameters[name] = nn.Parameter(parameter.detach().full_tensor())

@@ -57,7 +57,7 @@ FAULTS = [
     Fault("processes find for themselves", QUARANTINE, "new = sorted({position for positions, _ in found for position in positions})", "new = sorted(found[0][0])", "engine/test_broken_images.py"),
     Fault("report forgets", QUARANTINE, "self._files |= found", "self._files = found", "engine/test_broken_images.py"),
     Fault("new files join", IMAGES, "    return ImageSet(paths, labels, tuple(record.class_names), tuple(record.names))", "    return training_set(data)", "data/test_run_images.py"),
-    Fault("other pixels pass", IMAGES, "if not images.in_memory or images.fingerprint() != record.fingerprint:", "if not images.in_memory:", "data/test_run_images.py"),
+    Fault("other pixels pass", IMAGES, "if not images.in_memory or images.fingerprint != record.fingerprint:", "if not images.in_memory:", "data/test_run_images.py"),
     Fault("another folder passes", IMAGES, "if len(missing) > MAX_MISSING * len(names):", "if False:", "data/test_evaluated_images.py"),
     Fault("another label passes", IMAGES, "if name in known and (name, was) not in pairs:", "if False:", "data/test_run_images.py"),
     Fault("probes know no subset", IMAGES, "cut = data.long_tail is not None or data.subset is not None", "cut = data.long_tail is not None", "evaluation/test_protocols.py"),

@@ -36,12 +36,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sslgh.data import input_size, training_set
-from sslgh.engine.build import build_method, build_network
+from sslgh.engine.build import AuxiliaryState, build_method, build_network
 from sslgh.engine.exit_codes import run_command
 from sslgh.engine.finetuning import dry_run_finetuning
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.memory import memory_guard
-from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.optim import build_optimizer
 from sslgh.engine.pretraining import dry_run_pretraining
 from sslgh.methods import METHODS

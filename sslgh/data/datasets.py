@@ -98,7 +98,8 @@ class PretrainDataset(Dataset[PretrainBatch]):
 
     def __getitem__(self, key: SampleKey) -> PretrainBatch:
         image, key, broken = load_or_replace(self.images, key, seed=self.seed)
-        crops, local_crops = self.crops(image, key), self._local_crops(image, key)
+        crops = self.crops(image, key)
+        local_crops = self._local_crops(image, key) if self.augment.local_crops else self._no_crops
         # The loader makes tensors of the two numbers, one per batch instead of one per sample.
         return PretrainBatch(*crops, *local_crops, key.index, broken)  # type: ignore[arg-type]
 
@@ -110,8 +111,6 @@ class PretrainDataset(Dataset[PretrainBatch]):
         return crops, torch.from_numpy(params)
 
     def _local_crops(self, image: Image.Image, key: SampleKey) -> tuple[Tensor, Tensor]:
-        if not self.augment.local_crops:
-            return self._no_crops
         # A stream of their own: what the full views draw does not move it.
         rng = rng_for(self.seed, LOCAL, key.epoch, key.index, key.repeat)
         crop_params, params = draw_params(rng, self.augment.local_crops, local=True)

@@ -116,16 +116,13 @@ class ImageSet:
             tuple(self.names[i] for i in order),
         )
 
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of pixels, or of names and bytes of files, and of labels (32 hex digits).
 
         Files are read whole, since a file of the same size may hold other pixels; a missing file changes it.
         They are read once: a set keeps its fingerprint.
         """
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         if isinstance(self.images, np.ndarray):
             digest.update(repr(self.images.shape).encode())

@@ -77,7 +77,7 @@ def _other_place(record: Record, data: Data, moved: Sequence[str]) -> str | None
     """Why the images at a new place are not those of a record; None if they are."""
     place = f"data.root {printable(data.root)}"
     if not record.names:
-        same = training_set(data).fingerprint() == record.fingerprint
+        same = training_set(data).fingerprint == record.fingerprint
         return None if same else f"{place} holds other images"
     if "list" in moved and image_fingerprint(training_set(data)) != record.fingerprint:
         return f"data.list {printable(str(data.list))} names other images, or other labels"
@@ -264,7 +264,7 @@ def check_files(images: ImageSet, root: Path) -> None:
 
 
 def _check_unchanged(record: Record, images: ImageSet, data: Data) -> None:
-    if not images.in_memory or images.fingerprint() != record.fingerprint:
+    if not images.in_memory or images.fingerprint != record.fingerprint:
         raise DataError(
             f"the images of data.root {printable(data.root)} have changed since the run "
             "began; restore them or choose another run_dir"

@@ -51,7 +51,7 @@ class Record(NamedTuple):
 def record_text(images: ImageSet) -> str:
     """What ``images.json`` holds: about 40 bytes per image, 50 MB for the 1.28 million of ImageNet."""
     if isinstance(images.images, np.ndarray):
-        record = Record(images.fingerprint(), [], list(images.class_names), None)
+        record = Record(images.fingerprint, [], list(images.class_names), None)
     else:
         labels = None if images.labels is None else images.labels.tolist()
         names = list(images.names), list(images.class_names)

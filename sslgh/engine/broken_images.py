@@ -88,15 +88,9 @@ class BrokenImages(Iterator[Batch]):
         """Stop the loader's workers."""
         end_workers(self.batches)
 
-    @property
-    def has_new(self) -> bool:
-        """Whether this rank has found broken images since the last `sync`."""
-        return bool(self._new) or self.exhausted
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether this rank has no images left to train on; the next `sync` raises."""
-        return self._failure is not None
+    def should_report(self, *, logged: bool) -> bool:
+        """Whether this rank needs a `sync`: at once if it has no images left, for broken ones on ``logged`` steps."""
+        return self._failure is not None or (logged and bool(self._new))
 
     def sync(self, accelerator: Accelerator) -> str | None:
         """A message on images found broken since the last call, or None. Collective: call it on every rank.
@@ -105,7 +99,8 @@ class BrokenImages(Iterator[Batch]):
             DataError: On every rank, if more than ``share`` of the images are broken, or hardly any
                 can be read.
         """
-        return self._sync(accelerator) if any_rank(self.has_new, self.device) else None
+        needed = any_rank(self.should_report(logged=True), self.device)
+        return self._sync(accelerator) if needed else None
 
     def _sync(self, accelerator: Accelerator) -> str:
         """Gather what was found; rank 0 writes ``quarantine.json``."""

@@ -1,4 +1,7 @@
-"""From a recipe to the objects of a run."""
+"""From a recipe to the objects of a run.
+
+Shapes: n samples of a batch.
+"""
 
 from typing import Any
 
@@ -8,10 +11,13 @@ from torch import Tensor, nn
 from sslgh import __version__
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
-from sslgh.data import local_side
+from sslgh.data import ImageSet, local_side
 from sslgh.distributed import dist_info
-from sslgh.harmonize import GeometricHarmonizer, faiss_device
-from sslgh.methods import METHODS, Method
+from sslgh.engine.monitor.embeddings import CollapseAlarm
+from sslgh.engine.monitor.harm import HarmAlarm
+from sslgh.engine.monitor.labels import LabelMonitor
+from sslgh.harmonize import GeometricHarmonizer, MomentumLoss, faiss_device
+from sslgh.methods import METHODS, Method, MethodOutput
 from sslgh.methods.queue import Queue
 from sslgh.models import (
     CosineClassifier,
@@ -173,6 +179,45 @@ def build_harmonizer(recipe: Recipe, num_samples: int, dim: int) -> GeometricHar
         seed=recipe.seed,
         **settings,
     )
+
+
+class AuxiliaryState(nn.Module):
+    """Everything that is updated with the method but not trained by DDP; saved in every checkpoint.
+
+    Args:
+        recipe: The experiment.
+        images: Training set.
+        method: Method whose outputs are stored and monitored.
+
+    Attributes:
+        harmonizer: Geometric Harmonization, or None.
+        boost: EMA of the per-sample losses, for boosted augmentation, or None.
+        labeled: Monitor with labels; None for an unlabeled training set.
+        alarm: Alarm for collapsed embeddings.
+        harm: Alarm for a GH that harms; only with GH.
+
+    Raises:
+        RecipeError: If the harmonizer's settings do not fit.
+    """
+
+    def __init__(self, recipe: Recipe, images: ImageSet, method: Method) -> None:
+        super().__init__()
+        n, width, boost, labels = len(images), method.embedding_dim, recipe.boost, images.labels
+        self.harmonizer = None if recipe.harmonize is None else build_harmonizer(recipe, n, width)
+        self.boost = None if boost is None else MomentumLoss(n, momentum=boost.momentum)
+        self.labeled = None if labels is None else LabelMonitor(labels, images.class_counts, method)
+        self.alarm = CollapseAlarm(width)
+        if self.harmonizer is not None:
+            self.harm = HarmAlarm()
+
+    def update(self, output: MethodOutput, index: Tensor, *, logged: bool) -> dict[str, Tensor]:
+        """Store detached outputs for the samples at ``index`` (n,); metrics for the log. Collective: call it on every rank."""
+        if self.harmonizer is not None:
+            self.harmonizer.observe(output.embeddings[0], index)
+        if self.boost is not None:
+            assert output.per_sample is not None
+            self.boost.observe(output.per_sample, index)
+        return {} if self.labeled is None else self.labeled.update(output, index, logged=logged)
 
 
 def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[str, Any]:

@@ -77,11 +77,3 @@ def shard_like(value: Any, example: Tensor) -> Any:
     if isinstance(example, DTensor) and isinstance(value, Tensor) and value.shape == example.shape:
         return distribute_tensor(value, example.device_mesh, example.placements, src_data_rank=None)
     return value
-
-
-def unshard_(module: nn.Module) -> None:
-    """Replace sharded parameters of a trained module by full ones, for its last file. Collective: call it on every rank."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if isinstance(parameter, DTensor):
-                part._parameters[name] = nn.Parameter(parameter.detach().full_tensor())

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sslgh.data import DataError, EvalDataset, ImageSet, num_workers
 from sslgh.distributed import dist_info, gather
+from sslgh.engine.build import AuxiliaryState
 from sslgh.engine.fsdp import FSDPError
 from sslgh.engine.logger import MetricLogger
-from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import gh_share
 from sslgh.engine.monitor.refresh import describe_refresh
 from sslgh.engine.run import Run

@@ -17,6 +17,8 @@ from sslgh.engine.run_dir import METRICS, write_status
 MAX_PENDING = 8 * 2**20
 # Seconds of training after which its length is predicted.
 TIMED_SECONDS = 10.0
+# Keys of a line that say where the run is.
+POSITION = ("step", "epoch")
 # Metrics on the progress bar, by their labels there; a plain loss only where no SSL loss is.
 SHOWN = {"ssl": "ssl", "gh": "gh", "gh_share": "gh share", "images_per_second": "img/s"}
 
@@ -87,7 +89,7 @@ class MetricLogger:
         board = TensorBoardWriter(directory / "tensorboard", start)
         self.board = self._open.enter_context(closing(board))
         for line in kept:
-            self._write_scalars(line)
+            self.board.write(line)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=steps,
@@ -160,7 +162,7 @@ class MetricLogger:
             self._warned.discard(METRICS)
         else:
             self._warn_once(METRICS, error)
-        self._write_scalars(line)
+        self.board.write(line)
         if self.board.error is not None:
             self._warn_once("tensorboard", self.board.error)
 
@@ -168,11 +170,6 @@ class MetricLogger:
         """Print a line to stderr."""
         if self.active:
             print_stderr(text)
-
-    def _write_scalars(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                self.board.scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def _warn_once(self, name: str, error: OSError) -> None:
         if name not in self._warned:
@@ -265,11 +262,12 @@ class TensorBoardWriter:
         except OSError as error:
             self.error = error
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """Log a number."""
+    def write(self, line: dict[str, Any]) -> None:
+        """Log the numbers of a line of ``metrics.jsonl``."""
         try:
-            if self._writer is not None:
-                self._writer.add_scalar(name, value, step)
+            for name, value in line.items():
+                if self._writer and isinstance(value, int | float) and name not in POSITION:
+                    self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
         except OSError as error:
             self.error, self._writer = error, None
 

@@ -12,13 +12,12 @@ from sslgh.data import ImageSet, PretrainBatch, augment_views, input_size, train
 from sslgh.data.run_images import run_images
 from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
-from sslgh.engine.build import backbone_metadata, build_method
+from sslgh.engine.build import AuxiliaryState, backbone_metadata, build_method
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.harmonizing import HarmonizedTraining
 from sslgh.engine.kept_init import with_kept_init
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.memory import check_memory, memory_guard
-from sslgh.engine.monitor.aux_state import AuxiliaryState
 from sslgh.engine.monitor.embeddings import batch_health, embedding_norm
 from sslgh.engine.precision import with_precision
 from sslgh.engine.run import Run, is_done, open_run

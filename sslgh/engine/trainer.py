@@ -12,12 +12,11 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from sslgh.distributed import any_of, any_rank, gather_full, local_shard
+from sslgh.distributed import any_of, any_rank, gather_full, local_shard, unshard_
 from sslgh.engine.broken_images import BrokenImages
 from sslgh.engine.checkpoint import Progress, copy_to_cpu
 from sslgh.engine.checkpoint_manager import CheckpointWriter
 from sslgh.engine.exit_codes import NotFiniteError, Stopped
-from sslgh.engine.fsdp import unshard_
 from sslgh.engine.launch import StopRequest, determinism, run_on_main
 from sslgh.engine.logger import MetricLogger
 from sslgh.engine.optim import learning_rate, set_learning_rate
@@ -207,7 +206,7 @@ def train_step(
         parts.append({name: value.detach() for name, value in metrics.items()})
     grad_norm = gradient_norm(run.model)
     reason = non_finite_reason(parts, grad_norm, run.model)
-    report = batches.exhausted or (step.should_log and batches.has_new)
+    report = batches.should_report(logged=step.should_log)
     # One collective per step, so that all ranks skip, stop and report together.
     flags = [reason is not None, stop.asked, report]
     skip, stopping, broken = any_of(flags, accelerator.device)

@@ -188,7 +188,8 @@ def cached_features(
     view = f"{'Weak' if weak else 'Plain'} {preprocessing} seed 0 version {VERSION}"
     features = None
     if accelerator.is_main_process:  # other ranks would read all files again
-        path = directory / "features" / f"{_fingerprint(backbone, images, view)}.safetensors"
+        key = weights_fingerprint(backbone, f"{view}\n{images.fingerprint}")
+        path = directory / "features" / f"{key}.safetensors"
         features = _read(path)
     # The same decision on all ranks: a rank without the file would wait for gathers that never come.
     held = [features is not None]
@@ -205,10 +206,6 @@ def cached_features(
         if accelerator.is_main_process:
             _write(path, features)
     return features if accelerator.is_main_process else None
-
-
-def _fingerprint(backbone: nn.Module, images: ImageSet, view: str) -> str:
-    return weights_fingerprint(backbone, f"{view}\n{images.fingerprint()}")
 
 
 def _content(features: Tensor) -> str:

@@ -148,7 +148,9 @@ def probe_backbone(
         raise DataError(UNSEEN)
     # Every set is selected, and refused, before the first image goes through the network.
     train_sets = _training_images(plans, images)
-    broken = unreadable_names(images.full_train, directory, accelerator)
+    broken: frozenset[str] = frozenset()
+    if not images.full_train.in_memory:
+        broken = unreadable_names(images.full_train, directory, accelerator)
     tests = {}
     if images.test is not None:
         tests = {kind: extract(network, images.test) for kind, network in networks.items()}
@@ -156,7 +158,7 @@ def probe_backbone(
     device = _device_of_heads(accelerator.device)
     results: list[Result] = []
     for plan, train_set in zip(plans, train_sets, strict=True):
-        part = without(train_set, broken)
+        part = without(train_set, broken) if broken else train_set
         network, test = networks[plan.probe.features], tests.get(plan.probe.features)
         train = extract(network, part, weak=plan.protocol.weak)
         plain = extract(network, part) if images.test is None else None

@@ -141,8 +141,8 @@ def measured_on(data: Data, train: ImageSet, test: ImageSet) -> MeasuredData:
         source=data.source,
         root=absolute_path(data.root),
         test=None if given is None else absolute_path(given),
-        fingerprint=test.fingerprint(),
-        train_fingerprint=train.fingerprint(),
+        fingerprint=test.fingerprint,
+        train_fingerprint=train.fingerprint,
         test_images=len(test),
         train_images=len(train),
     )

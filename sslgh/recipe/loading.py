@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import stat
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -67,6 +68,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(settings).__name__}")
     return settings
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and overrides; only an override has an equals sign and is no file."""
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]  # noqa: PTH110 - never raises
+    return [word for word in words if word not in overrides], overrides
 
 
 def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

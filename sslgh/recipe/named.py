@@ -2,13 +2,12 @@
 
 import difflib
 import json
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sslgh.recipe.errors import LONGEST_SHOWN, RecipeError, shown, some_of
-from sslgh.recipe.loading import PACKAGE, load_recipe, parse
+from sslgh.recipe.loading import PACKAGE, load_recipe, parse, split_words
 from sslgh.recipe.schema import Recipe
 
 
@@ -27,12 +26,6 @@ def load_recipes(words: Sequence[str], *, gh: bool = False) -> list[Recipe]:
             "two of the recipes share a run directory; leave run_dir out, and give each a name of its own"
         )
     return recipes
-
-
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and overrides; only an override has an equals sign and is no file."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word)]  # noqa: PTH110 - never raises
-    return [word for word in words if word not in overrides], overrides
 
 
 def find_recipe(name: str) -> Path:

@@ -8,7 +8,7 @@ from sslgh.engine.exit_codes import run_command
 from sslgh.engine.launch import shutdown_distributed
 from sslgh.engine.run_dir import write_text
 from sslgh.recipe import RecipeError
-from sslgh.recipe.named import split_words
+from sslgh.recipe.loading import split_words
 from sslgh.studies.paired_plot import study_plot
 from sslgh.studies.plan import check_overrides, load_study
 from sslgh.studies.records import read_records

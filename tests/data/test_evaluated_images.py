@@ -82,7 +82,7 @@ def test_an_unchanged_folder_gives_the_images_of_the_run_in_their_order(tmp_path
         probed(tmp_path, data(**settings)),
         trained_images(tmp_path / "run", data(**settings)),
     ):
-        assert images.fingerprint() == first.fingerprint()
+        assert images.fingerprint == first.fingerprint
         assert counts.tolist() == first.class_counts.tolist()
 
 
@@ -224,7 +224,7 @@ def test_images_in_memory_that_have_changed_are_refused(tmp_path, data):
 
     save(0)
     first, asked = begun(tmp_path, source="arrays"), data(source="arrays")
-    assert probed(tmp_path, asked)[0].fingerprint() == first.fingerprint()
+    assert probed(tmp_path, asked)[0].fingerprint == first.fingerprint
     assert trained_images(tmp_path / "run", asked)[1].tolist() == [3, 3]
     save(1)
     for look in (

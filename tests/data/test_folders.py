@@ -169,7 +169,7 @@ def test_what_cannot_be_read_stays_in_the_list_and_is_named_on_reading(tmp_path)
     for i, name in ((1, "b"), (2, "c"), (3, "d")):
         with pytest.raises(DataError, match=rf"{name}\.png cannot be read as an image"):
             images.image(i)
-    assert len(images.fingerprint()) == 32
+    assert len(images.fingerprint) == 32
 
 
 def test_a_folder_of_which_nothing_exists_is_an_error(tmp_path):
@@ -194,7 +194,7 @@ def test_names_may_hold_line_ends_and_bytes_that_are_no_text(tmp_path):
     assert set(images.names) == set(names)
     assert len(images.class_names) == 4
     assert all(images.image(i).size == (6, 4) for i in range(4))
-    assert images.fingerprint() == read_folder(tmp_path).fingerprint()
+    assert images.fingerprint == read_folder(tmp_path).fingerprint
     test = plant(tmp_path / "test", "a\nb/1.png", "\x1b[3J/1.png")
     with pytest.raises(DataError) as caught:
         read_folder(test, classes=images.class_names)

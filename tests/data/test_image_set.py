@@ -73,15 +73,15 @@ def test_the_fingerprint_changes_with_one_pixel_one_label_and_the_order():
     changed = PIXELS.copy()
     changed[5, 4, 3, 2] ^= 1
     prints = [
-        in_memory().fingerprint(),
-        in_memory((0, 1, 1, 0, 1, 0)).fingerprint(),
-        in_memory().subset([1, 0, 2, 3, 4, 5]).fingerprint(),
-        ImageSet(changed, in_memory().labels, ("cat", "dog"), tuple("abcdef")).fingerprint(),
-        ImageSet(PIXELS, None, (), tuple("abcdef")).fingerprint(),
-        ImageSet(PIXELS.reshape(6, 4, 5, 3), None, (), tuple("abcdef")).fingerprint(),
+        in_memory().fingerprint,
+        in_memory((0, 1, 1, 0, 1, 0)).fingerprint,
+        in_memory().subset([1, 0, 2, 3, 4, 5]).fingerprint,
+        ImageSet(changed, in_memory().labels, ("cat", "dog"), tuple("abcdef")).fingerprint,
+        ImageSet(PIXELS, None, (), tuple("abcdef")).fingerprint,
+        ImageSet(PIXELS.reshape(6, 4, 5, 3), None, (), tuple("abcdef")).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
-    assert in_memory().fingerprint() == prints[0]
+    assert in_memory().fingerprint == prints[0]
 
 
 def test_the_fingerprint_of_files_does_not_depend_on_where_the_tree_lies(tmp_path):
@@ -90,23 +90,23 @@ def test_the_fingerprint_of_files_does_not_depend_on_where_the_tree_lies(tmp_pat
         (tmp_path / place).mkdir()
         path = tmp_path / place / "x.png"
         path.write_text(text)
-        prints.append(ImageSet((path,), None, (), ("x.png",)).fingerprint())
+        prints.append(ImageSet((path,), None, (), ("x.png",)).fingerprint)
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_the_fingerprint_changes_when_a_file_goes_and_does_not_need_it(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"")
-    empty = of_file(path).fingerprint()
+    empty = of_file(path).fingerprint
     path.unlink()
-    assert of_file(path).fingerprint() != empty
+    assert of_file(path).fingerprint != empty
 
 
 def test_the_fingerprint_changes_with_other_bytes_in_a_file_of_the_same_size(tmp_path):
     path, prints = tmp_path / "x.bmp", set()
     for color in ("red", "blue"):
         Image.new("RGB", (3, 2), color).save(path)
-        prints.add((path.stat().st_size, of_file(path).fingerprint()))
+        prints.add((path.stat().st_size, of_file(path).fingerprint))
     assert len(prints) == 2
     assert len({size for size, _ in prints}) == 1
 
@@ -117,16 +117,16 @@ def test_the_fingerprint_of_many_files_knows_which_holds_what(tmp_path):
         path.write_text(f"{i:03}")
 
     def fingerprint() -> str:  # a set reads its files once
-        return ImageSet(paths, None, (), tuple(path.name for path in paths)).fingerprint()
+        return ImageSet(paths, None, (), tuple(path.name for path in paths)).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
     kept = ImageSet(paths, None, (), tuple(path.name for path in paths))
-    assert kept.fingerprint() == before
+    assert kept.fingerprint == before
     paths[70].write_text("140")
     paths[140].write_text("070")
     assert fingerprint() != before
-    assert kept.fingerprint() == before
+    assert kept.fingerprint == before
     paths[70].write_text("070")
     paths[140].write_text("140")
     assert fingerprint() == before
@@ -134,18 +134,18 @@ def test_the_fingerprint_of_many_files_knows_which_holds_what(tmp_path):
 
 def test_the_fingerprint_does_not_wait_for_a_pipe(tmp_path):
     path = tmp_path / "x.png"
-    gone = of_file(path).fingerprint()
+    gone = of_file(path).fingerprint
     os.mkfifo(path)
-    assert of_file(path).fingerprint() == gone
+    assert of_file(path).fingerprint == gone
 
 
 def test_a_long_hash_shows_how_far_it_is_and_a_short_one_does_not(tmp_path, monkeypatch, capsys):
     path = tmp_path / "x.png"
     path.write_bytes(b"x")
-    of_file(path).fingerprint()
+    assert of_file(path).fingerprint
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sslgh.data.decoding._LONG", 1)
-    of_file(path).fingerprint()
+    assert of_file(path).fingerprint
     assert "hashing" in capsys.readouterr().err
 
 

@@ -5,8 +5,7 @@ import torch
 
 from sslgh.data import input_size, training_set
 from sslgh.doctor.memory_estimate import checkpoint_bytes
-from sslgh.engine.build import build_method, build_network
-from sslgh.engine.monitor.aux_state import AuxiliaryState
+from sslgh.engine.build import AuxiliaryState, build_method, build_network
 from sslgh.engine.optim import build_optimizer
 
 WORDS = ["optim.name=sgd", "optim.name=adamw"]

@@ -93,7 +93,7 @@ def test_what_is_met_again_is_not_news(folder):
     accelerator = Accelerator(cpu=True)
     said = [batches.sync(accelerator) for _ in batches]
     assert not any(said[4:])
-    assert not batches.has_new
+    assert not batches.should_report(logged=True)
 
 
 def test_sound_files_leave_no_report(folder):
@@ -211,7 +211,7 @@ def test_one_process_stops_at_the_next_check_without_images(folder):
     for path in (folder / "data").iterdir():
         path.unlink()
     next(batches)
-    assert batches.exhausted
+    assert batches.should_report(logged=False)
     with pytest.raises(DataError, match=r"100 images drawn .* cannot be read.*quarantine.json"):
         batches.sync(Accelerator(cpu=True))
 
@@ -308,7 +308,7 @@ def lost_in_mid_run(folder):
         try:
             batches.sync(Accelerator(cpu=True))
         except DataError as error:
-            return batches.exhausted, len(given[1].index), str(error)
+            return batches.should_report(logged=False), len(given[1].index), str(error)
     return None
 
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
 
-from sslgh.distributed import local_shard
+from sslgh.distributed import local_shard, unshard_
 from sslgh.engine.checkpoint import (
     Progress,
     RunEnvironment,
@@ -21,7 +21,7 @@ from sslgh.engine.checkpoint import (
     load_checkpoint,
     write_checkpoint,
 )
-from sslgh.engine.fsdp import FSDPError, prepare_for_fsdp, unshard_
+from sslgh.engine.fsdp import FSDPError, prepare_for_fsdp
 from sslgh.engine.launch import init_accelerator
 from sslgh.engine.pretraining import pretrain
 from sslgh.methods.byol import BYOL

@@ -101,7 +101,7 @@ def test_a_disk_that_fills_at_the_last_scalar_of_tensorboard_ends_no_run(tmp_pat
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         worker._writer.write = worker._writer.flush = full
-        board.scalar("loss", 1.0, 1)
+        board.write({"kind": "train", "step": 1, "loss": 1.0})
         worker._worker.join(10)
 
 

@@ -66,7 +66,7 @@ def test_the_images_of_pretraining_are_those_of_the_subset(tmp_path):
     (tmp_path / "rows").write_text("7\n300\n2\n")
     images = labeled_images(Data(source="digits", subset=tmp_path / "rows"))
     part = training_images(PROTOCOLS["longtail"], images)
-    assert part.fingerprint() == images.full_train.subset([7, 300, 2]).fingerprint()
+    assert part.fingerprint == images.full_train.subset([7, 300, 2]).fingerprint
     assert images.class_counts.sum() == 3
 
 
@@ -75,7 +75,7 @@ def test_few_shot_protocols_draw_so_many_of_every_class_and_always_the_same():
     shots = training_images(PROTOCOLS["gh-50shot"], images)
     assert shots.class_counts.tolist() == [50] * 10
     again = training_images(PROTOCOLS["gh-50shot"], labeled_images(CUT))
-    assert shots.fingerprint() == again.fingerprint()
+    assert shots.fingerprint == again.fingerprint
 
 
 def test_shots_are_drawn_from_all_over_the_class():
