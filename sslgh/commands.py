@@ -35,6 +35,7 @@ from sslgh.models import load_backbone
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.models.library_backbones import TIMM, TORCHVISION
 from sslgh.models.pretrained import is_library
+from sslgh.models.serialization import WEIGHTS
 from sslgh.models.weight_files import SUFFIXES
 from sslgh.recipe import Recipe, RecipeError
 from sslgh.recipe.errors import located, printable
@@ -200,7 +201,8 @@ def probe(
 
 
 def _probe_run(recipe: Recipe) -> Row:
-    if (killed := note_killed(recipe.directory)) is not None:
+    trained = (recipe.directory / WEIGHTS).exists()
+    if not trained and (killed := note_killed(recipe.directory)) is not None:
         raise RecipeError(killed)
     evaluated = [] if recipe.finetune is None else evaluate_run(recipe, init_accelerator())
     if not recipe.probe:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslgh import __version__
 from sslgh.classify import OBJECTIVES
 from sslgh.classify.network import Network
-from sslgh.data import ImageSet, local_side
+from sslgh.data import ImageSet, input_size, local_side
 from sslgh.distributed import dist_info
 from sslgh.engine.monitor.embeddings import CollapseAlarm
 from sslgh.engine.monitor.harm import HarmAlarm
@@ -27,7 +27,7 @@ from sslgh.models import (
     use_global_batch_norm,
 )
 from sslgh.models.adapters import ADAPTFORMER, add_adapter
-from sslgh.models.backbones import OWN, check_local_crops, resolve_patch
+from sslgh.models.backbones import OWN, check_local_crops, drawn_backbone, resolve_patch
 from sslgh.models.initial import initial_backbone, initial_card
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Finetune, Recipe, RecipeError, check_arguments
@@ -88,15 +88,30 @@ def _check_method(recipe: Recipe, kind: type[Method]) -> None:
         raise RecipeError(f"boost needs a per-sample loss, which {name} does not have")
 
 
+def input_side(recipe: Recipe, images: ImageSet) -> int:
+    """Side of the network's input (pixels): as `input_size`, for the weights that training begins with."""
+    of_weights = None if recipe.model.init is None else initial_card(recipe.model)["image_size"]
+    return input_size(recipe.data, images, of_weights)
+
+
 def recipe_backbone(recipe: Recipe, image_size: int, num_classes: int | None = None) -> nn.Module:
-    """As `initial_backbone`, with the recipe's adapter, keeping fewer activations if the recipe asks for it."""
+    """The backbone, drawn or as `model.init` says; it keeps fewer activations if the recipe asks for it."""
+    if recipe.model.init is None:
+        backbone = drawn_backbone(recipe.model, image_size)
+    else:
+        backbone = _loaded_backbone(recipe, image_size, num_classes)
+    return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
+
+
+def _loaded_backbone(recipe: Recipe, image_size: int, num_classes: int | None) -> nn.Module:
+    """As `initial_backbone`, with the adapter of the recipe; what stays frozen must be whole."""
     model, adapter = recipe.model, recipe.model.adapter
     if recipe.finetune is not None and recipe.finetune.freeze:
         model = model.model_copy(update={"init_least": 1.0})
     backbone = initial_backbone(model, image_size)
     if adapter is not None:
         add_adapter(backbone, adapter, image_size=image_size, num_classes=num_classes)
-    return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
+    return backbone
 
 
 def check_objective(recipe: Recipe) -> None:
@@ -228,7 +243,9 @@ def backbone_metadata(recipe: Recipe, *, image_size: int, method: str) -> dict[s
     Raises:
         ValueError: If ``model.init`` holds no backbone.
     """
-    card = initial_card(recipe.model)
+    model = recipe.model
+    drawn = model.model_dump(include={"backbone", "stem", "width", "patch"})
+    card = drawn if model.init is None else initial_card(model)
     rebuild = {key: card[key] for key in ("backbone", "stem", "width")}
     patch = resolve_patch(card["backbone"], patch=card.get("patch"), image_size=image_size)
     preprocessing = {key: card.get(key, usual) for key, usual in Preprocessing().card().items()}

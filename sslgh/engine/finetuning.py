@@ -22,7 +22,6 @@ from sslgh.data import (
     augment_views,
     class_sampling,
     drawn_shares,
-    input_size,
     labeled_loader,
     training_set,
 )
@@ -30,7 +29,7 @@ from sslgh.data.run_images import run_images
 from sslgh.distributed import gather, weighted_mean
 from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
-from sslgh.engine.build import backbone_metadata, build_network
+from sslgh.engine.build import backbone_metadata, build_network, input_side
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.class_means import start_from_class_means
 from sslgh.engine.kept_init import with_kept_init
@@ -41,7 +40,6 @@ from sslgh.engine.run import Run, is_done, open_run
 from sslgh.engine.run_dir import took_a_step, write_status
 from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.models import save_backbone
-from sslgh.models.initial import initial_card
 from sslgh.models.serialization import save_adapted, save_classifier
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Finetune, Recipe, RecipeError
@@ -135,7 +133,7 @@ class Finetuning:
                 f"finetuning needs labels, and source {recipe.data.source} at {recipe.data.root} has none"
             )
         self.recipe, self.settings, self.images = recipe, settings, images
-        self.image_size = input_size(recipe.data, images, initial_card(recipe.model)["image_size"])
+        self.image_size = input_side(recipe, images)
         with memory_guard(recipe):
             self.network = build_network(recipe, self.image_size, len(images.class_names))
         self.contrasts = bool(OBJECTIVES[settings.objective].contrast_heads)

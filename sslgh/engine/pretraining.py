@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sslgh.data import ImageSet, PretrainBatch, augment_views, input_size, training_set, view_loader
+from sslgh.data import ImageSet, PretrainBatch, augment_views, training_set, view_loader
 from sslgh.data.run_images import run_images
 from sslgh.engine import trainer
 from sslgh.engine.broken_images import BrokenImages
-from sslgh.engine.build import AuxiliaryState, backbone_metadata, build_method
+from sslgh.engine.build import AuxiliaryState, backbone_metadata, build_method, input_side
 from sslgh.engine.checkpoint import Progress
 from sslgh.engine.harmonizing import HarmonizedTraining
 from sslgh.engine.kept_init import with_kept_init
@@ -26,7 +26,6 @@ from sslgh.engine.trainer import Metrics, StepInfo
 from sslgh.harmonize import faiss_device
 from sslgh.methods import MethodOutput
 from sslgh.models import save_backbone
-from sslgh.models.initial import initial_card
 from sslgh.models.serialization import save_adapted
 from sslgh.preprocessing import Preprocessing
 from sslgh.recipe import Recipe
@@ -107,7 +106,7 @@ class Pretraining:
         backbone: nn.Module | None = None,
     ) -> None:
         self.recipe, self.images = recipe, images
-        self.image_size = input_size(recipe.data, images, initial_card(recipe.model)["image_size"])
+        self.image_size = input_side(recipe, images)
         with memory_guard(recipe):
             self.method = build_method(recipe, self.image_size, backbone)
         with memory_guard(recipe, trained=False):

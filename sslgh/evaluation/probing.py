@@ -155,7 +155,8 @@ def probe_backbone(
     if images.test is not None:
         tests = {kind: extract(network, images.test) for kind, network in networks.items()}
     classes = Classes(images.full_train.class_names, torch.from_numpy(images.class_counts))
-    device = _device_of_heads(accelerator.device)
+    # Heads are solved and scores compared in float64, which mps does not have.
+    device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
     results: list[Result] = []
     for plan, train_set in zip(plans, train_sets, strict=True):
         part = without(train_set, broken) if broken else train_set
@@ -177,11 +178,6 @@ def probe_backbone(
     shared = [results]
     broadcast_object_list(shared)
     return shared[0]
-
-
-def _device_of_heads(device: torch.device) -> torch.device:
-    """The device, or the CPU where it has no float64, in which heads are solved and scores are compared."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _training_images(plans: Sequence[ProbePlan], images: LabeledImages) -> list[ImageSet]:

@@ -14,6 +14,8 @@ from sslgh.models.library_backbones import (
     resize_library_backbone,
 )
 from sslgh.models.patch_backbones import FAMILIES, build_patched, patch_for, resize_patched
+from sslgh.preprocessing import Preprocessing
+from sslgh.recipe.schema import Model
 
 LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -59,6 +61,18 @@ def build_backbone(
     if name.startswith((TIMM, TORCHVISION)) and width == 1.0 and patch is None:
         return library_backbone(name, image_size=image_size, pretrained=pretrained)
     raise ValueError(_misfit(name, stem, width, patch))
+
+
+def drawn_backbone(model: Model, image_size: int) -> nn.Module:
+    """The backbone of a recipe, drawn by torch's generator, with ``num_features`` and ``preprocessing``.
+
+    Raises:
+        ValueError: As `build_backbone`.
+    """
+    shape = model.model_dump(include={"stem", "width", "patch"})
+    backbone = build_backbone(model.backbone, **shape, image_size=image_size)
+    backbone.preprocessing = Preprocessing().at(image_size)  # type: ignore[assignment]
+    return backbone
 
 
 class ScaledResNet(ResNet):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from sslgh.models.backbones import build_backbone
+from sslgh.models.backbones import build_backbone, drawn_backbone
 from sslgh.models.pretrained import LIBRARIES, is_library, library_card, pretrained_backbone
 from sslgh.models.serialization import load_backbone, read_card, run_of
 from sslgh.models.weight_files import SUFFIXES, load_weights
@@ -64,12 +64,9 @@ def initial_backbone(model: Model, image_size: int) -> nn.Module:
     Raises:
         ValueError: If it cannot be built, or there are no such weights.
     """
-    if model.init is not None:
-        return _trained_backbone(model, model.init, image_size)
-    shape = model.model_dump(include={"stem", "width", "patch"})
-    backbone = build_backbone(model.backbone, **shape, image_size=image_size)
-    backbone.preprocessing = Preprocessing().at(image_size)  # type: ignore[assignment]
-    return backbone
+    if model.init is None:
+        return drawn_backbone(model, image_size)
+    return _trained_backbone(model, model.init, image_size)
 
 
 def _trained_backbone(model: Model, init: str, image_size: int) -> nn.Module:
