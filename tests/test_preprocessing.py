@@ -7,9 +7,16 @@ import torch
 import torchvision
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from torch import nn
 
+from sslgh.data import ImageSet
+from sslgh.engine.launch import init_accelerator
+from sslgh.evaluation.features import cached_features
+from sslgh.models.initial import initial_card
 from sslgh.models.library_preprocessing import timm_preprocessing, torchvision_preprocessing
 from sslgh.preprocessing import MEAN, STD, Preprocessing, normalize
+from sslgh.recipe.data import Data
+from sslgh.recipe.schema import Model
 
 # One of each kind of size, share, interpolation, crop and moments.
 TIMM = (
@@ -53,6 +60,46 @@ def test_an_image_becomes_the_tensor_of_torchvisions_own_transform(name) -> None
     for width, height in SIDES:
         image = drawn(width, height)
         assert torch.allclose(torchvision_preprocessing(name)(image), theirs(image), atol=1e-6)
+
+
+class Watched(nn.Module):
+    """Stands for a network of some preprocessing."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        """One feature per image, (N, 1)."""
+        return self.weight * images.flatten(1).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"timm:{n}" for n in TIMM), *(f"torchvision:{n}" for n in TORCHVISION)]
+)
+def test_what_a_network_is_given_equals_its_librarys_own_transform(name, tmp_path) -> None:
+    library, kind = name.split(":")
+    if library == "timm":
+        config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(kind).to_dict())
+        theirs = create_transform(**config, is_training=False)
+    else:
+        theirs = torchvision.models.get_model_weights(kind).DEFAULT.transforms()
+    drawn(640, 555).save(tmp_path / "a.bmp")
+    images = ImageSet((tmp_path / "a.bmp",), None, (), ("a.bmp",))
+    network = Watched(Preprocessing.from_card(initial_card(Model(init=name))))
+    given = []
+    network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    settings = Data(source="folder", root=str(tmp_path), workers=0)
+    cached_features(
+        network,
+        images,
+        settings,
+        size=network.preprocessing.size,
+        directory=tmp_path,
+        accelerator=init_accelerator(),
+    )
+    assert torch.allclose(given[0][0], theirs(drawn(640, 555)), atol=1e-6, rtol=1e-6)
 
 
 def test_the_families_differ_in_every_setting() -> None:

@@ -20,8 +20,8 @@ from sslgh.recipe.schema import Model
 
 # What messages on weights name, as a recipe names it for a teacher.
 TEACHER_KEYS = {
-    REMEDY: "set method.teacher_backbone to what it was saved from, or, where its stem, width or patch are not the usual "
-    "ones, method.teacher to its run directory",
+    REMEDY: "set method.teacher_backbone and a transformer's method.teacher_size to those that it was saved from, or, "
+    "where its stem, width or patch are not the usual ones, method.teacher to its run directory",
     "data.size": "method.teacher_size",
     "model.backbone": "method.teacher_backbone",
     "model.init": "method.teacher",

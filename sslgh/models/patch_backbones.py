@@ -125,7 +125,7 @@ def resize_patched(model: nn.Module, name: str, *, patch: int, image_size: int) 
     Raises:
         ValueError: If patches do not fill the image.
     """
-    check_patch(name, patch, image_size)
+    check_patch(name, patch, image_size, trained=True)
     resize: Any = getattr(model, "set_input_size", None)  # ConvNeXt has no positions
     if FAMILIES[name][1] is SWIN:
         with warnings.catch_warnings():  # of torch, about how timm indexes the tables of biases
@@ -135,8 +135,14 @@ def resize_patched(model: nn.Module, name: str, *, patch: int, image_size: int) 
         resize(img_size=image_size)
 
 
-def check_patch(name: str, patch: int, image_size: int) -> None:
+def check_patch(name: str, patch: int, image_size: int, *, trained: bool = False) -> None:
     """Refuse patches that do not fill the image.
+
+    Args:
+        name: A key of ``FAMILIES``.
+        patch: Patch side (pixels).
+        image_size: Side of the image (pixels).
+        trained: Whether there are weights already, for patches of this side alone.
 
     Raises:
         ValueError: One sentence with the nearest patches and sizes that fit.
@@ -145,7 +151,7 @@ def check_patch(name: str, patch: int, image_size: int) -> None:
     step = patch * family.merges
     if image_size % step == 0:
         return
-    fitting = _fitting(image_size, family)
+    fitting = [] if trained else _fitting(image_size, family)
     below, above = [p for p in fitting if p < patch][-1:], [p for p in fitting if p > patch][:1]
     sizes = [size for size in (image_size // step * step, (image_size // step + 1) * step) if size]
     remedies = [("model.patch", below + above)] if fitting else []

@@ -22,9 +22,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 # Least share of a backbone's tensors that a file must hold; those of another shape are drawn only if less is asked for.
 LEAST = 0.9
 # The way out of a file that does not fit, as a recipe names it.
-REMEDY = (
-    "set model.backbone, model.stem, model.width and model.patch to those that it was saved from"
-)
+REMEDY = "set model.backbone, model.stem, model.width, model.patch and a transformer's data.size to those that it was saved from"
 # If two networks fit equally well, the one that is used for evaluation is loaded: MoCo's query encoder and the online networks
 # of solo-learn and lightly, not their momentum copies; DINO's teacher, not its student.
 SECOND_CHOICE = ("momentum", "encoder_k", "student", "target")

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import VisionTransformer
 
 from sslgh.models import (
@@ -272,6 +273,40 @@ def test_a_copy_such_as_a_teacher_has_an_adapter_of_its_own() -> None:
     norms = [m for m in teacher.modules() if isinstance(m, nn.LayerNorm)]
     training = [norm for norm in norms if norm.training]
     assert training == [block.adaptformer.norm for block in teacher.blocks]
+
+
+def steps_of(names, cuts):
+    """Tensors of an adapter after two steps on this process's part of four images."""
+    import torch.distributed as dist  # noqa: PLC0415 - runs in a worker
+
+    distributed = dist.is_initialized()
+    rank = dist.get_rank() if distributed else 0
+    own = slice(cuts[rank], cuts[rank + 1])
+    torch.manual_seed(0)
+    if "blocks" in names:
+        module = build_backbone("resnet18", width=0.125)
+    else:
+        module = timm.create_model("deit3_small_patch16_224", img_size=SIDE, **SMALL)
+    module = add_adapter(module, Adapter(name=names), image_size=SIDE).double()
+    model = DistributedDataParallel(use_global_batch_norm(module)) if distributed else module
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        features = model.train()(images()[own].double())
+        target = torch.linspace(-1, 1, features.shape[1], dtype=torch.float64)
+        (features - target).square().mean().backward()
+        optimizer.step()
+    return adapter_tensors(module)
+
+
+@pytest.mark.parametrize("names", [("lora", "adaptformer"), ("norm", "blocks")])
+def test_an_adapter_trains_on_two_processes_as_on_one(two_processes, names) -> None:
+    whole = steps_of(names, [0, 4])
+    assert len(whole) > 10
+    for found in two_processes(steps_of, names, [0, 2, 4]):
+        assert found.keys() == whole.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)
 
 
 def test_lora_is_w_plus_b_times_a() -> None:

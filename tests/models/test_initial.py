@@ -143,5 +143,10 @@ def test_a_recipe_that_asks_for_another_backbone_than_its_weights_is_refused(tmp
     )
     with pytest.raises(ValueError, match=r"model.width is 0.25, but .* holds 0.125; leave"):
         initial_backbone(Model(init=str(tmp_path), width=0.25), 32)
+    vit = {"backbone": "vit_tiny", "stem": "cifar", "width": 1.0, "patch": 4, "image_size": 32}
+    (tmp_path / "vit").mkdir()
+    save_backbone(build_backbone("resnet18", width=0.125), tmp_path / "vit", vit)
+    with pytest.raises(ValueError, match=r"model.patch is 2, but .* holds 4; leave"):
+        initial_backbone(Model(init=str(tmp_path / "vit"), patch=2), 32)
     with pytest.raises(ValueError, match=r"model.backbone is resnet18, but timm:resnet34 holds"):
         initial_card(Model(init="timm:resnet34", backbone="resnet18"))

@@ -5,7 +5,9 @@ import copy
 import os
 
 import pytest
+import timm
 import torch
+from lightly.models.modules import SimCLRProjectionHead
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
@@ -100,6 +102,70 @@ def test_torchvisions_own_file_loads_and_ours_loads_there(tmp_path) -> None:
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(ours(x), back(x))
+
+
+class LightlysExample(nn.Module):
+    """SimCLR as a user of lightly writes it: the children of a network in a row, and lightly's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(*list(resnet18().children())[:-1])
+        self.projection_head = SimCLRProjectionHead(512, 16, 8)
+
+
+def test_a_file_of_plain_lightly_code_loads_and_ours_loads_there(tmp_path) -> None:
+    torch.manual_seed(0)
+    theirs = LightlysExample().eval()
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    ours = build_backbone("resnet18", stem="imagenet").eval()
+    report = load_weights(ours, tmp_path / "x.pth")
+    assert report.share == 1
+    assert all(name.startswith("projection_head.") for name in report.left_over)
+    back = resnet18()
+    back.fc = nn.Identity()
+    back.load_state_dict(ours.state_dict(), strict=True)
+    again, x = LightlysExample().eval(), torch.rand(1, 3, 64, 64)
+    again.backbone.load_state_dict(nn.Sequential(*list(back.children())[:-1]).state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs.backbone(x).flatten(1))
+        assert torch.equal(again.backbone(x), theirs.backbone(x))
+
+
+def test_timms_own_file_loads_and_ours_loads_there(tmp_path) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("test_resnet", num_classes=7).eval()
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    ours = build_backbone("timm:test_resnet", image_size=32).eval()
+    report = load_weights(ours, tmp_path / "x.pth")
+    assert set(report.left_over) == {"fc.weight", "fc.bias"}
+    back = timm.create_model("test_resnet", num_classes=0).eval()
+    back.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
+        assert torch.equal(ours(x), expected)
+        assert torch.equal(back(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "asked", "sentence"),
+    [
+        (
+            "resnet18",
+            {"width": 0.25},
+            {"width": 0.125},
+            r"\(8, 3, 3, 3\) in the backbone and \(16,",
+        ),
+        ("vit_tiny", {"patch": 4}, {"patch": 2}, r"in the backbone and \(.*, 4, 4\)|\(1, 5, 192\)"),
+    ],
+)
+def test_another_width_or_patch_is_refused_with_both_shapes(
+    name, saved, asked, sentence, tmp_path
+) -> None:
+    torch.save(build_backbone(name, **saved, image_size=8).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=sentence) as refused:
+        load_weights(build_backbone(name, **asked, image_size=8), tmp_path / "x.pt")
+    assert "\n" not in str(refused.value)
 
 
 def test_the_report_says_what_was_loaded_what_is_missing_and_what_is_left_over(tmp_path) -> None:
