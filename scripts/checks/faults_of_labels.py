@@ -47,4 +47,5 @@ FAULTS = [
     Fault("chains of copies", "explore/copy_folds.py", ">= ALIKE\n            alike[0] = True", ">= -2\n            alike[0] = True", "explore/test_label_photos.py -k chain"),
     Fault("margins of a run for one image", "explore/run_classifier.py", "num_samples=size", "num_samples=1", "explore/test_photo_classifier.py -k effective"),
     Fault("class without images is likely", "explore/run_classifier.py", ".masked_fill(shares == 0, torch.inf)", "", "explore/test_photo_classifier.py -k without_images"),
+    Fault("export of a folder of classify as of any other", "export/command.py", "if (Path(run).expanduser() / PHOTO_CLASSIFIER).is_file():", "if False:", "export/test_export.py -k classify"),
 ]  # fmt: skip

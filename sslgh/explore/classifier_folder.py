@@ -19,10 +19,10 @@ from sslgh.data.image_set import DataError
 from sslgh.explore.novelty import Novelty
 from sslgh.explore.photo_classifier import PhotoClassifier
 from sslgh.explore.photo_heads import DECIDES_BY_SHARES, AffineHead
-from sslgh.models.serialization import save_tensors
+from sslgh.models.serialization import PHOTO_CLASSIFIER, save_tensors
 from sslgh.recipe.errors import located
 
-CARD, TENSORS = "photo_classifier.json", "photo_classifier.safetensors"
+CARD, TENSORS = PHOTO_CLASSIFIER, "photo_classifier.safetensors"
 FORMAT = 1
 
 

@@ -17,6 +17,7 @@ from sslgh.explore.embeddings import Embeddings
 from sslgh.explore.model import LoadedModel, load_model
 from sslgh.explore.photos import Photos, find_photos, listed_photos
 from sslgh.preprocessing import Preprocessing
+from sslgh.recipe.errors import printable
 
 AnyPath = str | os.PathLike[str]
 
@@ -89,7 +90,8 @@ class PhotoModel:
         classifier = self.loaded.classifier
         if classifier is None:
             raise ValueError(
-                f"{self.name} has no classifier; load a run of sslgh finetune, or embed the photos and train one"
+                f"{printable(self.name)} has no classifier; load a folder of sslgh classify FOLDER LABELS.csv --out DIR, which "
+                "needs labels of some photos, or a run of sslgh finetune"
             )
         found = self.embed(photos)
         weight = next(classifier.parameters(), torch.empty(0))
@@ -111,7 +113,7 @@ def load(model: AnyPath | None = None, *, workers: int | None = None) -> PhotoMo
     """A model with ``embed(photos)``, ``predict(photos)`` and ``preprocess``, for paths and folders of photos.
 
     Args:
-        model: A run directory, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``package:efficientnet-lite0`` or
+        model: A run directory, a folder of ``sslgh classify``, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``package:efficientnet-lite0`` or
             a file of weights; None for `default_model`.
         workers: Loader processes; a core each by default.
 

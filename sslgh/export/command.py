@@ -1,5 +1,6 @@
 """``sslgh export RUN --to timm,torchvision,onnx,hf [-o DIR]``."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sslgh.export.onnx_export import export_onnx
 from sslgh.export.source import Source, read_source
 from sslgh.export.timm_export import export_timm
 from sslgh.export.torchvision_export import export_torchvision
-from sslgh.models.serialization import run_of
+from sslgh.models.serialization import PHOTO_CLASSIFIER, run_of
 from sslgh.recipe.errors import located, printable, unknown_key
 
 Export = Callable[[Source, Path], Exported]
@@ -50,15 +51,25 @@ def export_run(run: str, targets: str, out: Path | None, *, features: bool = Fal
         if name not in TARGETS:
             raise ValueError(f"--to: {unknown_key(name, TARGETS)}")
     if (directory := run_of(run)) is None:
-        raise ValueError(
-            f"{located(run)} is not a run directory with a trained backbone (backbone.json and backbone.safetensors)"
-        )
+        raise ValueError(f"{located(run)} {_why_not(run)}")
     source = read_source(directory, features=features)
     out = out or directory / "export"
     typer.echo(first_line(source, names, out))
     refusals = [words for name in names if (words := _export(name, source, out / name))]
     if refusals:
         raise ValueError("; ".join(refusals))
+
+
+def _why_not(run: str) -> str:
+    """Why something that is no run directory cannot be exported, and the way out."""
+    if (Path(run).expanduser() / PHOTO_CLASSIFIER).is_file():
+        folder = printable(shlex.quote(run))
+        return (
+            "is a folder of sslgh classify, which holds heads and no network: it predicts photos with sslgh predict "
+            f"{folder} NEW_PHOTOS and, in Python, sslgh.load; to export a network, give the run directory of sslgh pretrain or "
+            "sslgh finetune"
+        )
+    return "is not a run directory with a trained backbone (backbone.json and backbone.safetensors)"
 
 
 def first_line(source: Source, names: list[str], out: Path) -> str:

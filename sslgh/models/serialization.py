@@ -30,6 +30,8 @@ from sslgh.recipe.adapter import Adapter
 
 WEIGHTS, CARD, ADAPTER = "backbone.safetensors", "backbone.json", "adapter.safetensors"
 CLASSIFIER, CLASSES = "classifier.safetensors", "classifier.json"
+# Card of a folder of `sslgh classify`: heads on the features of a network that is not in the folder.
+PHOTO_CLASSIFIER = "photo_classifier.json"
 # Older runs name their classes in the record of their images alone.
 NAMES = (CLASSES, "images.json")
 # Keys of a card that not all backbones have.

@@ -199,6 +199,18 @@ def test_wrong_words_are_refused_before_anything_is_written(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_of_classify_is_named_with_what_it_can_do(tmp_path, capsys) -> None:
+    (tmp_path / "my kinds").mkdir()
+    (tmp_path / "my kinds" / "photo_classifier.json").write_text("{}")
+
+    assert call("export", tmp_path / "my kinds", "--to", "onnx") == 2
+
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'my kinds'} is a folder of sslgh classify" in error
+    assert f"sslgh predict '{tmp_path / 'my kinds'}' NEW_PHOTOS" in error
+    assert "give the run directory of sslgh pretrain or sslgh finetune" in error
+
+
 def test_another_network_or_preprocessing_is_noticed(tmp_path, monkeypatch) -> None:
     source = read_source(make_run(tmp_path / "run", "resnet18", 16, stem="cifar", width=0.125))
     lines = ["import numpy", "def f(image): return numpy.zeros(64)"]
