@@ -48,4 +48,8 @@ FAULTS = [
     Fault("margins of a run for one image", "explore/run_classifier.py", "num_samples=size", "num_samples=1", "explore/test_photo_classifier.py -k effective"),
     Fault("class without images is likely", "explore/run_classifier.py", ".masked_fill(shares == 0, torch.inf)", "", "explore/test_photo_classifier.py -k without_images"),
     Fault("export of a folder of classify as of any other", "export/command.py", "if (Path(run).expanduser() / PHOTO_CLASSIFIER).is_file():", "if False:", "export/test_export.py -k classify"),
+    Fault("decomposed names taken for others", TABLE, "alone = {_composed(file): file", "alone = {file: file", "explore/test_label_table.py -k decomposed"),
+    Fault("one of two names that look the same", TABLE, " if count[_composed(file)] == 1}", "}", "explore/test_label_table.py -k look_the_same"),
+    Fault("kinds that are no text accepted", TABLE, "[*kinds.values(), *missing]", "missing", "explore/test_label_table.py -k sentence"),
+    Fault("bytes of names dropped", TABLE, 'content.decode("utf-8-sig", errors="surrogateescape")', 'content.decode("utf-8-sig", errors="ignore")', "explore/test_label_table.py -k bytes"),
 ]  # fmt: skip

@@ -7,8 +7,9 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -28,6 +29,57 @@ class TableRow(NamedTuple):
 
     number: int
     cells: list[str]
+
+
+class _NamedPhotos(NamedTuple):
+    """Photos of a folder as cells name them.
+
+    Attributes:
+        folder: The folder.
+        roots: It as a cell may write it, with slashes.
+        names: Their names.
+        composed: Name by its composed form (NFC), where no other name has the same: macOS gives some names decomposed,
+            which look the same.
+    """
+
+    folder: Path
+    roots: tuple[str, str]
+    names: frozenset[str]
+    composed: Mapping[str, str]
+
+    def name(self, cell: str) -> str | None:
+        """The photo that a cell names, as it stands or else in composed form, or None."""
+        if (name := _match(cell, self.roots, self.names)) is not None:
+            return name
+        roots = tuple(map(_composed, self.roots))
+        same = _match(_composed(cell), roots, self.composed.keys())
+        return None if same is None else self.composed[same]
+
+
+def _named_photos(folder: Path, files: Collection[str]) -> _NamedPhotos:
+    count = Counter(map(_composed, files))
+    alone = {_composed(file): file for file in files if count[_composed(file)] == 1}
+    roots = (folder.as_posix(), folder.resolve().as_posix())
+    return _NamedPhotos(folder, roots, frozenset(files), alone)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _match(cell: str, roots: Sequence[str], names: Set[str]) -> str | None:
+    """The name that a cell writes in one of the usual ways, or None."""
+    for text in (cell, cell.replace("\\", "/")):
+        if text in names:
+            return text
+        path = PurePosixPath(text)
+        for root in roots:
+            if path.is_relative_to(root):
+                path = path.relative_to(root)
+                break
+        if path.as_posix() in names:  # without "./" too
+            return path.as_posix()
+    return None
 
 
 class Labels(NamedTuple):
@@ -92,22 +144,18 @@ def read_labels(path: Path, folder: Path, files: Collection[str]) -> Labels:
     Raises:
         DataError: If it cannot be read, names files that are missing, or gives one photo two kinds.
     """
-    names = frozenset(files)
-    rows, column = _rows(path, folder, names)
-    kind = _kind_column(path, rows[0], column, names, folder)
+    photos = _named_photos(folder, files)
+    rows, column = _rows(path, photos)
+    kind = _kind_column(path, rows[0], column, photos)
     if kind is None:  # two columns without names
         kind = 1 - column
     elif len(rows) > 1:
         rows = rows[1:]
-    return _labels(path, folder, names, rows, (column, kind))
+    return _labels(path, photos, rows, (column, kind))
 
 
 def _labels(
-    path: Path,
-    folder: Path,
-    names: frozenset[str],
-    rows: Sequence[TableRow],
-    columns: tuple[int, int],
+    path: Path, photos: _NamedPhotos, rows: Sequence[TableRow], columns: tuple[int, int]
 ) -> Labels:
     kinds: dict[str, str] = {}
     missing, conflicts, unlabeled = [], [], 0
@@ -115,13 +163,16 @@ def _labels(
         file, kind = (row.cells[c].strip() if c < len(row.cells) else "" for c in columns)
         if not kind:
             unlabeled += 1
-        elif (name := _name(file, folder, names)) is None:
+        elif (name := photos.name(file)) is None:
             missing.append(file)
         elif kinds.setdefault(name, kind) != kind:
             conflicts.append(f"{name} (line {row.number}: {kind}, before it {kinds[name]})")
+    # Kinds are text; so is a name that no photo has.
+    if not all(map(_is_text, [*kinds.values(), *missing])):
+        raise _no_text(path)
     if missing:
         raise DataError(
-            f"{printable(path)} labels {_files(len(missing))} not among the photos of {located(folder)}: "
+            f"{printable(path)} labels {_files(len(missing))} not among the photos of {located(photos.folder)}: "
             f"{some_of(missing)}; give the folder where these names start, or take the rows out"
         )
     if conflicts:
@@ -139,22 +190,7 @@ def _files(count: int) -> str:
     return "a file" if count == 1 else f"{count} files"
 
 
-def _name(cell: str, folder: Path, names: frozenset[str]) -> str | None:
-    """The photo that a cell names, or None."""
-    for text in (cell, cell.replace("\\", "/")):
-        if text in names:
-            return text
-        path = PurePosixPath(text)
-        for root in (folder, folder.resolve()):
-            if path.is_relative_to(root.as_posix()):
-                path = path.relative_to(root.as_posix())
-                break
-        if path.as_posix() in names:  # without "./" too
-            return path.as_posix()
-    return None
-
-
-def _rows(path: Path, folder: Path, names: frozenset[str]) -> tuple[list[TableRow], int]:
+def _rows(path: Path, photos: _NamedPhotos) -> tuple[list[TableRow], int]:
     """Rows that are not blank, and the column that names photos."""
     text = _text(path)
     separators: tuple[str, ...] = SEPARATORS
@@ -170,7 +206,7 @@ def _rows(path: Path, folder: Path, names: frozenset[str]) -> tuple[list[TableRo
             continue
         for column in range(max((len(row.cells) for row in rows), default=0)):
             cells = [row.cells[column].strip() for row in rows if column < len(row.cells)]
-            found = sum(_name(cell, folder, names) is not None for cell in cells)
+            found = sum(photos.name(cell) is not None for cell in cells)
             # Of two columns that name as many the first; of two separators that fit, the one that separates.
             if (found, -column, len(rows[0].cells)) > (best[0], -best[2], _width(best[1])):
                 best = (found, rows, column)
@@ -202,12 +238,10 @@ def _split(text: str, separator: str) -> list[TableRow]:
     return found
 
 
-def _kind_column(
-    path: Path, first: TableRow, column: int, names: frozenset[str], folder: Path
-) -> int | None:
+def _kind_column(path: Path, first: TableRow, column: int, photos: _NamedPhotos) -> int | None:
     """The column that the first line calls a kind; None if that line is already a row of two columns."""
     cells = [cell.strip().lower() for cell in first.cells]
-    is_header = _name(first.cells[min(column, len(cells) - 1)].strip(), folder, names) is None
+    is_header = photos.name(first.cells[min(column, len(cells) - 1)].strip()) is None
     if is_header:
         for kind in KINDS:
             if kind in cells and cells.index(kind) != column:
@@ -232,6 +266,18 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(
-            f"{located(path)} is not UTF-8 text; save it as CSV in UTF-8 from the spreadsheet"
-        ) from None
+        if wide:
+            raise _no_text(path) from None
+    # Names of files can be any bytes; Python's names of such photos, and lists of `look`, keep them in this way.
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _is_text(cell: str) -> bool:
+    """Whether no byte of the cell was kept for want of a character."""
+    return not any("\udc80" <= character <= "\udcff" for character in cell)
+
+
+def _no_text(path: Path) -> DataError:
+    return DataError(
+        f"{located(path)} is not UTF-8 text; save it as CSV in UTF-8 from the spreadsheet"
+    )

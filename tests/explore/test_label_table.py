@@ -61,6 +61,36 @@ def test_absolute_names_and_rows_without_a_kind(tmp_path) -> None:
     assert (found.kinds, found.unlabeled, found.names) == ({"a.jpg": "fox"}, 1, ["fox"])
 
 
+NFC, NFD = "M\u00fcll/\u00e9.jpg", "Mu\u0308ll/e\u0301.jpg"
+
+
+@pytest.mark.parametrize(("photo", "cell"), [(NFC, NFD), (NFD, NFC)])
+@pytest.mark.parametrize("way", ["{}", "./{}", "{folder}/{}"])
+def test_names_that_macos_writes_decomposed_are_found(tmp_path, photo, cell, way) -> None:
+    name = way.format(cell, folder=tmp_path / "photos")
+    expected = {photo: "fox", "a.jpg": "owl"}
+
+    assert read(tmp_path, f"file,kind\n{name},fox\na.jpg,owl\n", [photo, "a.jpg"]).kinds == expected
+
+
+def test_of_two_names_that_look_the_same_each_means_the_exact_one(tmp_path) -> None:
+    content = f"file,kind\n{NFC},fox\n{NFD},owl\n"
+    assert read(tmp_path, content, [NFC, NFD]).kinds == {NFC: "fox", NFD: "owl"}
+
+    half = "Mu\u0308ll/\u00e9.jpg"  # neither of them
+    with pytest.raises(DataError, match="labels a file not among the photos"):
+        read(tmp_path, f"file,kind\n{NFC},fox\n{half},owl\n", [NFC, NFD])
+
+
+def test_names_that_are_no_text_are_matched_by_their_bytes(tmp_path) -> None:
+    photo = "d/\udcfc \udcff.jpg"  # as Python names such a file
+    found = read(
+        tmp_path, b"file,kind\nd/\xfc \xff.jpg,f\xc3\xbcchs\na.jpg,owl\n", [photo, "a.jpg"]
+    )
+
+    assert found.kinds == {photo: "f\u00fcchs", "a.jpg": "owl"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -73,6 +103,8 @@ def test_absolute_names_and_rows_without_a_kind(tmp_path) -> None:
         ('file,kind\n"a.jpg,fox\n', r"cannot be read \(unexpected end of data\); close its quotes"),
         ("", r"is empty; it needs a line 'file,kind'"),
         (b"file,kind\na.jpg,f\xfcchs\n", r"is not UTF-8 text; save it as CSV in UTF-8"),
+        (b"file,kind\na.jpg,owl\n\xfc.jpg,fox\n", r"is not UTF-8 text; save it as CSV in UTF-8"),
+        (b"\xff\xfea", r"is not UTF-8 text; save it as CSV in UTF-8"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_one_sentence_with_the_way_out(tmp_path, content, message) -> None:
