@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslgh.classify.selection import NEVER
 from sslgh.data.image_set import DataError
+from sslgh.engine.memory import free_memory, gigabytes
 from sslgh.explore.classifier_folder import Fitted, classifier_of
 from sslgh.explore.copy_folds import copy_units, folds_of_units
 from sslgh.explore.directions import centered, directions
@@ -20,9 +21,10 @@ from sslgh.explore.findings import NEAREST
 from sslgh.explore.head_choice import DEFAULT, UNMEASURED, Comparison, compare_heads
 from sslgh.explore.near_copies import near_copies
 from sslgh.explore.neighbors import nearest_neighbors
-from sslgh.explore.next_labels import next_labels
+from sslgh.explore.next_labels import likeliest, next_labels
 from sslgh.explore.novelty import fitted_novelty
-from sslgh.explore.photo_heads import decision, out_of_fold_scores, trained_heads
+from sslgh.explore.photo_classifier import CHUNK
+from sslgh.explore.photo_heads import OBJECTIVES, decision, out_of_fold_scores, trained_heads
 from sslgh.explore.select import NONE, Choice
 from sslgh.explore.wrong_labels import Suspect, likely_wrong
 from sslgh.functional.calibration import calibration_error
@@ -78,10 +80,11 @@ def label_photos(
         hashes: Perceptual hashes, shape (N,), by which copies are found as `sslgh look` does; None: by features alone.
 
     Raises:
-        DataError: If all labels are of one kind.
+        DataError: If all labels are of one kind, or scores of all labeled photos do not fit into memory.
     """
     names = tuple(sorted(set(kinds.values())))
     _check(kinds, names)
+    _check_memory(len(kinds), len(names))
     number = {name: label for label, name in enumerate(names)}
     known = np.array([number.get(kinds.get(file, ""), NONE) for file in files], dtype=np.int64)
     rows = directions(features)
@@ -98,7 +101,7 @@ def label_photos(
     novelty = fitted_novelty(inputs, center, torch.from_numpy(units), held_out)
     chosen = measured.comparison.chosen
     fitted = Fitted(names, counts, heads, chosen, measured.temperature, novelty)
-    every = torch.from_numpy(features)
+    every, classifier = torch.from_numpy(features), classifier_of(fitted, "")
     return Labeled(
         fitted,
         measured.comparison,
@@ -109,7 +112,7 @@ def label_photos(
         [suspect._replace(row=int(place[suspect.row])) for suspect in measured.wrong],
         next_labels(
             rows,
-            classifier_of(fitted, "").posterior(every).numpy(),
+            likeliest(classifier.posterior(part).numpy() for part in every.split(CHUNK)),
             known,
             names,
             unlike=novelty.unlike(every).numpy(),
@@ -134,6 +137,20 @@ def _check(kinds: Mapping[str, str], names: Sequence[str]) -> None:
         raise DataError(
             f"all {len(kinds)} labels are of one kind, {printable(names[0])}; a classifier needs photos of 2 at least: "
             "label some of another kind"
+        )
+
+
+def _check_memory(labels: int, kinds: int) -> None:
+    """Refuse what would end the process: scores of every labeled photo for every kind, float64, per head and a copy.
+
+    Raises:
+        DataError: If there is less free memory than that.
+    """
+    needed, free = 2 * len(OBJECTIVES) * 8 * labels * kinds, free_memory()
+    if needed > free:
+        raise DataError(
+            f"out-of-fold scores of {labels:,} labels for {kinds:,} kinds need about {gigabytes(needed)}, but "
+            f"{gigabytes(free)} of memory are free; label fewer photos, or take a machine with more memory"
         )
 
 

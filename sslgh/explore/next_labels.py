@@ -3,8 +3,9 @@
 Shapes: N photos, D dimensions, C kinds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,43 @@ MOST_COMPARED = 5000
 RARE = 0.5
 
 
+class Likeliest(NamedTuple):
+    """The two most probable kinds of N photos, the most probable first.
+
+    Attributes:
+        kinds: Positions of the kinds, int64 (N, 2); of equal ones the last first.
+        probabilities: Their probabilities, float64 (N, 2).
+    """
+
+    kinds: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+
+def likeliest(chunks: Iterable[NDArray[np.float64]]) -> Likeliest:
+    """The two most probable kinds, of probabilities of all kinds (M, C) for one chunk of photos after another.
+
+    Examples:
+        >>> likeliest([np.array([[0.2, 0.7, 0.1]]), np.array([[0.5, 0.0, 0.5]])]).kinds.tolist()
+        [[1, 0], [2, 0]]
+    """
+    kinds, probabilities = [], []
+    for chunk in chunks:
+        row, rest = np.arange(len(chunk)), chunk.copy()
+        first = _last_largest(rest)
+        rest[row, first] = -np.inf
+        kinds.append(np.stack([first, _last_largest(rest)], 1))
+        probabilities.append(np.take_along_axis(chunk, kinds[-1], 1))
+    return Likeliest(np.concatenate(kinds), np.concatenate(probabilities))
+
+
+def _last_largest(table: NDArray[np.float64]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = table.shape[1] - 1 - table[:, ::-1].argmax(1)
+    return found
+
+
 def next_labels(
     rows: Array,
-    probabilities: NDArray[np.float64],
+    likely: Likeliest,
     labels: NDArray[np.int64],
     names: Sequence[str],
     *,
@@ -34,14 +69,14 @@ def next_labels(
 
     Args:
         rows: Unit rows of all photos, shape (N, D).
-        probabilities: Probabilities of the kinds, shape (N, C).
+        likely: Most probable kinds of all photos.
         labels: Kind of each photo, shape (N,); -1 for one without a label.
         names: C names.
         unlike: Which photos are unlike anything that was labeled, shape (N,); they count as certainly wrong.
         budget: Number of photos.
     """
     counts = np.bincount(labels[labels != NONE], minlength=len(names))
-    predicted, surest = probabilities.argmax(1), probabilities.max(1)
+    predicted, surest = likely.kinds[:, 0], likely.probabilities[:, 0]
     wrong = np.where(unlike, 1.0, 1 - surest)
     weights = wrong / np.sqrt(np.maximum(counts[predicted], 1))
     weights[labels != NONE] = -1
@@ -53,22 +88,21 @@ def next_labels(
     )
     rare = counts < RARE * counts.mean()
     return [
-        Choice(row, int(predicted[row]), _reason(probabilities[row], names, unlike[row], rare))
+        Choice(row, int(predicted[row]), _reason(likely, row, names, unlike[row], rare))
         for row in (int(pool[gain.row]) for gain in islice(order, budget))
     ]
 
 
 def _reason(
-    probabilities: NDArray[np.float64],
+    likely: Likeliest,
+    row: int,
     names: Sequence[str],
     unlike: np.bool_,
     rare: NDArray[np.bool_],
 ) -> str:
-    second, first = np.argsort(probabilities, kind="stable")[-2:].tolist()
-    likely = (
-        f"{names[first]} {probabilities[first]:.0%} or {names[second]} {probabilities[second]:.0%}"
-    )
+    (first, second), (most, less) = likely.kinds[row].tolist(), likely.probabilities[row].tolist()
+    shown = f"{names[first]} {most:.0%} or {names[second]} {less:.0%}"
     words = ["unlike anything labeled"] if unlike else []
-    words += [f"{'unsure' if probabilities[first] < 0.5 else 'likely'}: {likely}"]
+    words += [f"{'unsure' if most < 0.5 else 'likely'}: {shown}"]
     words += ["a kind with few labels"] if rare[first] else []
     return "; ".join(words)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslgh.explore.look_tables import write_table
-from sslgh.explore.photo_classifier import PhotoClassifier
+from sslgh.explore.photo_classifier import CHUNK, PhotoClassifier
 
 # Below it the kind is more likely wrong than right.
 UNSURE = 0.5
@@ -57,12 +57,13 @@ def photo_kinds(
         top: K; at most C are given.
     """
     rows = torch.from_numpy(features)
-    found = classifier.posterior(rows, prior)
-    best = found.topk(min(top, found.shape[1]), dim=1)
+    places = min(top, len(classifier.class_names))
+    # Probabilities of all kinds are of one chunk at a time: those of many photos would not fit into memory.
+    chunks = [classifier.posterior(part, prior).topk(places) for part in rows.split(CHUNK)]
+    kinds = torch.cat([chunk.indices for chunk in chunks])
+    probabilities = torch.cat([chunk.values for chunk in chunks])
     unlike = None if classifier.novelty is None else classifier.novelty.unlike(rows).numpy()
-    return PhotoKinds(
-        files, best.indices.numpy(), best.values.numpy(), unlike, classifier.class_names
-    )
+    return PhotoKinds(files, kinds.numpy(), probabilities.numpy(), unlike, classifier.class_names)
 
 
 def write_predictions(found: PhotoKinds, path: Path) -> None:

@@ -7,12 +7,13 @@ import torch
 from sslgh.classify import Convergence
 from sslgh.classify.plateau_heads import Plateau
 from sslgh.data import DataError
-from sslgh.explore import photo_heads
+from sslgh.explore import label_photos as module
+from sslgh.explore import photo_heads, predict
 from sslgh.explore.classifier_folder import classifier_of, load_fitted, save_fitted
 from sslgh.explore.copy_folds import copy_units, folds_of_units
 from sslgh.explore.head_choice import compare_heads, mean_over_kinds
 from sslgh.explore.label_photos import label_photos
-from sslgh.explore.next_labels import next_labels
+from sslgh.explore.next_labels import likeliest, next_labels
 from sslgh.explore.novelty import fitted_novelty
 from sslgh.explore.photo_heads import trained_heads
 from sslgh.explore.wrong_labels import likely_wrong
@@ -274,8 +275,48 @@ def test_the_next_labels_are_uncertain_of_rare_kinds_and_unlike_each_other() -> 
     table = np.array([sure, sure, sure, sure, sure, common, rare, sure])
     unlike = np.array([False] * 7 + [True])
 
-    found = next_labels(rows, table, labels, ["ape", "bee"], unlike=unlike)
+    found = next_labels(rows, likeliest([table]), labels, ["ape", "bee"], unlike=unlike)
 
     assert [choice.row for choice in found] == [7, 6, 5, 4]
     assert found[0].reason == "unlike anything labeled; likely: ape 99% or bee 1%"
     assert found[1].reason == "likely: bee 60% or ape 40%"
+
+
+def test_the_likeliest_kinds_of_chunks_are_those_of_the_whole_table() -> None:
+    table = np.random.default_rng(0).dirichlet(np.ones(5), 40).round(1)  # many are equal
+    found = likeliest([table[:3], table[3:]])
+
+    expected = np.argsort(table, axis=1, kind="stable")[:, :-3:-1]
+    assert (found.kinds == expected).all()
+    assert (found.probabilities == np.take_along_axis(table, expected, 1)).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 10])
+def test_predictions_in_chunks_are_those_of_the_whole(labeled, monkeypatch, count) -> None:
+    features, files, _, found = labeled
+    rows, names = features[:count], files[:count]
+    classifier = classifier_of(found.fitted, "")
+    whole = classifier.posterior(torch.from_numpy(rows)).topk(3)
+    monkeypatch.setattr(predict, "CHUNK", 4)
+    sizes = []
+
+    def recorded(part):
+        sizes.append(len(part))
+        return classifier.log_likelihood(part)
+
+    asked = classifier._replace(log_likelihood=recorded)
+    parts = predict.photo_kinds(asked, rows, names, top=3)
+
+    assert max(sizes) <= 4
+    assert parts.kinds.tolist() == whole.indices.tolist()
+    np.testing.assert_allclose(parts.probabilities, whole.values, rtol=1e-12)
+    assert parts.unlike.shape == (count,)
+
+
+def test_scores_that_do_not_fit_into_memory_are_refused_before_any_training(monkeypatch) -> None:
+    features, files, kinds = drawn({"ape": 2, "bee": 2})
+    monkeypatch.setattr(module, "free_memory", lambda: 2 * 3 * 8 * 4 * 2 - 1)
+    monkeypatch.setattr(module, "trained_heads", None)
+
+    with pytest.raises(DataError, match=r"scores of 4 labels for 2 kinds need about 0.00 MB, but"):
+        label_photos(features, files, kinds)
