@@ -36,14 +36,14 @@ class _NamedPhotos(NamedTuple):
 
     Attributes:
         folder: The folder.
-        roots: It as a cell may write it, with slashes.
+        roots: What absolute names, and those that begin with the folder, begin with: with slashes, to the last.
         names: Their names.
         composed: Name by its composed form (NFC), where no other name has the same: macOS gives some names decomposed,
             which look the same.
     """
 
     folder: Path
-    roots: tuple[str, str]
+    roots: tuple[str, ...]
     names: frozenset[str]
     composed: Mapping[str, str]
 
@@ -51,16 +51,15 @@ class _NamedPhotos(NamedTuple):
         """The photo that a cell names, as it stands or else in composed form, or None."""
         if (name := _match(cell, self.roots, self.names)) is not None:
             return name
-        roots = tuple(map(_composed, self.roots))
-        same = _match(_composed(cell), roots, self.composed.keys())
+        same = _match(_composed(cell), self.roots, self.composed.keys())
         return None if same is None else self.composed[same]
 
 
 def _named_photos(folder: Path, files: Collection[str]) -> _NamedPhotos:
     count = Counter(map(_composed, files))
     alone = {_composed(file): file for file in files if count[_composed(file)] == 1}
-    roots = (folder.as_posix(), folder.resolve().as_posix())
-    return _NamedPhotos(folder, roots, frozenset(files), alone)
+    roots = [f"{path.as_posix().rstrip('/')}/" for path in (folder, folder.resolve())]
+    return _NamedPhotos(folder, tuple({*roots, *map(_composed, roots)}), frozenset(files), alone)
 
 
 def _composed(text: str) -> str:
@@ -69,16 +68,12 @@ def _composed(text: str) -> str:
 
 def _match(cell: str, roots: Sequence[str], names: Set[str]) -> str | None:
     """The name that a cell writes in one of the usual ways, or None."""
-    for text in (cell, cell.replace("\\", "/")):
-        if text in names:
-            return text
-        path = PurePosixPath(text)
-        for root in roots:
-            if path.is_relative_to(root):
-                path = path.relative_to(root)
-                break
-        if path.as_posix() in names:  # without "./" too
-            return path.as_posix()
+    for text in dict.fromkeys((cell, cell.replace("\\", "/"))):
+        # Paths take long for all cells of a large table.
+        path = PurePosixPath(text).as_posix() if "./" in text or "//" in text else text
+        for name in (text, path, *(path.removeprefix(root) for root in roots)):
+            if name in names:
+                return name
     return None
 
 

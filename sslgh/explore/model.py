@@ -19,7 +19,8 @@ def load_model(spec: str | None) -> LoadedModel:
 
     Args:
         spec: A run directory, a folder of ``sslgh classify``, ``timm:NAME``, ``timm:NAME@SIDE``, ``torchvision:NAME``,
-            ``hf-hub:NAME``, ``local-dir:FOLDER``, ``package:efficientnet-lite0``, a file of weights, FILE@BACKBONE; or None for `default_model`.
+            ``hf-hub:NAME``, ``local-dir:FOLDER``, ``package:efficientnet-lite0``, a file of weights, FILE@BACKBONE; or
+            None for `default_model`.
 
     Raises:
         ValueError: If nothing of that name can be loaded; one sentence.

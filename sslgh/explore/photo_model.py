@@ -90,8 +90,8 @@ class PhotoModel:
         classifier = self.loaded.classifier
         if classifier is None:
             raise ValueError(
-                f"{printable(self.name)} has no classifier; load a folder of sslgh classify FOLDER LABELS.csv --out DIR, which "
-                "needs labels of some photos, or a run of sslgh finetune"
+                f"{printable(self.name)} has no classifier; load a folder of sslgh classify FOLDER LABELS.csv --out DIR, "
+                "which needs labels of some photos, or a run of sslgh finetune"
             )
         found = self.embed(photos)
         weight = next(classifier.parameters(), torch.empty(0))
@@ -113,8 +113,8 @@ def load(model: AnyPath | None = None, *, workers: int | None = None) -> PhotoMo
     """A model with ``embed(photos)``, ``predict(photos)`` and ``preprocess``, for paths and folders of photos.
 
     Args:
-        model: A run directory, a folder of ``sslgh classify``, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``, ``package:efficientnet-lite0`` or
-            a file of weights; None for `default_model`.
+        model: A run directory, a folder of ``sslgh classify``, ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:NAME``,
+            ``package:efficientnet-lite0`` or a file of weights; None for `default_model`.
         workers: Loader processes; a core each by default.
 
     Raises:
