@@ -52,7 +52,7 @@ FAULTS = [
     Fault("one of two names that look the same", TABLE, " if count[_composed(file)] == 1}", "}", "explore/test_label_table.py -k look_the_same"),
     Fault("kinds that are no text accepted", TABLE, "[*kinds.values(), *missing]", "missing", "explore/test_label_table.py -k sentence"),
     Fault("bytes of names dropped", TABLE, 'content.decode("utf-8-sig", errors="surrogateescape")', 'content.decode("utf-8-sig", errors="ignore")', "explore/test_label_table.py -k bytes"),
-    Fault("probabilities of all photos at once", "explore/predict.py", "for part in rows.split(CHUNK)", "for part in [rows]", "explore/test_label_photos.py -k chunks"),
+    Fault("probabilities of all photos at once", "explore/predict.py", "for part in torch.split(rows, CHUNK)", "for part in [rows]", "explore/test_label_photos.py -k chunks"),
     Fault("one kind twice among the likeliest", "explore/next_labels.py", "        rest[row, first] = -np.inf\n", "", "explore/test_label_photos.py -k chunks"),
     Fault("scores beyond memory begun", "explore/label_photos.py", "    if needed > free:", "    if False:", "explore/test_label_photos.py -k memory"),
 ]  # fmt: skip

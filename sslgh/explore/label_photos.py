@@ -112,7 +112,7 @@ def label_photos(
         [suspect._replace(row=int(place[suspect.row])) for suspect in measured.wrong],
         next_labels(
             rows,
-            likeliest(classifier.posterior(part).numpy() for part in every.split(CHUNK)),
+            likeliest(classifier.posterior(part).numpy() for part in torch.split(every, CHUNK)),
             known,
             names,
             unlike=novelty.unlike(every).numpy(),

@@ -59,7 +59,7 @@ def photo_kinds(
     rows = torch.from_numpy(features)
     places = min(top, len(classifier.class_names))
     # Probabilities of all kinds are of one chunk at a time: those of many photos would not fit into memory.
-    chunks = [classifier.posterior(part, prior).topk(places) for part in rows.split(CHUNK)]
+    chunks = [classifier.posterior(part, prior).topk(places) for part in torch.split(rows, CHUNK)]
     kinds = torch.cat([chunk.indices for chunk in chunks])
     probabilities = torch.cat([chunk.values for chunk in chunks])
     unlike = None if classifier.novelty is None else classifier.novelty.unlike(rows).numpy()
