@@ -181,6 +181,13 @@ FAULTS = [
         "models/test_adapters.py -k layer_scale",
     ),
     Fault(
+        "another patch is advised for trained weights",
+        "models/patch_backbones.py",
+        "fitting = [] if trained else _fitting(image_size, family)",
+        "fitting = _fitting(image_size, family)",
+        "methods/test_distill.py -k cannot_follow_the_size",
+    ),
+    Fault(
         "finetuning's views are bilinear for all weights",
         "data/supervised_augment.py",
         "filter_name = interpolation or preprocessing.interpolation",
