@@ -59,6 +59,7 @@ FAULTS = [
     Fault("a killed run is not asked for", "commands.py", "if not trained and (killed :=", "if trained and (killed :=", "engine/test_run_dir.py -k killed_run_is_not_probed"),
     Fault("broken files are not asked for", "evaluation/probing.py", "    if not images.full_train.in_memory:\n", "    if False:\n", "evaluation/test_unreadable.py"),
     Fault("local crops are not asked for", "data/datasets.py", "if self.augment.local_crops else self._no_crops", "if False else self._no_crops", "data/test_datasets.py -k local_crops"),
+    Fault("an adapter counts as the whole network", "doctor/memory_estimate.py", "update={\"init\": None})", "update={\"init\": None, \"adapter\": None})", "doctor/test_memory_estimate.py -k adapter"),
     Fault("report forgets", QUARANTINE, "self._files |= found", "self._files = found", "engine/test_broken_images.py"),
     Fault("new files join", IMAGES, "    return ImageSet(paths, labels, tuple(record.class_names), tuple(record.names))", "    return training_set(data)", "data/test_run_images.py"),
     Fault("other pixels pass", IMAGES, "if not images.in_memory or images.fingerprint != record.fingerprint:", "if not images.in_memory:", "data/test_run_images.py"),

@@ -95,23 +95,15 @@ def input_side(recipe: Recipe, images: ImageSet) -> int:
 
 
 def recipe_backbone(recipe: Recipe, image_size: int, num_classes: int | None = None) -> nn.Module:
-    """The backbone, drawn or as `model.init` says; it keeps fewer activations if the recipe asks for it."""
-    if recipe.model.init is None:
-        backbone = drawn_backbone(recipe.model, image_size)
-    else:
-        backbone = _loaded_backbone(recipe, image_size, num_classes)
-    return checkpoint_activations(backbone) if recipe.model.checkpointing else backbone
-
-
-def _loaded_backbone(recipe: Recipe, image_size: int, num_classes: int | None) -> nn.Module:
-    """As `initial_backbone`, with the adapter of the recipe; what stays frozen must be whole."""
+    """The backbone, drawn or as `model.init` says, with the recipe's adapter; it keeps fewer activations if asked to."""
     model, adapter = recipe.model, recipe.model.adapter
     if recipe.finetune is not None and recipe.finetune.freeze:
         model = model.model_copy(update={"init_least": 1.0})
-    backbone = initial_backbone(model, image_size)
+    build = drawn_backbone if model.init is None else initial_backbone
+    backbone = build(model, image_size)
     if adapter is not None:
         add_adapter(backbone, adapter, image_size=image_size, num_classes=num_classes)
-    return backbone
+    return checkpoint_activations(backbone) if model.checkpointing else backbone
 
 
 def check_objective(recipe: Recipe) -> None:

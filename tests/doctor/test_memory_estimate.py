@@ -52,3 +52,13 @@ def test_a_moving_average_of_the_weights_is_part_of_a_checkpoint(tiny) -> None:
     )
     weights = sum(t.nbytes for t in build_network(tiny(*words), 8, 10).state_dict().values())
     assert averaged == plain + weights
+
+
+def test_the_optimizer_keeps_no_state_for_what_an_adapter_freezes(tiny) -> None:
+    whole, adapted = (
+        checkpoint_bytes(
+            tiny("model.init=runs/given", *more), image_size=8, num_images=118, num_classes=10
+        )
+        for more in ((), ("model.adapter={name: norm}",))
+    )
+    assert adapted < 0.75 * whole
