@@ -40,7 +40,7 @@ FAULTS = [
     Fault("side of the default network not kept", "explore/loaded_model.py", "described_model(name, Model(init=weights), image_size=side)", "described_model(name, Model(init=weights))", "explore/test_label_commands.py -k default_network"),
     Fault("filled list of classify overwritten", "explore/classify_command.py", "unfilled(out / NEXT, NEXT_COLUMNS)", "out / NEXT", "explore/test_label_commands.py -k filled"),
     Fault("second table over the first", TABLE, "if kinds.get(file, kind) != kind", "if False", "explore/test_label_commands.py -k filled"),
-    Fault("stopped embedding refused", "explore/classify_command.py", "own = (EMBEDDINGS, TENSORS, CARD)", "own = (TENSORS, CARD)", "explore/test_label_commands.py -k stopped"),
+    Fault("stopped embedding refused", "explore/classify_command.py", "CARD, (EMBEDDINGS, TENSORS, CARD))", "CARD, (TENSORS, CARD))", "explore/test_label_commands.py -k stopped"),
     Fault("all photos of a kind held out together", "explore/copy_folds.py", "part[own[0]] = NEVER", "pass", "explore/test_label_photos.py -k seen_every"),
     Fault("weights of a kind without a photo", HEADS, ".masked_fill(never[:, None], 0)", "", "explore/test_label_photos.py -k without_a_photo"),
     Fault("copies in few dimensions", "explore/label_photos.py", "copy_units(centered(features))", "copy_units(rows)", "explore/test_label_photos.py -k all_features"),
@@ -54,5 +54,8 @@ FAULTS = [
     Fault("bytes of names dropped", TABLE, 'content.decode("utf-8-sig", errors="surrogateescape")', 'content.decode("utf-8-sig", errors="ignore")', "explore/test_label_table.py -k bytes"),
     Fault("probabilities of all photos at once", "explore/predict.py", "for part in torch.split(rows, CHUNK)", "for part in [rows]", "explore/test_label_photos.py -k chunks"),
     Fault("one kind twice among the likeliest", "explore/next_labels.py", "        rest[row, first] = -np.inf\n", "", "explore/test_label_photos.py -k chunks"),
+    Fault("predictions over files of others", "explore/predict_command.py", "TABLE, (EMBEDDINGS, TABLE))", "TABLE, (\"\",))", "explore/test_label_commands.py -k neither"),
+    Fault("folder of photos taken for a run", "explore/classifier_source.py", "if directory is None and _is_plain_folder(folder):", "if False:", "explore/test_label_commands.py -k in_the_place_of"),
+    Fault("lost network named alone", "explore/classifier_model.py", "    except ValueError as error:", "    except KeyError as error:", "explore/test_label_commands.py -k lost"),
     Fault("scores beyond memory begun", "explore/label_photos.py", "    if needed > free:", "    if False:", "explore/test_label_photos.py -k memory"),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ QUALITY, COPIES, GROUPS = (
     "explore/near_copies.py",
     "explore/groups.py",
 )
+RESULTS = "explore/results_folder.py"
 OUTLIERS, THUMBNAILS, LOOK = "explore/outliers.py", "explore/thumbnails.py", "explore/look.py"
 PAGE, LOOK_PAGE, NEIGHBORS = "report/page.py", "report/look_page.py", "explore/neighbors.py"
 
@@ -26,9 +27,10 @@ FAULTS = [
     Fault("neighborhoods of copies", "explore/photo_map.py", "if len(np.unique(rows, axis=0)) < FEWEST:", "if len(rows) < 4:", "explore/test_groups.py -k map_of_copies"),
     Fault("sideways thumbnails", THUMBNAILS, "image = upright_rgb(opened)", "image = opened.convert(\"RGB\")", "explore/test_look.py -k upright"),
     Fault("a filled list is overwritten", LOOK, 'unfilled(out / "label_first.csv", FIRST_COLUMNS)', 'out / "label_first.csv"', "explore/test_look.py"),
-    Fault("files of others are overwritten", LOOK, "and not (out / MARK).is_file():", "and False:", "explore/test_look.py"),
+    Fault("files of others are overwritten", RESULTS, "owner.mark in names or", "True or", "explore/test_look.py -k others"),
+    Fault("stopped call taken for other files", RESULTS, "name.startswith(owner.begun)", "False", "explore/test_label_commands.py -k stopped"),
     Fault("features that are there are made again", LOOK, "labels.csv --embeddings {features} --out", "labels.csv --out", "explore/test_look.py"),
-    Fault("results among the photos", LOOK, "if out.is_relative_to(folder):", "if out == folder:", "explore/test_look.py"),
+    Fault("results among the photos", RESULTS, "if place.is_relative_to(photos):", "if place == photos:", "explore/test_look.py"),
     Fault("names end the script", LOOK_PAGE, '.replace("<", "\\\\u003c")', "", "explore/test_look_page.py"),
     Fault("names are markup", PAGE, "autoescape=True", "autoescape=False", "explore/test_look_page.py"),
     Fault("ramp of GH taken from its first line", "report/run_curves.py", "if value != 0), None)", "if True), None)", "report/test_run_page.py -k ramp"),

@@ -22,7 +22,13 @@ def folder_model(spec: str, load: Load) -> LoadedModel:
     """
     folder = Path(spec).expanduser()
     fitted, card = load_fitted(folder)
-    model = load(card["model"])
+    try:
+        model = load(card["model"])
+    except ValueError as error:
+        raise DataError(
+            f"the network of {located(folder / CARD)} cannot be loaded: {error}; bring it back there, or run sslgh "
+            "classify with --model"
+        ) from None
     if model.fingerprint != card["fingerprint"]:
         raise DataError(
             f"{printable(model.name)} has other weights or preprocessing than those that {located(folder / CARD)} was "

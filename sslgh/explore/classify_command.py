@@ -14,7 +14,7 @@ import typer
 from sslgh.data.image_set import DataError
 from sslgh.engine.exit_codes import is_main, run_command
 from sslgh.engine.launch import StopRequest, shutdown_distributed
-from sslgh.explore.classifier_folder import CARD, TENSORS, is_classifier_folder, save_fitted
+from sslgh.explore.classifier_folder import CARD, TENSORS, save_fitted
 from sslgh.explore.embed import embed, plan_embedding
 from sslgh.explore.embed_command import duration, first_line, skipped_lines
 from sslgh.explore.embeddings import Embeddings, load_embeddings
@@ -26,11 +26,13 @@ from sslgh.explore.look_tables import unfilled, write_table
 from sslgh.explore.model import load_model
 from sslgh.explore.photo_model import PhotoModel
 from sslgh.explore.photos import find_photos
+from sslgh.explore.results_folder import Owner, check_results_folder, make_folder, next_to
 from sslgh.functional.groups import GROUPS
 from sslgh.recipe.errors import located, printable, some_of
 from sslgh.recipe.run_recipe import absolute_init
 
 WRONG, NEXT, EMBEDDINGS = "likely_wrong_labels.csv", "next_to_label.csv", "embeddings.npz"
+OWNER = Owner("sslgh classify", CARD, (EMBEDDINGS, TENSORS, CARD))
 NEXT_COLUMNS = ("file", "kind", "predicted", "reason")
 # Entries of the features that may differ between two readings of one photo, on another machine or device.
 TOLERANCE = 1e-2
@@ -63,7 +65,7 @@ def _classify(
 ) -> None:
     begun = time.monotonic()
     folder, out, *tables = (path.expanduser() for path in (folder, out, *tables))
-    _check_out(folder, out)
+    check_results_folder(folder, out, OWNER)
     # A mistake in a table is found before an hour of embedding.
     files = find_photos(folder).names
     kinds = read_label_tables(tables, folder, files)
@@ -79,36 +81,15 @@ def _classify(
     known = {file: kind for file, kind in kinds.kinds.items() if file not in set(lost)}
     typer.echo(f"training heads on {len(known)} labeled photos of {len(set(known.values()))} kinds")
     result = label_photos(found.features, found.files, known, found.facts.get("hash"))
+    make_folder(out)
     listed = _write(result, found, out, _card(model, tables, result))
     typer.echo("\n".join(last_lines(result, kinds, found, out, listed, time.monotonic() - begun)))
     typer.echo(_next_line(folder, [*tables, listed], out))
 
 
-def _check_out(folder: Path, out: Path) -> None:
-    """Make the folder for the results.
-
-    Raises:
-        DataError: If it holds something else, or lies among the photos.
-    """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"--out {located(out)} lies among the photos; choose a folder outside")
-    try:
-        # What a call that was stopped has left is gone on from.
-        own = (EMBEDDINGS, TENSORS, CARD)
-        others = out.is_dir() and any(not path.name.startswith(own) for path in out.iterdir())
-        if others and not is_classifier_folder(out):
-            raise DataError(f"--out {located(out)} holds other files; choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"--out {located(out)} cannot be made ({error.strerror}); choose another folder"
-        ) from None
-
-
 def _looked_at(folder: Path, labels: Labels) -> Path | None:
     """The embeddings of ``sslgh look`` next to the folder, if they hold every labeled photo."""
-    resolved = folder.resolve()
-    path = resolved.with_name(f"{resolved.name}-look") / EMBEDDINGS
+    path = next_to(folder, "look") / EMBEDDINGS
     if not path.is_file():
         return None
     try:

@@ -26,7 +26,8 @@ from sslgh.explore.embeddings import Embeddings, Rows, assembled, places, read_r
 from sslgh.explore.loaded_model import LoadedModel
 from sslgh.explore.photo_loader import Facts, PhotoBatch, PhotoDataset, photo_loader
 from sslgh.explore.photos import Photos, find_photos
-from sslgh.recipe.errors import located, printable
+from sslgh.explore.results_folder import make_folder
+from sslgh.recipe.errors import printable
 
 # Part of every key: raise it when reading or embedding itself changes.
 VERSION = 1
@@ -119,7 +120,7 @@ def _plan(photos: Photos, out: Path | None, key: str) -> Plan:
         position = places(photos, rows.names, rows.stamps)
         known[position[position >= 0]] = True
     if out is not None:
-        _make(_shard_folder(out))
+        make_folder(_shard_folder(out))
     return plan._replace(pending=np.flatnonzero(~known).tolist())
 
 
@@ -131,15 +132,6 @@ def _files(plan: Plan) -> list[Path]:
 
 def _shard_folder(out: Path) -> Path:
     return out.with_name(out.name + ".shards")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"{located(folder)} cannot be made ({error.strerror}); write to another place"
-        ) from None
 
 
 def embed(

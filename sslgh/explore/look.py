@@ -1,6 +1,5 @@
 """Look at a folder of photos without training: tables, a sheet of pictures, and what a terminal shows of it."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +19,15 @@ from sslgh.explore.look_tables import unfilled, write_table, write_tables
 from sslgh.explore.model import load_model
 from sslgh.explore.photo_facts import photo_facts
 from sslgh.explore.photos import Photos, find_photos
+from sslgh.explore.results_folder import (
+    Owner,
+    cannot_be_written,
+    check_results_folder,
+    next_to,
+)
 from sslgh.explore.select import Choice, select
 from sslgh.explore.sheet import contact_sheet
-from sslgh.recipe.errors import located, printable
+from sslgh.recipe.errors import printable
 from sslgh.recipe.run_recipe import absolute_path
 
 # Photos to label first, when no number is given: what a person names in ten minutes.
@@ -32,6 +37,7 @@ FIRST_COLUMNS = ("file", "kind", "group", "reason")
 # The first file that is written into a folder for results: only what holds it, or nothing, is written into.
 MARK = ".sslgh-look"
 MARK_TEXT = "sslgh look made this folder, and writes its files anew when it is run again.\n"
+OWNER = Owner("sslgh look", MARK)
 
 
 class LookResult(NamedTuple):
@@ -116,7 +122,7 @@ def _photos(folder: Path, out: Path) -> Photos:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).write_text(MARK_TEXT, encoding="utf-8")
     except OSError:
-        raise DataError(_cannot_be_written(out)) from None
+        raise DataError(cannot_be_written(out)) from None
     return photos
 
 
@@ -128,34 +134,10 @@ def _write_first(found: Findings, first: list[Choice], out: Path) -> None:
 
 
 def results_folder(folder: Path, out: Path | None) -> Path:
-    """The folder for the results; nothing is made yet.
-
-    Raises:
-        DataError: If it lies inside ``folder``, whose photos it would join, holds what is not of an earlier look, or
-            cannot be written.
-    """
-    folder = folder.expanduser().resolve()
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it must not look
-        raise DataError(f"{located(folder)} is not a folder; give the folder that holds the photos")
-    out = (out or folder.with_name(f"{folder.name or 'photos'}-look")).expanduser().resolve()
-    if out.is_relative_to(folder):
-        raise DataError(
-            f"{printable(out)} lies inside {printable(folder)}, whose photos its pictures would join; give --out another"
-            " folder"
-        )
-    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
-    if not (os.path.isdir(there) and os.access(there, os.R_OK | os.W_OK)):  # noqa: PTH112
-        raise DataError(_cannot_be_written(out))
-    if there == out and any(out.iterdir()) and not (out / MARK).is_file():
-        raise DataError(
-            f"{printable(out)} holds files that are not of sslgh look, which might be overwritten; give --out a new or "
-            "empty folder"
-        )
+    """The folder for the results, whole; nothing is made yet, and errors are those of `check_results_folder`."""
+    out = (out or next_to(folder, "look")).expanduser().resolve()
+    check_results_folder(folder, out, OWNER)
     return out
-
-
-def _cannot_be_written(out: Path) -> str:
-    return f"{printable(out)} cannot be written; give --out a folder that can be"
 
 
 def first_line(folder: Path, out: Path, model: LoadedModel, plan: Plan) -> str:

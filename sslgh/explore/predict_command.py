@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import typer
 
-from sslgh.data.image_set import DataError
 from sslgh.engine.exit_codes import is_main, run_command
 from sslgh.engine.launch import StopRequest, shutdown_distributed
 from sslgh.explore.classifier_source import load_photo_classifier
@@ -19,9 +18,11 @@ from sslgh.explore.photos import find_photos
 from sslgh.explore.predict import UNSURE, PhotoKinds, photo_kinds, write_predictions
 from sslgh.explore.prediction_page import prediction_page
 from sslgh.explore.priors import expected_prior
-from sslgh.recipe.errors import located, printable
+from sslgh.explore.results_folder import Owner, check_results_folder, next_to
+from sslgh.recipe.errors import printable
 
-TABLE, PAGE = "predictions.csv", "predictions.html"
+TABLE, PAGE, EMBEDDINGS = "predictions.csv", "predictions.html", "embeddings.npz"
+OWNER = Owner("sslgh predict", TABLE, (EMBEDDINGS, TABLE))
 
 
 def predict_command(
@@ -45,8 +46,9 @@ def _predict(source: str, folder: Path, prior: str | None, top: int, out: Path |
     begun = time.monotonic()
     model, classifier = load_photo_classifier(source)
     expected = expected_prior(classifier, prior)
-    out = _out(folder, out)
-    plan = plan_embedding(model, lambda: find_photos(folder), out=out / "embeddings.npz")
+    out = (out or next_to(folder, "predictions")).expanduser()
+    check_results_folder(folder, out, OWNER)
+    plan = plan_embedding(model, lambda: find_photos(folder), out=out / EMBEDDINGS)
     if is_main():
         typer.echo(first_line(folder, model, plan))
     with StopRequest() as stop:
@@ -69,25 +71,6 @@ def _prior_words(classifier: PhotoClassifier, prior: str | None) -> str:
     if torch.allclose(classifier.default, classifier.default[0]):
         return "for kinds that are equally common"
     return "for kinds as common as the classifier was trained to expect"
-
-
-def _out(folder: Path, out: Path | None) -> Path:
-    """The folder for the results, made if it is missing.
-
-    Raises:
-        DataError: If it lies among the photos or cannot be made.
-    """
-    folder = folder.resolve()
-    out = (out or folder.with_name(f"{folder.name or 'photos'}-predictions")).expanduser()
-    if out.resolve().is_relative_to(folder):
-        raise DataError(f"-o {located(out)} lies among the photos; choose a folder outside")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{located(out)} cannot be made ({error.strerror}); give -o a folder that can be written"
-        ) from None
-    return out
 
 
 def last_lines(found: PhotoKinds, embedded: Embeddings, out: Path, seconds: float) -> Iterator[str]:

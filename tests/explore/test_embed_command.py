@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 
 import sslgh
-from sslgh.cli import main
 from sslgh.explore.embeddings import load_embeddings
 
 
-def call(*words):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return int(ended.value.code or 0)
-
-
 def test_the_command_says_what_it_does_writes_it_and_names_the_next_step(
-    run, photos, tmp_path, monkeypatch, capsys
+    call, run, photos, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (photos / "doc.pdf").write_bytes(b"%PDF-1.4")
@@ -43,7 +36,7 @@ def test_the_command_says_what_it_does_writes_it_and_names_the_next_step(
     assert capsys.readouterr().out.startswith("embedding 1 of 7 photos")
 
 
-def test_a_table_has_the_same_numbers_to_the_last_bit(run, photos, tmp_path, capsys) -> None:
+def test_a_table_has_the_same_numbers_to_the_last_bit(call, run, photos, tmp_path, capsys) -> None:
     (photos / "b.png").rename(photos / 'quote"\n,.png')
     out = tmp_path / "new" / "x.csv"
     assert call("embed", run, photos, "-o", out, "--workers", 0) == 0
@@ -57,7 +50,7 @@ def test_a_table_has_the_same_numbers_to_the_last_bit(run, photos, tmp_path, cap
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is optional")
-def test_parquet_has_the_same_numbers(run, photos, tmp_path) -> None:
+def test_parquet_has_the_same_numbers(call, run, photos, tmp_path) -> None:
     import pyarrow.parquet  # noqa: PLC0415
 
     assert call("embed", run, photos, "-o", tmp_path / "x.parquet", "--workers", 0) == 0
@@ -80,14 +73,14 @@ def test_parquet_has_the_same_numbers(run, photos, tmp_path) -> None:
         ("{run} {run}", "holds no image"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_2(run, photos, capsys, words, message) -> None:
+def test_wrong_input_is_one_sentence_and_exit_2(call, run, photos, capsys, words, message) -> None:
     assert call("embed", *shlex.split(words.format(run=run, photos=photos))) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, err[-1])
 
 
 def test_a_table_for_which_a_package_is_missing_is_refused_at_once(
-    run, photos, monkeypatch, capsys
+    call, run, photos, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert call("embed", run, photos, "-o", "x.parquet") == 2

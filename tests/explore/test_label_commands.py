@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,14 @@ import torch
 from PIL import Image
 
 import sslgh
-from sslgh.classify import Convergence
-from sslgh.classify.plateau_heads import Plateau
-from sslgh.cli import main
-from sslgh.explore import default_model, photo_heads
+from sslgh.explore import default_model
 from sslgh.explore.predict import UNSURE
 from sslgh.models import build_backbone, pretrained
 
+# Their quality is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("short_heads")
 SIZES = {"red fox": 6, "sea": 5, "<i>moss": 4}
 COLORS = {"red fox": (200, 60, 40), "sea": (30, 80, 200), "<i>moss": (60, 180, 60)}
-
-
-def call(*words):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return int(ended.value.code or 0)
 
 
 def paint(folder, sizes, *, seed):
@@ -50,23 +44,8 @@ def write_labels(path, kinds, separator=","):
     return path
 
 
-def read(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_heads():
-    """Heads with an embedding layer end at their first plateau."""
-    plateau = Plateau(width=8, round_steps=5, improvement=0.5, fall=1e-3)
-    with pytest.MonkeyPatch.context() as patch:
-        training = Convergence(weight_decay=1e-2, embedding=plateau)
-        patch.setattr(photo_heads, "CONVERGED_HEADS", training)
-        yield
-
-
 @pytest.fixture(scope="module")
-def work(short_heads, run, tmp_path_factory):
+def work(call, short_heads, run, tmp_path_factory):
     """A folder of photos of which half are labeled, and the classifier that was made from them."""
     folder = tmp_path_factory.mktemp("work")
     kinds = paint(folder / "photos", {"red fox": 14, "sea": 8, "<i>moss": 6}, seed=0)
@@ -85,7 +64,9 @@ def work(short_heads, run, tmp_path_factory):
     return folder, kinds, known
 
 
-def test_classify_keeps_what_prediction_needs_and_names_the_next_step(work, run, capsys) -> None:
+def test_classify_keeps_what_prediction_needs_and_names_the_next_step(
+    read, work, run, capsys
+) -> None:
     folder, _, known = work
     card = json.loads((folder / "kinds" / "photo_classifier.json").read_text())
 
@@ -103,7 +84,7 @@ def test_classify_keeps_what_prediction_needs_and_names_the_next_step(work, run,
     assert {row["file"] for row in rows}.isdisjoint({f for f, kind in known.items() if kind})
 
 
-def test_a_second_call_embeds_nothing_again_and_says_what_it_made(work, run, capsys) -> None:
+def test_a_second_call_embeds_nothing_again_and_says_what_it_made(call, work, run, capsys) -> None:
     folder, _, _ = work
 
     assert (
@@ -131,7 +112,9 @@ def test_a_second_call_embeds_nothing_again_and_says_what_it_made(work, run, cap
     assert lines[-1].startswith("next: sslgh predict ")
 
 
-def test_what_is_filled_in_is_kept_and_joins_the_labels(work, run, tmp_path, capsys) -> None:
+def test_what_is_filled_in_is_kept_and_joins_the_labels(
+    call, read, work, run, tmp_path, capsys
+) -> None:
     folder, kinds, known = work
     out, table = tmp_path / "kinds", folder / "labels.csv"
     words = ("classify", folder / "photos", table, "--out", out, "--model", run)
@@ -159,7 +142,7 @@ def test_what_is_filled_in_is_kept_and_joins_the_labels(work, run, tmp_path, cap
     assert message in capsys.readouterr().err
 
 
-def test_a_call_that_was_stopped_is_gone_on_with(work, run, tmp_path, capsys) -> None:
+def test_a_call_that_was_stopped_is_gone_on_with(call, work, run, tmp_path, capsys) -> None:
     folder, _, _ = work
     words = ("classify", folder / "photos", folder / "labels.csv", "--out", tmp_path / "kinds")
     (tmp_path / "kinds" / "embeddings.npz.shards").mkdir(parents=True)
@@ -171,7 +154,7 @@ def test_a_call_that_was_stopped_is_gone_on_with(work, run, tmp_path, capsys) ->
     assert capsys.readouterr().out.startswith("embedding 0 of 28 photos")
 
 
-def test_the_default_network_is_loaded_again_as_it_was(tmp_path, monkeypatch, capsys) -> None:
+def test_the_default_network_is_loaded_again_as_it_was(call, tmp_path, monkeypatch, capsys) -> None:
     def drawn(name, image_size, pretrained):
         torch.manual_seed(0)
         return build_backbone(name, image_size=image_size)
@@ -191,7 +174,9 @@ def test_the_default_network_is_loaded_again_as_it_was(tmp_path, monkeypatch, ca
     assert (card["model"], card["preprocessing"]["image_size"]) == ("timm:test_vit@96", 96)
 
 
-def test_embeddings_of_another_folder_or_network_are_refused(work, run, tmp_path, capsys) -> None:
+def test_embeddings_of_another_folder_or_network_are_refused(
+    call, work, run, tmp_path, capsys
+) -> None:
     folder, _, _ = work
     paint(tmp_path / "others", {"sea": 3}, seed=5)
     known = folder / "kinds" / "embeddings.npz"
@@ -217,7 +202,9 @@ def test_embeddings_of_another_folder_or_network_are_refused(work, run, tmp_path
     assert "holds none of the photos" in capsys.readouterr().err
 
 
-def test_predict_writes_kinds_probabilities_and_a_gallery(work, tmp_path, capsys) -> None:
+def test_predict_writes_kinds_probabilities_and_a_gallery(
+    call, read, work, tmp_path, capsys
+) -> None:
     folder, _, _ = work
     kinds = paint(tmp_path / "new", {"red fox": 3, "sea": 2, "<i>moss": 2}, seed=9)
 
@@ -245,7 +232,7 @@ def test_predict_writes_kinds_probabilities_and_a_gallery(work, tmp_path, capsys
     assert out[-1].startswith("next: look at predictions.html")
 
 
-def test_load_gives_the_same_probabilities_as_predict(work, tmp_path) -> None:
+def test_load_gives_the_same_probabilities_as_predict(call, read, work, tmp_path) -> None:
     folder, _, _ = work
     kinds = paint(tmp_path / "new", {"red fox": 2, "sea": 2}, seed=11)
     assert call("predict", folder / "kinds", tmp_path / "new", "-o", tmp_path / "found") == 0
@@ -259,7 +246,7 @@ def test_load_gives_the_same_probabilities_as_predict(work, tmp_path) -> None:
     )
 
 
-def test_a_prior_from_a_file_moves_the_kinds(work, tmp_path) -> None:
+def test_a_prior_from_a_file_moves_the_kinds(call, read, work, tmp_path) -> None:
     folder, _, _ = work
     paint(tmp_path / "new", {"red fox": 2, "sea": 2}, seed=12)
     prior = tmp_path / "prior.csv"
@@ -286,7 +273,9 @@ def test_a_prior_from_a_file_moves_the_kinds(work, tmp_path) -> None:
         ("red fox,0\nsea,0\n<i>moss,0\n", "gives every kind the share 0"),
     ],
 )
-def test_a_prior_that_cannot_be_is_one_sentence(work, tmp_path, capsys, content, message) -> None:
+def test_a_prior_that_cannot_be_is_one_sentence(
+    call, work, tmp_path, capsys, content, message
+) -> None:
     folder, _, _ = work
     (tmp_path / "prior.csv").write_text(content)
 
@@ -307,7 +296,7 @@ def test_a_prior_that_cannot_be_is_one_sentence(work, tmp_path, capsys, content,
 
 
 def test_a_model_without_a_classifier_is_one_sentence_with_the_way_out(
-    run, tmp_path, capsys
+    call, run, tmp_path, capsys
 ) -> None:
     paint(tmp_path / "new", {"sea": 1}, seed=1)
 
@@ -316,7 +305,20 @@ def test_a_model_without_a_classifier_is_one_sentence_with_the_way_out(
     assert "has no classifier; make one with sslgh classify" in capsys.readouterr().err
 
 
-def test_weights_that_have_changed_are_refused(work, tmp_path, capsys) -> None:
+def test_a_folder_of_photos_in_the_place_of_a_classifier_is_one_sentence(
+    call, work, tmp_path, capsys
+) -> None:
+    folder, _, _ = work
+
+    assert call("predict", folder / "photos", folder / "kinds", "-o", tmp_path / "a") == 2
+
+    error = capsys.readouterr().err
+    assert "photos" in error
+    assert "is neither a folder of sslgh classify nor a finetuned run; make one with" in error
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_have_changed_are_refused(call, work, tmp_path, capsys) -> None:
     folder, _, _ = work
     copy = tmp_path / "kinds"
     copy.mkdir()
@@ -330,14 +332,31 @@ def test_weights_that_have_changed_are_refused(work, tmp_path, capsys) -> None:
     assert "other weights or preprocessing" in capsys.readouterr().err
 
 
+def test_a_network_that_is_lost_is_named_with_the_classifier_that_needs_it(
+    call, work, tmp_path, capsys
+) -> None:
+    folder, _, _ = work
+    copy = shutil.copytree(folder / "kinds", tmp_path / "kinds")
+    card = json.loads((copy / "photo_classifier.json").read_text())
+    (copy / "photo_classifier.json").write_text(json.dumps(card | {"model": "/gone/run"}))
+
+    assert call("predict", copy, folder / "photos", "-o", tmp_path / "a") == 2
+
+    error = capsys.readouterr().err
+    assert f"the network of {copy / 'photo_classifier.json'} cannot be loaded: /gone/run" in error
+    assert "run sslgh classify with --model" in error
+
+
 def test_results_are_written_neither_over_other_files_nor_among_the_photos(
-    work, tmp_path, capsys
+    call, work, tmp_path, capsys
 ) -> None:
     folder, _, _ = work
     (tmp_path / "mine.txt").write_text("mine")
 
     assert call("classify", folder / "photos", folder / "labels.csv", "--out", tmp_path) == 2
-    assert "holds other files; choose a new folder" in capsys.readouterr().err
+    assert "holds files that are not of sslgh classify" in capsys.readouterr().err
+    assert call("predict", folder / "kinds", folder / "photos", "-o", folder / "kinds") == 2
+    assert "holds files that are not of sslgh predict" in capsys.readouterr().err
     inside = folder / "photos" / "kinds"
     assert call("classify", folder / "photos", folder / "labels.csv", "--out", inside) == 2
     assert call("predict", folder / "kinds", folder / "photos", "-o", inside) == 2
@@ -345,7 +364,7 @@ def test_results_are_written_neither_over_other_files_nor_among_the_photos(
 
 
 def test_select_lists_photos_goes_on_from_labels_and_says_when_all_are_listed(
-    work, tmp_path, monkeypatch, capsys
+    call, read, work, tmp_path, monkeypatch, capsys
 ) -> None:
     folder, _, known = work
     monkeypatch.chdir(tmp_path)
@@ -371,7 +390,9 @@ def test_select_lists_photos_goes_on_from_labels_and_says_when_all_are_listed(
     assert "label_first.csv (in" in capsys.readouterr().err
 
 
-def test_select_gives_a_balanced_subset_as_list_and_links(work, tmp_path, capsys) -> None:
+def test_select_gives_a_balanced_subset_as_list_and_links(
+    call, read, work, tmp_path, capsys
+) -> None:
     folder, kinds, _ = work
     words = (
         "select",
@@ -402,21 +423,21 @@ def test_select_gives_a_balanced_subset_as_list_and_links(work, tmp_path, capsys
     ],
 )
 def test_select_without_a_clear_wish_is_one_sentence(
-    work, tmp_path, monkeypatch, capsys, options, message
+    call, work, tmp_path, monkeypatch, capsys, options, message
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("select", work[0] / "kinds" / "embeddings.npz", *options) == 2
     assert message in capsys.readouterr().err
 
 
-def test_select_of_something_else_is_one_sentence(tmp_path, capsys) -> None:
+def test_select_of_something_else_is_one_sentence(call, tmp_path, capsys) -> None:
     assert call("select", tmp_path / "none", "--budget", 3) == 2
     assert (
         "is no folder of sslgh look, no file of sslgh embed and no run" in capsys.readouterr().err
     )
 
 
-def test_what_look_has_embedded_is_not_embedded_again(work, tmp_path, capsys) -> None:
+def test_what_look_has_embedded_is_not_embedded_again(call, work, tmp_path, capsys) -> None:
     folder, _, _ = work
     photos = tmp_path / "photos"
     photos.symlink_to(folder / "photos")

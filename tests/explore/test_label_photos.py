@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sslgh.classify import Convergence
-from sslgh.classify.plateau_heads import Plateau
 from sslgh.data import DataError
 from sslgh.explore import label_photos as module
-from sslgh.explore import photo_heads, predict
+from sslgh.explore import predict
 from sslgh.explore.classifier_folder import classifier_of, load_fitted, save_fitted
 from sslgh.explore.copy_folds import copy_units, folds_of_units
 from sslgh.explore.head_choice import compare_heads, mean_over_kinds
@@ -18,6 +16,8 @@ from sslgh.explore.novelty import fitted_novelty
 from sslgh.explore.photo_heads import trained_heads
 from sslgh.explore.wrong_labels import likely_wrong
 
+# Their quality is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("short_heads")
 SIZES = {"ape": 40, "bee": 24, "cat": 12, "dog": 6, "eel": 1}
 
 
@@ -30,16 +30,6 @@ def drawn(sizes=SIZES, *, seed=0, dims=12, spread=1.0, distance=4.0):
     features = (rows + spread * generator.normal(size=rows.shape) / 2).astype(np.float32)
     files = [f"{kind}/{number}.jpg" for number, kind in enumerate(kinds)]
     return features, files, dict(zip(files, kinds, strict=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_heads():
-    """Heads with an embedding layer end at their first plateau: their quality is tested elsewhere."""
-    plateau = Plateau(width=8, round_steps=5, improvement=0.5, fall=1e-3)
-    with pytest.MonkeyPatch.context() as patch:
-        training = Convergence(weight_decay=1e-2, embedding=plateau)
-        patch.setattr(photo_heads, "CONVERGED_HEADS", training)
-        yield
 
 
 @pytest.fixture(scope="module")

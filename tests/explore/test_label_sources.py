@@ -1,6 +1,5 @@
 """Prediction by a finetuned run, and selection from what ``sslgh look`` has written."""
 
-import csv
 import shutil
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from sslgh.cli import main
 from sslgh.data.image_set import ImageSet
 from sslgh.data.run_record import record_text
 from sslgh.explore.classifier_source import load_photo_classifier
@@ -16,17 +14,6 @@ from sslgh.explore.look import look_folder
 from sslgh.models.serialization import save_classifier
 from sslgh.recipe import make_recipe
 from sslgh.recipe.run_recipe import run_text
-
-
-def call(*words):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return int(ended.value.code or 0)
-
-
-def read(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -65,7 +52,9 @@ def test_a_finetuned_run_knows_for_which_prior_it_decides(finetuned, objective, 
     )
 
 
-def test_predict_takes_a_finetuned_run_and_its_prior(finetuned, photos, tmp_path, capsys) -> None:
+def test_predict_takes_a_finetuned_run_and_its_prior(
+    call, read, finetuned, photos, tmp_path, capsys
+) -> None:
     run = finetuned("ce")
     prior = tmp_path / "prior.csv"
     prior.write_text("ape;0\nbee;1\n")
@@ -80,7 +69,7 @@ def test_predict_takes_a_finetuned_run_and_its_prior(finetuned, photos, tmp_path
 
 
 def test_a_prior_for_scores_of_which_nothing_is_known_is_refused(
-    finetuned, photos, tmp_path, capsys
+    call, finetuned, photos, tmp_path, capsys
 ) -> None:
     run = finetuned("focal")
 
@@ -89,7 +78,9 @@ def test_a_prior_for_scores_of_which_nothing_is_known_is_refused(
     assert call("predict", run, photos, "-o", tmp_path / "a") == 0
 
 
-def test_select_takes_groups_and_copies_from_a_look(photos, model, draw, tmp_path) -> None:
+def test_select_takes_groups_and_copies_from_a_look(
+    call, read, photos, model, draw, tmp_path
+) -> None:
     draw(photos / "z" / "copy.png", 1)  # of a/1.png
     out = tmp_path / "out"
     look_folder(photos, out, model, workers=0, budget=4)

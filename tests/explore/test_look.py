@@ -1,6 +1,5 @@
 """Tables and messages of `look`, on drawn photos through a small network."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,6 @@ from sslgh.report.look_page import look_page
 HOSTILE = 'a<script>alert(1)</script>, "x"\ny.png'
 
 
-def table(path):
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture
 def looked(photos, model, tmp_path, draw):
     """Photos with a copy of one, a hostile name, and splits."""
@@ -32,8 +26,8 @@ def looked(photos, model, tmp_path, draw):
     return look_folder(photos, tmp_path / "out", model, workers=0, budget=4)
 
 
-def test_the_tables_hold_every_photo_once_under_its_exact_name(looked) -> None:
-    photos = table(looked.out / "photos.csv")
+def test_the_tables_hold_every_photo_once_under_its_exact_name(read, looked) -> None:
+    photos = read(looked.out / "photos.csv")
     names = {
         f"train/{n}" for n in ("b.png", "a/1.png", "a/2.png", "c/x/3.png", "c/4.png", "c/5.png")
     }
@@ -41,13 +35,13 @@ def test_the_tables_hold_every_photo_once_under_its_exact_name(looked) -> None:
     assert [row["split"] for row in photos].count("test") == 2
     assert {row["faults"] for row in photos} == {"tiny"}
     assert {(row["width"], row["height"]) for row in photos} == {("24", "20")}
-    groups = table(looked.out / "groups.csv")
+    groups = read(looked.out / "groups.csv")
     assert sum(int(row["photos"]) for row in groups) == 8
     assert looked.embeddings.skipped == {"train/a/broken.jpg": "not a known image format"}
 
 
-def test_a_copy_across_splits_is_a_leak(looked) -> None:
-    copies = table(looked.out / "duplicates.csv")
+def test_a_copy_across_splits_is_a_leak(read, looked) -> None:
+    copies = read(looked.out / "duplicates.csv")
     assert [(row["file"], row["leak"]) for row in copies] == [
         ("test/copy.png", "yes"),
         ("train/a/1.png", "yes"),
@@ -55,9 +49,11 @@ def test_a_copy_across_splits_is_a_leak(looked) -> None:
     assert "1 of their groups across splits" in "\n".join(last_lines(looked, 3))
 
 
-def test_the_list_to_label_holds_no_copy_and_keeps_what_is_filled_in(looked, model, photos) -> None:
+def test_the_list_to_label_holds_no_copy_and_keeps_what_is_filled_in(
+    read, looked, model, photos
+) -> None:
     path = looked.out / "label_first.csv"
-    rows = table(path)
+    rows = read(path)
     assert tuple(rows[0]) == FIRST_COLUMNS
     files = [row["file"] for row in rows]
     assert len(set(files)) == len(files) == 4
@@ -68,7 +64,7 @@ def test_the_list_to_label_holds_no_copy_and_keeps_what_is_filled_in(looked, mod
         for _ in range(2):
             look_folder(photos, looked.out, model, workers=0, budget=4)
     assert path.read_text() == (looked.out / "label_first_2.csv").read_text() == filled
-    assert len(table(looked.out / "label_first_3.csv")) == 4
+    assert len(read(looked.out / "label_first_3.csv")) == 4
     assert not (looked.out / "label_first_4.csv").exists()
 
 
@@ -93,12 +89,12 @@ def test_the_sheet_is_a_picture(looked) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_hardly_any_photos_are_looked_at_too(count, draw, model, tmp_path) -> None:
+def test_hardly_any_photos_are_looked_at_too(read, count, draw, model, tmp_path) -> None:
     for seed in range(count):
         draw(tmp_path / "few" / f"{seed}.png", seed)
     result = look_folder(tmp_path / "few", None, model, workers=0)
     assert result.out == tmp_path / "few-look"
-    assert len(table(result.out / "photos.csv")) == count
+    assert len(read(result.out / "photos.csv")) == count
 
 
 def test_results_inside_the_folder_or_where_none_can_be_written_are_refused(tmp_path) -> None:
