@@ -165,7 +165,7 @@ def _add_lora(backbone: nn.Module, settings: Adapter) -> None:
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes seconds
     except ImportError:
         raise ValueError(
-            "model.adapter: lora needs the package peft, which is not installed; pip install 'sslgh[lora]'"
+            "model.adapter: lora needs the package peft, which is not installed; pip install '.[lora]'"
         ) from None
     names = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
     found = [name for name in settings.layers if name in names]
