@@ -65,7 +65,7 @@ class HeadTraining:
         features = problem.features.float()
         scaler = FeatureScaler(torch.zeros_like(features[0]), torch.ones_like(features[0]))
         if self.standardize:
-            scaler = feature_scaler(features)
+            scaler = problem.scaler or feature_scaler(features)
         problem = replace(problem, features=(features - scaler.mean) / scaler.scale)
         keys = {head: self._with_rate(trained_head(head, self)) for head in heads}
         wanted = dict.fromkeys(keys.values())

@@ -44,7 +44,7 @@ class Convergence:
     def fit(self, problem: Problem, heads: Sequence[Head]) -> HeadEnsemble:
         """Train heads; as `train_heads`, but that S is 1 for a head without an embedding layer."""
         features = problem.features.double()
-        scaler = feature_scaler(features)
+        scaler = problem.scaler or feature_scaler(features)
         features = (features - scaler.mean) / scaler.scale
         problem = replace(problem, features=features, counts=problem.counts.double())
         keys = {head: trained_head(head, self)._replace(lr=None) for head in heads}

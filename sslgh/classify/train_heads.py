@@ -32,6 +32,7 @@ class Problem:
         counts: Samples per class, shape (C,).
         seeds: S.
         progress: Whether progress bars are shown.
+        scaler: What standardizes the features; None: their own moments.
     """
 
     features: Tensor
@@ -39,6 +40,7 @@ class Problem:
     counts: Tensor
     seeds: int = 1
     progress: bool = False
+    scaler: FeatureScaler | None = None
 
     @property
     def prior(self) -> Tensor:
@@ -66,6 +68,7 @@ def train_heads(
     training: Training,
     seeds: int = 1,
     progress: bool = False,
+    scaler: FeatureScaler | None = None,
 ) -> HeadEnsemble:
     """Train heads, each as if it were alone. The prior is the class shares of ``labels``.
 
@@ -77,6 +80,8 @@ def train_heads(
         training: Way of training.
         seeds: S; each seed has its own start and its own order of the samples.
         progress: Show progress bars.
+        scaler: Moments by which the features are standardized, where more is known of them than these N samples say;
+            None: their own.
 
     Raises:
         ValueError: If features are not finite, labels lie outside, there is a single class, or a head is not valid.
@@ -96,7 +101,7 @@ def train_heads(
     counts = torch.bincount(labels, minlength=num_classes)
     if absent := (counts == 0).nonzero().flatten().tolist():
         log.warning("classes %s have no training image and are never predicted", some_of(absent))
-    return training.fit(Problem(features, labels.long(), counts, seeds, progress), heads)
+    return training.fit(Problem(features, labels.long(), counts, seeds, progress, scaler), heads)
 
 
 def check_problem(

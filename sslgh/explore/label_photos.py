@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslgh.classify.ensemble import FeatureScaler
 from sslgh.classify.selection import NEVER
 from sslgh.data.image_set import DataError
 from sslgh.engine.memory import free_memory, gigabytes
@@ -24,7 +25,13 @@ from sslgh.explore.neighbors import nearest_neighbors
 from sslgh.explore.next_labels import likeliest, next_labels
 from sslgh.explore.novelty import fitted_novelty
 from sslgh.explore.photo_classifier import CHUNK
-from sslgh.explore.photo_heads import OBJECTIVES, decision, out_of_fold_scores, trained_heads
+from sslgh.explore.photo_heads import (
+    OBJECTIVES,
+    decision,
+    folder_scaler,
+    out_of_fold_scores,
+    trained_heads,
+)
 from sslgh.explore.select import NONE, Choice
 from sslgh.explore.wrong_labels import Suspect, likely_wrong
 from sslgh.functional.calibration import calibration_error
@@ -94,14 +101,16 @@ def label_photos(
     units = _units(features, rows, hashes)[place]
     part = _parts(labels, units)
     counts = torch.bincount(labels, minlength=len(names))
-    measured = _measured(inputs, labels, part, counts)
-    heads = trained_heads(inputs, labels, len(names))
+    every = torch.from_numpy(features)
+    scaler = folder_scaler(every)
+    measured = _measured(inputs, labels, part, counts, scaler)
+    heads = trained_heads(inputs, labels, len(names), scaler=scaler)
     held_out = part != NEVER
     center = torch.from_numpy(features.mean(0, dtype=np.float64).astype(np.float32))
     novelty = fitted_novelty(inputs, center, torch.from_numpy(units), held_out)
     chosen = measured.comparison.chosen
     fitted = Fitted(names, counts, heads, chosen, measured.temperature, novelty)
-    every, classifier = torch.from_numpy(features), classifier_of(fitted, "")
+    classifier = classifier_of(fitted, "")
     return Labeled(
         fitted,
         measured.comparison,
@@ -162,12 +171,14 @@ def _parts(labels: Tensor, units: NDArray[np.int64]) -> Tensor:
         return torch.full_like(labels, NEVER)
 
 
-def _measured(inputs: Tensor, labels: Tensor, part: Tensor, counts: Tensor) -> _Measured:
+def _measured(
+    inputs: Tensor, labels: Tensor, part: Tensor, counts: Tensor, scaler: FeatureScaler
+) -> _Measured:
     """Figures of out-of-fold predictions; without any the default head, as it is."""
     held_out = part != NEVER
     if not held_out.any():
         return _Measured(Comparison({}, "thresholds", DEFAULT, UNMEASURED), 1.0, None, [])
-    scores = out_of_fold_scores(inputs, labels, part, len(counts))
+    scores = out_of_fold_scores(inputs, labels, part, len(counts), scaler)
     scores = {name: found[held_out] for name, found in scores.items()}
     truth, prior = labels[held_out], counts.double() / counts.sum()
     predictions = {name: decision(found, name, prior) for name, found in scores.items()}

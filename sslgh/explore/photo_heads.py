@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslgh.classify import Head, HeadEnsemble, train_heads
+from sslgh.classify.ensemble import FeatureScaler
 from sslgh.classify.selection import NEVER
 from sslgh.evaluation.protocols import CONVERGED_HEADS
 
@@ -38,8 +39,24 @@ class AffineHead(NamedTuple):
         return torch.nn.functional.linear(features.to(self.weight), self.weight, self.bias)
 
 
+def folder_scaler(features: Tensor) -> FeatureScaler:
+    """Moments by which features (N, F) of all photos of a folder, labeled or not, are standardized.
+
+    A few labeled photos do not know how far a feature varies: one that they all but lack would move a photo that has it
+    by hundreds of their standard deviations. So that a feature which hardly any photo has does not either, the median
+    of the variances is added to each.
+    """
+    variance, mean = (moment.double() for moment in torch.var_mean(features, dim=0, correction=0))
+    scale = (variance + variance.median()).sqrt()
+    return FeatureScaler(mean, torch.where(scale > 0, scale, 1.0))
+
+
 def trained_heads(
-    features: Tensor, labels: Tensor, num_classes: int, objectives: Sequence[str] = OBJECTIVES
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    objectives: Sequence[str] = OBJECTIVES,
+    scaler: FeatureScaler | None = None,
 ) -> dict[str, AffineHead]:
     """Converged heads by objective.
 
@@ -48,13 +65,19 @@ def trained_heads(
         labels: Shape (N,). A kind without one has the bias -inf and is never predicted.
         num_classes: C, at least 2.
         objectives: Objectives whose scores can be brought to equal shares.
+        scaler: What standardizes the features; None: their own moments.
 
     Raises:
         ValueError: If a head gives scores that are neither finite nor -inf.
     """
     heads = [Head(name) for name in objectives]
     trained = train_heads(
-        features.double(), labels, num_classes=num_classes, heads=heads, training=CONVERGED_HEADS
+        features.double(),
+        labels,
+        num_classes=num_classes,
+        heads=heads,
+        training=CONVERGED_HEADS,
+        scaler=scaler,
     )
     return {head.objective: _affine(trained, head, features.shape[1]) for head in heads}
 
@@ -71,7 +94,11 @@ def _affine(trained: HeadEnsemble, head: Head, width: int) -> AffineHead:
 
 
 def out_of_fold_scores(
-    features: Tensor, labels: Tensor, part: Tensor, num_classes: int
+    features: Tensor,
+    labels: Tensor,
+    part: Tensor,
+    num_classes: int,
+    scaler: FeatureScaler | None = None,
 ) -> dict[str, Tensor]:
     """Log likelihoods (N, C) by objective, of each photo by heads that have not seen its fold; nan where ``part`` is -1.
 
@@ -80,12 +107,14 @@ def out_of_fold_scores(
         labels: Shape (N,).
         part: Fold of each photo, shape (N,).
         num_classes: C.
+        scaler: As for `trained_heads`.
     """
     nowhere = torch.full((len(labels), num_classes), torch.nan, dtype=torch.float64)
     found = {name: nowhere.clone() for name in OBJECTIVES}
     for fold in sorted(set(part[part != NEVER].tolist())):
         out = part == fold
-        for name, head in trained_heads(features[~out], labels[~out], num_classes).items():
+        heads = trained_heads(features[~out], labels[~out], num_classes, scaler=scaler)
+        for name, head in heads.items():
             found[name][out] = head.scores(features[out])
     return found
 

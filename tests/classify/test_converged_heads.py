@@ -7,7 +7,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sslgh.classify import OBJECTIVES, Convergence, Head, converged_heads, solver, train_heads
+from sslgh.classify import (
+    OBJECTIVES,
+    Convergence,
+    Head,
+    HeadTraining,
+    converged_heads,
+    solver,
+    train_heads,
+)
+from sslgh.classify.ensemble import FeatureScaler
 from sslgh.classify.plateau_heads import Plateau
 
 DECAY = 1e-2
@@ -49,6 +58,42 @@ def test_a_head_is_the_logistic_regression_of_scikit_learn_for_few_and_for_many_
     expected = oracle.fit(rows, labels.numpy()).predict_log_proba(rows)
     scores = found.scores(head, features)[0].log_softmax(1)
     np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_features_are_standardized_by_the_moments_that_are_given():
+    mean, scale = FEATURES.double().mean(0) + 1, 3 * FEATURES.double().std(0)
+    given = train_heads(
+        FEATURES,
+        LABELS,
+        num_classes=3,
+        heads=[Head("ce")],
+        training=EXACT,
+        scaler=FeatureScaler(mean, scale),
+    )
+    rows = ((FEATURES.double() - mean) / scale).numpy()
+    oracle = LogisticRegression(C=1 / (len(LABELS) * DECAY), tol=1e-10, max_iter=10_000)
+    expected = oracle.fit(rows, LABELS.numpy()).predict_log_proba(rows)
+    scores = given.scores(Head("ce"), FEATURES)[0].log_softmax(1)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_heads_by_steps_take_given_moments_too():
+    heads, zero = [Head("ce")], torch.zeros(5)
+    settings = {"num_classes": 3, "heads": heads}
+    as_they_are = HeadTraining(
+        epochs=2, batch_size=32, lr=0.1, lr_end=0.01, weight_decay=0.0, standardize=False
+    )
+    plain = train_heads(FEATURES, LABELS, training=as_they_are, **settings)
+    given = train_heads(
+        FEATURES,
+        LABELS,
+        training=replace(as_they_are, standardize=True),
+        scaler=FeatureScaler(zero, zero + 1),
+        **settings,
+    )
+    torch.testing.assert_close(
+        given.scores(heads[0], FEATURES), plain.scores(heads[0], FEATURES), atol=0, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["ce", "la", "ldam", "focal"])

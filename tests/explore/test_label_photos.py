@@ -13,8 +13,9 @@ from sslgh.explore.head_choice import compare_heads, mean_over_kinds
 from sslgh.explore.label_photos import label_photos
 from sslgh.explore.next_labels import likeliest, next_labels
 from sslgh.explore.novelty import fitted_novelty
-from sslgh.explore.photo_heads import trained_heads
+from sslgh.explore.photo_heads import folder_scaler, out_of_fold_scores, trained_heads
 from sslgh.explore.wrong_labels import likely_wrong
+from sslgh.functional.temperature import fitted_temperature
 
 # Their quality is tested elsewhere.
 pytestmark = pytest.mark.usefixtures("short_heads")
@@ -108,6 +109,44 @@ def test_a_kind_without_a_photo_is_never_predicted() -> None:
         scores = head.scores(features)
         assert scores[:, :2].isfinite().all()
         assert (scores[:, 2] == -torch.inf).all()
+
+
+def sparse_features() -> torch.Tensor:
+    """Three kinds of 60 photos in 8 features, and 40 features that one photo in ten has."""
+    draw = torch.Generator().manual_seed(0)
+    kinds = 3 * torch.eye(3, 8).repeat_interleave(60, 0) + torch.randn(180, 8, generator=draw)
+    strength = torch.rand(180, 40, generator=draw) * 1e-3
+    seldom = torch.rand(180, 40, generator=draw) < 0.1
+    return torch.cat([kinds, strength + seldom], 1)
+
+
+def test_a_feature_that_the_labeled_photos_all_but_lack_moves_no_other_far() -> None:
+    features = sparse_features()
+    labels = torch.arange(3).repeat_interleave(5)
+    few = torch.cat([torch.arange(5) + 60 * kind for kind in range(3)])
+    part = torch.arange(15) % 5
+    prior = torch.full((3,), 1 / 3)
+    temperatures = []
+    for scaler in (None, folder_scaler(features)):
+        scores = out_of_fold_scores(features[few], labels, part, 3, scaler)["la"]
+        temperatures.append(fitted_temperature(scores, labels, prior))
+    assert temperatures[0] > 5  # the scores of some photos are wrong by far
+    assert temperatures[1] < 2
+    files = [f"{i}.jpg" for i in range(180)]
+    found = label_photos(features.numpy(), files, {files[i]: "abc"[i // 60] for i in few.tolist()})
+    assert found.fitted.temperature < 2
+    (head,) = trained_heads(features[few], labels, 3, ["la"], folder_scaler(features)).values()
+    torch.testing.assert_close(found.fitted.heads["la"].weight, head.weight)
+
+
+def test_a_folder_is_standardized_by_all_its_photos_and_the_median_variance() -> None:
+    features = sparse_features()
+    features[:, 5] = 7.0
+    mean, scale = folder_scaler(features)
+    variance = features.double().var(0, correction=0)
+    torch.testing.assert_close(mean, features.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scale, (variance + variance.median()).sqrt(), rtol=1e-4, atol=1e-6)
+    assert folder_scaler(torch.ones(4, 3)).scale.tolist() == [1, 1, 1]
 
 
 def test_out_of_fold_estimates_do_not_profit_from_copies() -> None:
