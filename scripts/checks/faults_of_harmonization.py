@@ -36,5 +36,7 @@ FAULTS = [
     Fault("rows in the order of ranks", PASS, "for index, _, _ in parts]).argsort()", "for index, _, _ in parts]).argsort().sort().values", "engine/test_harmonizing.py -k two_processes"),
     Fault("harm reported again and again", HARM, "self.warned.fill_(True)", "pass", "engine/monitor/test_harm.py"),
     Fault("rank compared over the whole run", HARM, "self.ranks.copy_(self.ranks.roll(1))", "pass", "engine/monitor/test_harm.py"),
+    Fault("harm by a single refresh", HARM, "self.drifts.mean() > MOST_DRIFT", "self.drifts.max() > MOST_DRIFT", "engine/monitor/test_harm.py -k at_one_refresh"),
+    Fault("harm before three refreshes", HARM, "self.drifts.all() and ", "", "engine/monitor/test_harm.py -k at_one_refresh"),
     Fault("harm of a refused refresh", HARM, "if not refresh.accepted:", "if False:", "engine/monitor/test_harm.py"),
 ]  # fmt: skip

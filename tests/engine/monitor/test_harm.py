@@ -55,7 +55,7 @@ def test_an_epoch_that_a_resume_begins_again_is_not_closed() -> None:
 @pytest.mark.parametrize(
     ("later", "sentence"),
     [
-        ({"drift": 0.3}, "shares of the clusters moved by 0.30"),
+        ({"drift": 0.9}, "shares of the clusters moved by 0.33 in the mean of three refreshes"),
         ({"separation": 1.3}, "moved together, from a mean distance of 1.50 to 1.30"),
     ],
 )
@@ -76,6 +76,22 @@ def test_a_refresh_that_drifts_or_brings_means_together_warns_once_with_the_reme
     assert "lower harmonize.weight" in warning
     alarm.check(CALM._replace(drift=0.9))
     assert warnings(alarm, [20, 5, 5], first=4) == []
+
+
+@pytest.mark.parametrize(
+    ("drifts", "warned"),
+    [
+        ([0.0, 0.33, 0.18, 0.19, 0.2], False),  # measured on a run that gained
+        ([0.0, 0.6, 0.6], False),  # the first refresh has nothing to differ from
+        ([0.0, 0.16, 0.57, 0.3], True),
+        ([0.04, 0.04, 0.7], True),
+    ],
+)
+def test_shares_that_move_at_one_refresh_are_no_harm(drifts, warned) -> None:
+    alarm = HarmAlarm()
+    for drift in drifts:
+        alarm.check(CALM._replace(drift=drift))
+    assert bool(warnings(alarm, [20])) == warned
 
 
 def test_a_resumed_run_warns_as_an_uninterrupted_one() -> None:
