@@ -3,6 +3,8 @@
 Shapes: N photos, D dimensions.
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +47,20 @@ def neighbor_map(rows: Array, seed: int = 0) -> Array:
         max_iter=500,
     ).fit_transform(rows[:, :50])
     return scaled(found.astype(np.float32))
+
+
+def umap_map(rows: Array, seed: int = 0) -> Array | None:
+    """Places (N, 2) from -1 to 1 by UMAP (arXiv:1802.03426), or None without umap-learn (``pip install 'sslgh[umap]'``).
+
+    Fewer than 12 different photos have none either.
+    """
+    if find_spec("umap") is None or len(np.unique(rows, axis=0)) < FEWEST:
+        return None
+    from umap import UMAP  # noqa: PLC0415  seconds of import
+
+    # One process: with a seed UMAP uses no more.
+    found = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=seed, n_jobs=1)
+    return scaled(np.asarray(found.fit_transform(rows[:, :50]), dtype=np.float32))
 
 
 def scaled(places: Array) -> Array:

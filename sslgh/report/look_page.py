@@ -16,7 +16,7 @@ from sslgh.explore.findings import Findings
 from sslgh.explore.groups import Group, kept_count
 from sslgh.explore.look import LookResult, classify_line
 from sslgh.explore.neighbors import nearest_neighbors
-from sslgh.explore.photo_map import neighbor_map, principal_plane, shown_on_map
+from sslgh.explore.photo_map import neighbor_map, principal_plane, shown_on_map, umap_map
 from sslgh.explore.picture_quality import RULES
 from sslgh.explore.select import Choice
 from sslgh.recipe.errors import printable
@@ -37,6 +37,7 @@ def look_page(result: LookResult) -> str:
     shown = kinds[:MOST_KINDS]
     on_map = shown_on_map(len(found.files))
     pictures = thumbnails(folder, found.files, _wanted(found, shown, first, on_map.tolist()))
+    data = _data(found, first, on_map, pictures)
     return render(
         "look.html",
         "look.js",
@@ -61,13 +62,14 @@ def look_page(result: LookResult) -> str:
         faults=_faults(found),
         first=[{"position": one.row, "reason": one.reason} for one in first],
         mapped=len(on_map),
+        has_umap="umap" in data["map"],
         pictured=len(pictures),
         skipped=[(printable(name), printable(why)) for name, why in list(skipped.items())[:20]],
         skipped_count=len(skipped),
         command=f"sslgh look {shlex.quote(str(folder))} --out {shlex.quote(str(result.out))} --model {shlex.quote(model)}",
         classify=classify_line(result),
         names=[printable(name) for name in found.files],
-        data=_json(_data(found, first, on_map, pictures)),
+        data=_json(data),
     )
 
 
@@ -186,13 +188,19 @@ def _data(
         "group": {i: int(found.label[i]) + 1 for i in named},
         "pictures": pictures,
         "near": {int(i): here[row].tolist() for i, row in zip(here, near, strict=True)},
-        "map": {
-            "photos": on_map.tolist(),
-            "neighbors": neighbor_map(rows).round(3).tolist(),
-            "axes": principal_plane(rows).round(3).tolist(),
-        },
+        "map": {"photos": on_map.tolist()} | _places(rows),
         "first": [one.row for one in first],
     }
+
+
+def _places(rows: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Places of the photos on each map that there is."""
+    maps = {
+        "neighbors": neighbor_map(rows),
+        "axes": principal_plane(rows),
+        "umap": umap_map(rows),
+    }
+    return {name: found.round(3).tolist() for name, found in maps.items() if found is not None}
 
 
 def _json(data: dict[str, Any]) -> str:

@@ -1,11 +1,21 @@
 """Groups that recur, shares with intervals, tails and maps, on drawn directions."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import numpy as np
 import pytest
 
 from sslgh.explore.directions import directions
 from sslgh.explore.groups import find_groups, found_shares, share_interval
-from sslgh.explore.photo_map import MOST_SHOWN, neighbor_map, principal_plane, shown_on_map
+from sslgh.explore.photo_map import (
+    MOST_SHOWN,
+    neighbor_map,
+    principal_plane,
+    shown_on_map,
+    umap_map,
+)
 from sslgh.explore.tail import tail
 
 
@@ -129,6 +139,38 @@ def test_a_map_keeps_neighbors_together() -> None:
     places = neighbor_map(rows)
     assert places.shape == (80, 2)
     assert np.abs(places).max() <= 1.0001
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distance, 9)
+    assert (label[distance.argmin(1)] == label).mean() > 0.95
+
+
+def test_umap_is_one_more_map_only_where_its_library_is_installed(monkeypatch) -> None:
+    rows, _ = kinds((40, 40))
+    monkeypatch.setattr("sslgh.explore.photo_map.find_spec", lambda name: None)
+    assert umap_map(rows) is None
+    monkeypatch.undo()
+    given = {}
+
+    class UMAP:
+        def __init__(self, **settings):
+            given.update(settings)
+
+        def fit_transform(self, rows):
+            return rows[:, :2] * 7
+
+    library = ModuleType("umap")
+    library.UMAP, library.__spec__ = UMAP, ModuleSpec("umap", None)
+    monkeypatch.setitem(sys.modules, "umap", library)
+    assert np.abs(umap_map(rows, seed=3)).max() <= 1.0001
+    assert given == {"n_neighbors": 15, "random_state": 3, "n_jobs": 1}
+    assert umap_map(rows[:1].repeat(20, 0)) is None
+
+
+@pytest.mark.slow
+def test_umap_keeps_neighbors_together() -> None:
+    pytest.importorskip("umap")
+    rows, label = kinds((40, 40))
+    places = umap_map(rows)
     distance = np.linalg.norm(places[:, None] - places[None], axis=2)
     np.fill_diagonal(distance, 9)
     assert (label[distance.argmin(1)] == label).mean() > 0.95

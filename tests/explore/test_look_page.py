@@ -40,6 +40,11 @@ class Elements(HTMLParser):
             self.scripts[-1] += data
 
 
+@pytest.fixture(autouse=True)
+def _no_umap(monkeypatch):
+    monkeypatch.setattr("sslgh.report.look_page.umap_map", lambda rows: None)
+
+
 @pytest.fixture
 def result(photos, model, tmp_path, draw):
     name = HOSTILE.replace("/", "\u2215")
@@ -166,3 +171,9 @@ def test_a_scan_with_report_adds_near_copies_and_quality(result, run, tmp_path, 
     assert record["near_leaks"] == []
     assert len(record["quality"]["tiny"]) == len(result.findings.files)
     assert (tmp_path / "scan" / "report.html").stat().st_size > 1000
+
+
+def test_a_map_by_umap_has_a_button_where_there_is_one(result, text, monkeypatch) -> None:
+    assert "UMAP" not in text
+    monkeypatch.setattr("sslgh.report.look_page.umap_map", lambda rows: 0 * rows[:, :2])
+    assert 'data-map="umap"' in look_page(result)
