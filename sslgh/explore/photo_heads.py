@@ -46,7 +46,7 @@ def folder_scaler(features: Tensor) -> FeatureScaler:
     by hundreds of their standard deviations. So that a feature which hardly any photo has does not either, the median
     of the variances is added to each.
     """
-    variance, mean = (moment.double() for moment in torch.var_mean(features, dim=0, correction=0))
+    variance, mean = (row.double() for row in torch.var_mean(features, dim=0, correction=0))
     scale = (variance + variance.median()).sqrt()
     return FeatureScaler(mean, torch.where(scale > 0, scale, 1.0))
 
