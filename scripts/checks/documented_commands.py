@@ -149,6 +149,7 @@ RULES = (
     Rule(r"sslgh baselines", add=f"--frozen data.size=32 {SHORT}"),
     Rule(r"divide_and_contrast\.py", replace=((r"--clusters \d+", "--clusters 2"),), add=SHORT),
     Rule(r"studies/toy\.py", add="--seeds 1 --arms plain --out toy.json"),
+    Rule(r"studies/visibility\.py", skip="needs images that are not here, and minutes to train"),
     Rule(
         r"^sslgh (classify|predict|select)\b",
         skip="needs labels; tests/explore/test_label_commands.py runs them",

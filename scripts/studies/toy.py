@@ -6,7 +6,8 @@
 Twenty classes of 800 down to 8 points: a semantic part that the views shake weakly, a part of nuisance that they
 shake strongly, mixed by a fixed random network; SimCLR trains a small MLP with 24 features. The outcome is a
 converged probe on 100 balanced points per class. Arms are paired over seeds: data, start and views are the
-same. It is evidence on mechanisms, not on images. Every run is kept in the JSON file, which is continued.
+same. It is evidence on mechanisms, not on images. Every run is kept in the JSON file, which is continued, and the
+table of the page next to it is written anew (docs/studies/toy.md).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from sslgh.engine.monitor.embeddings import gh_share
 from sslgh.functional import effective_rank, nt_xent
 from sslgh.harmonize import CleanRows, GeometricHarmonizer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "studies" / "toy.json"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "studies" / "toy.json"
 CLASSES, MOST, IMBALANCE, SEPARATION = 20, 800, 100, 1.6
 SEMANTIC, NUISANCE, INPUT, FEATURES, EMBEDDING = 16, 24, 64, 24, 128
 STEPS, BATCH, RATE = 800, 256, 0.1
@@ -47,6 +48,8 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "hierarchy, sampling": {"resample": "hierarchical"},
     "weights alone": ALONE,
     "sampling alone": ALONE | {"resample": "clusters"},
+    "flat, own projector": PAPER | {"prior": "flat"},
+    "clusters, sampling, own projector": {"resample": "clusters"},
     "k-means, no gate": {"resample": "clusters", "clustering": "kmeans", "visibility": 1.0},
     "control: flipping prior": PAPER,
     "control: unscaled, K = 20": PAPER | {"num_vertices": 20, "epsilon": 0.05, "temperature": 0.1},
@@ -102,6 +105,16 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Network(nn.Module):
+    """Encoder, the projector that SimCLR contrasts, and the one that GH spreads: the same, or one of its own."""
+
+    def __init__(self, *, own: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(mlp(INPUT, 128, 128, FEATURES), nn.ReLU())
+        self.projector = mlp(FEATURES, 64, EMBEDDING)
+        self.spread = mlp(FEATURES, 64, EMBEDDING) if own else self.projector
+
+
 def order(arm: str, points: Points, counts: list[int], seed: int) -> Callable[[int], NDArray[Any]]:
     """Positions that an epoch shows, for an arm without resampling."""
     power = {"labels: shown equally": 1.0, "labels: shown by n^-1/2": 0.5}.get(arm)
@@ -121,8 +134,7 @@ def run(arm: str, seed: int) -> dict[str, float]:
     world = World(seed)
     points = world.points(world.counts)
     torch.manual_seed(1000 + seed)
-    encoder, projector = mlp(INPUT, 128, 128, FEATURES), mlp(FEATURES, 64, EMBEDDING)
-    network = nn.Sequential(encoder, nn.ReLU(), projector)
+    network = Network(own="own projector" in arm)
     steps = max(1, len(points.labels) // BATCH)
     epochs = STEPS // steps
     settings = ARMS[arm]
@@ -133,9 +145,9 @@ def run(arm: str, seed: int) -> dict[str, float]:
         probe, test = (world.points([count] * CLASSES) for count in (100, 200))
         draw = torch.Generator().manual_seed(9000 + seed)
         h, h_test = (
-            network[:2](world.view(p, torch.arange(len(p.labels)), draw)) for p in (probe, test)
+            network.encoder(world.view(p, torch.arange(len(p.labels)), draw)) for p in (probe, test)
         )
-        rank = float(effective_rank(F.normalize(projector(h_test))))
+        rank = float(effective_rank(F.normalize(network.projector(h_test))))
     accuracy = probed(h, probe.labels, h_test, test.labels)
     ranked = accuracy[torch.tensor(world.counts).argsort(descending=True)]
     third = CLASSES // 3
@@ -162,7 +174,7 @@ def train(
     seed: int,
     world: World,
     points: Points,
-    network: nn.Sequential,
+    network: Network,
     gh: GeometricHarmonizer | None,
     epochs: int,
     steps: int,
@@ -180,19 +192,23 @@ def train(
             set_rate(optimizer, epoch * steps + step, epochs * steps)
             index = torch.from_numpy(shown[step * BATCH : (step + 1) * BATCH])
             views = [world.view(points, index, draw) for _ in range(2)]
-            z1, z2 = network(torch.cat(views)).chunk(2)
+            h1, h2 = network.encoder(torch.cat(views)).chunk(2)
+            z1, z2 = network.projector(torch.cat([h1, h2])).chunk(2)
             weights = torch.ones(len(index)) if gh is None else gh.weights(index)
             loss = (weights * nt_xent(z1, z2, temperature=0.2)).sum() / weights.sum()
             if gh is not None:
-                term = gh(z1, z2)
+                spread = common = z1, z2
+                if network.spread is not network.projector:
+                    spread, common = network.spread(torch.cat([h1, h2])).chunk(2), (h1, h2)
+                term = gh(*spread)
                 if step == 0 and gh.loss_weight > 0:
-                    gh.adapt(gh_share(loss, term, z1, z2))
+                    gh.adapt(gh_share(loss, term, *common))
                 loss = loss + term
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if gh is not None:
-                gh.observe(z1, index)
+                gh.observe(spread[0], index)
 
 
 def begin(
@@ -201,7 +217,7 @@ def begin(
     epoch: int,
     world: World,
     points: Points,
-    network: nn.Sequential,
+    network: Network,
 ) -> None:
     """Begin an epoch of GH; when a refresh is due, embed one random view of all points in evaluation mode."""
     clean = None
@@ -209,8 +225,10 @@ def begin(
         everything = torch.arange(len(points.labels))
         network.eval()
         with torch.no_grad():
-            h = network[:2](world.view(points, everything, torch.Generator().manual_seed(epoch)))
-            clean = CleanRows(h, network[2](h))
+            h = network.encoder(
+                world.view(points, everything, torch.Generator().manual_seed(epoch))
+            )
+            clean = CleanRows(h, network.spread(h))
         network.train()
     gh.begin_epoch(epoch, clean)
     if arm == "control: flipping prior" and epoch // gh.settings.refresh_every % 2:
@@ -277,7 +295,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for seed in range(options.seeds):
@@ -285,7 +303,12 @@ def main() -> None:
             if (key := f"{arm}/{seed}") not in results:
                 results[key] = {k: v and round(v, 3) for k, v in run(arm, seed).items()}
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join(table(results, options.seeds)))
+    text = "\n".join(table(results, options.seeds)) + "\n"
+    print(text, end="")
+    page = options.out.with_suffix(".md")
+    if page.exists():
+        before, _, rest = page.read_text(encoding="utf-8").partition("| arm |")
+        page.write_text(f"{before}{text}\n{rest.partition(chr(10) * 2)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
