@@ -135,6 +135,8 @@ def test_the_score_is_the_mean_distance_to_the_five_nearest() -> None:
     near = Neighbors(np.arange(1, 10)[None], cosine)
     copies = np.full(10, -1)
     assert strangeness(near, copies)[0] == pytest.approx(1 - cosine[0, :5].mean())
+    copies[:2] = 0  # the nearest is a copy
+    assert strangeness(near, copies)[0] == pytest.approx(1 - cosine[0, 1:6].mean())
 
 
 def test_directions_do_not_depend_on_a_common_part_or_on_scale() -> None:
