@@ -15,8 +15,10 @@ from sslgh.explore import default_model
 REPOSITORY = Path(__file__).parents[1]
 # Imported by a name in a text.
 IMPORTING = {"import_module", "optional", "find_spec"}
-# Brought by other dependencies (timm and accelerate, scikit-learn), or named with the command that installs it (pyarrow).
-OTHERS = {"huggingface_hub", "threadpoolctl", "pyarrow"}
+# Used where they are installed, not needed: parquet, and a third map of a folder (extra `umap`).
+OPTIONAL = {"pyarrow", "umap"}
+# The first two are brought by timm and accelerate, and by scikit-learn.
+OTHERS = {"huggingface_hub", "threadpoolctl", *OPTIONAL}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
@@ -54,7 +56,7 @@ def test_the_commands_on_photos_import_their_dependencies_and_the_extra_look() -
     folders = [REPOSITORY / "sslgh" / name for name in ("explore", "report", "scan")]
     files = [path for folder in folders for path in folder.rglob("*.py")]
     names = {name for path in files for name in imported(path)}
-    names -= {"sslgh", *sys.stdlib_module_names, "pyarrow"}
+    names -= {"sslgh", *sys.stdlib_module_names, *OPTIONAL}
     known, extras = packages_distributions(), PROJECT["optional-dependencies"]
     needed = distributions([*PROJECT["dependencies"], *extras["look"]])
 
