@@ -50,7 +50,7 @@ def neighbor_map(rows: Array, seed: int = 0) -> Array:
 
 
 def umap_map(rows: Array, seed: int = 0) -> Array | None:
-    """Places (N, 2) from -1 to 1 by UMAP (arXiv:1802.03426), or None without umap-learn (``pip install 'sslgh[umap]'``).
+    """Places (N, 2) from -1 to 1 by UMAP (arXiv:1802.03426), or None without umap-learn (``pip install '.[umap]'``).
 
     Fewer than 12 different photos have none either.
     """
