@@ -3,8 +3,6 @@
 Shapes: N photos, D dimensions.
 """
 
-from importlib.util import find_spec
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,10 +52,12 @@ def umap_map(rows: Array, seed: int = 0) -> Array | None:
 
     Fewer than 12 different photos have none either.
     """
-    if find_spec("umap") is None or len(np.unique(rows, axis=0)) < FEWEST:
+    if len(np.unique(rows, axis=0)) < FEWEST:
         return None
-    from umap import UMAP  # noqa: PLC0415  seconds of import
-
+    try:
+        from umap import UMAP  # noqa: PLC0415  seconds of import
+    except ImportError:
+        return None
     # One process: with a seed UMAP uses no more.
     found = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=seed, n_jobs=1)
     return scaled(np.asarray(found.fit_transform(rows[:, :50]), dtype=np.float32))

@@ -387,7 +387,7 @@ def test_lora_on_layers_that_are_called_gets_gradients_and_to_try_it_changes_not
 
 def test_a_missing_library_is_named_with_its_command(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ValueError, match=r"pip install 'sslgh\[lora\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[lora\]'"):
         adapted("lora")
 
 
