@@ -88,7 +88,14 @@ FROM_THE_WORST_EPOCH = {"moco-v2": 24, "dino": 24} | dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Twins that no file states are slow: the term on every method is tested by steps in tests/methods/test_methods.py.
+LEARNING = [
+    name if name in {*FILES, "dino-gh"} else pytest.param(name, marks=pytest.mark.slow)
+    for name in RECIPES
+]
+
+
+@pytest.mark.parametrize("name", LEARNING)
 def test_it_learns_and_keeps_images_apart(name, tmp_path) -> None:
     base = name.removesuffix("-gh")
     epochs = FROM_THE_WORST_EPOCH.get(base, EPOCHS)
