@@ -24,7 +24,7 @@ FAULTS = [
     Fault("an interval from one resample", GROUPS, "if len(known) >= FEWEST_FOUND:", "if len(known):", "explore/test_groups.py -k under_five"),
     Fault("copies by centered features alone", COPIES, "alike[close] = plain >= LEAST_PLAIN_COSINE", "alike[close] = False", "explore/test_near_copies.py"),
     Fault("copies by their hash alone", COPIES, "alike[close] = plain >= LEAST_PLAIN_COSINE", "alike[close] = True", "explore/test_near_copies.py"),
-    Fault("neighborhoods of copies", "explore/photo_map.py", "if len(np.unique(rows, axis=0)) < FEWEST:", "if len(rows) < 4:", "explore/test_groups.py -k map_of_copies"),
+    Fault("neighborhoods of copies", "explore/photo_map.py", "if len(np.unique(rows, axis=0)) < FEWEST:  # of", "if len(rows) < 4:  # of", "explore/test_groups.py -k map_of_copies"),
     Fault("sideways thumbnails", THUMBNAILS, "image = upright_rgb(opened)", "image = opened.convert(\"RGB\")", "explore/test_look.py -k upright"),
     Fault("a filled list is overwritten", LOOK, 'unfilled(out / "label_first.csv", FIRST_COLUMNS)', 'out / "label_first.csv"', "explore/test_look.py"),
     Fault("files of others are overwritten", RESULTS, "owner.mark in names or", "True or", "explore/test_look.py -k others"),
