@@ -8,6 +8,11 @@ import typer
 photos_app = typer.Typer()
 
 
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Loader processes; default: one per core, at most 8.")
+]
+
+
 @photos_app.command()
 def look(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any tree of photos.")],
@@ -22,9 +27,7 @@ def look(
         typer.Option(help="As for embed; default: the best to be had here."),
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Number of photos to label first.")] = 60,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Loader processes; default: one per core, at most 8.")
-    ] = None,
+    workers: Workers = None,
 ) -> None:
     """Show what a folder of photos holds, without training: groups, copies, odd ones, what to label."""
     from sslgh.report.look_command import look_command
@@ -48,9 +51,7 @@ def embed(
             "--out", "-o", help="File .npz, .csv or .parquet; default: FOLDER-embeddings.npz here."
         ),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Loader processes; default: one per core, at most 8.")
-    ] = None,
+    workers: Workers = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos in one step.")] = 64,
 ) -> None:
     """Write features and names of all photos of a folder; a second call embeds only new ones."""
