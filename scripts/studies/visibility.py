@@ -5,8 +5,8 @@
 Every data set is seen by a backbone drawn at random, by one that SimCLR trains here, and by EfficientNet-Lite0 with
 weights of ImageNet. With the visibility stands what labels say: how far the clusters agree with the classes, and how
 often the rarest third of the classes is shown when images are shown by the share of their cluster^-1, at most
-8 times, without a gate. A data set that is not given is left out; what is in the JSON file is not measured again, and the
-page is written from it (docs/studies/visibility.md, .json, .svg).
+8 times, without a gate. A data set that is not given is left out; what is in the JSON file next to --page is not measured
+again. The table is printed, and put into the page where there is one.
 """
 
 import argparse
@@ -181,8 +181,10 @@ def main() -> None:
             results[key] = measured(*features(setting, kind, accelerator))
             print(key, results[key], flush=True)
             file.write_text(json.dumps(results, indent=1) + "\n")
-    write_page(options.page, results)
-    print(f"written: {options.page}")
+    print(table(results), end="")
+    if options.page.exists():
+        write_page(options.page, results)
+        print(f"written: {options.page}")
 
 
 if __name__ == "__main__":

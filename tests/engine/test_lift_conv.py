@@ -20,7 +20,7 @@ from sslgh.models.initial import initial_backbone
 from sslgh.recipe.named import load_recipes, recipe_root
 from sslgh.recipe.schema import Model
 
-IMAGES = Path(os.environ.get("SSLGH_STEEL", Path.home() / ".cache/sslgh-data/steel-lt"))
+IMAGES = Path(os.environ.get("SSLGH_STEEL", "steel-lt"))
 
 
 @pytest.mark.slow
